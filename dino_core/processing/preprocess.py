@@ -1,0 +1,250 @@
+"""Image file to network input: decode, resize, normalise, pad; for training, torch and ONNX alike.
+
+Resizing is Pillow's antialiased bilinear on uint8 (ALGORITHM 28), which OpenCV's and torch's are
+not. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dino_core.config import PreprocessConfig
+from dino_core.errors import DataError
+
+UInt8Image = NDArray[np.uint8]
+
+_ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+_SIGNATURE_BYTES = 12
+
+
+def load_image(path: str | Path) -> UInt8Image:
+    """Read an image file as an upright (H, W, 3) RGB uint8 array.
+
+    EXIF orientation is applied, CMYK, palette, grayscale, 1-bit and 16-bit images are converted,
+    transparent pixels are laid on white, and of an animation the first frame is taken.
+
+    Raises:
+        DataError: the file is missing, unreadable, empty, truncated, too large or not an image.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder, expected an image file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, where: str) -> UInt8Image:
+    """As `load_image`, from the bytes of an image file; `where` names it in errors."""
+    if not data:
+        raise DataError(f"{where}: the file is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                return to_rgb_array(image)
+        except UnidentifiedImageError:
+            start = data[:_SIGNATURE_BYTES]
+            raise DataError(
+                f"{where}: not an image ({len(data)} bytes, starting with {start!r})",
+                "JPEG, PNG, WebP, BMP, TIFF and GIF can be read",
+            ) from None
+        except Image.DecompressionBombError as error:
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise DataError(
+                f"{where}: the image has more than {limit:,} pixels", "cut it into smaller images"
+            ) from error
+        except DataError as error:
+            raise DataError(f"{where}: {error.message}", error.hint) from error
+        except MemoryError as error:
+            raise DataError(f"{where}: not enough memory to decode the image") from error
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+            raise DataError(
+                f"{where}: the image is damaged or truncated ({error})",
+                "replace or remove the file",
+            ) from error
+
+
+def to_rgb_array(image: Image.Image | NDArray[np.generic]) -> UInt8Image:
+    """A Pillow image, or an array of (H, W), (H, W, 1|3|4) uint8, bool or uint16, as RGB uint8.
+
+    Arrays are taken as RGB(A), not BGR. The EXIF orientation of a Pillow image is applied.
+
+    Raises:
+        DataError: an array of another shape or type, or an image without pixels.
+    """
+    if isinstance(image, Image.Image):
+        return _pillow_to_rgb(image)
+    if not isinstance(image, np.ndarray):
+        raise DataError(
+            f"an image is a path, a Pillow image or a numpy array, found {type(image).__name__}"
+        )
+    array = np.asarray(image)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise DataError(
+            f"an image array has shape (H, W) or (H, W, 3), found {array.shape}",
+            "channels come last",
+        )
+    if 0 in array.shape:
+        raise DataError(f"an image array of shape {array.shape} has no pixels")
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise DataError(
+            f"an image array holds uint8 values, found {array.dtype}",
+            "multiply values in [0, 1] by 255 and convert with .astype('uint8')",
+        )
+    if array.ndim == 2 or array.shape[2] == 1:
+        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    elif array.shape[2] == 4:
+        return _on_white(Image.fromarray(np.ascontiguousarray(array)))
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def _pillow_to_rgb(image: Image.Image) -> UInt8Image:
+    if 0 in image.size:
+        raise DataError(f"an image of {image.width}x{image.height} pixels has no content")
+    try:
+        image = ImageOps.exif_transpose(image)
+    except (ValueError, TypeError, KeyError, SyntaxError, OSError):
+        pass  # a damaged EXIF block says nothing about the orientation
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        return _on_white(image.convert("RGBA"))
+    if image.mode.startswith(("I", "F")):
+        return to_rgb_array(_to_eight_bits(image))
+    return np.array(image.convert("RGB"))
+
+
+def _on_white(image: Image.Image) -> UInt8Image:
+    """RGBA laid on white, as viewers show it; the colour below transparent pixels is arbitrary."""
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return np.array(Image.alpha_composite(white, image).convert("RGB"))
+
+
+def _to_eight_bits(image: Image.Image) -> UInt8Image:
+    """A 16-bit, 32-bit or float gray image as uint8, white staying white.
+
+    16-bit values keep their high byte, as Pillow does for 16-bit RGB. 32-bit integers are taken as
+    8- or 16-bit ones where they fit. Floats in [0, 1] are scaled by 255. Anything wider is
+    stretched from its minimum to its maximum.
+    """
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 1 and image.mode == "F":
+        return np.rint(values * 255).astype(np.uint8)
+    if low >= 0 and high <= 255:
+        return np.rint(values).astype(np.uint8)
+    if low >= 0 and high <= 65535 and image.mode == "I":
+        return (values.astype(np.uint16) >> 8).astype(np.uint8)
+    return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def resized_size(size_hw: tuple[int, int], config: PreprocessConfig) -> tuple[int, int]:
+    """The (height, width) an image of `size_hw` is resized to; never below one pixel.
+
+    The short side becomes `short_side`, or less so that the long side is about `max_side`; the
+    other side is truncated (ALGORITHM 28). As in the published code, rounding of a very thin
+    image's short side can carry its long side past `max_side`.
+    """
+    height, width = size_hw
+    short, long = min(height, width), max(height, width)
+    new_short = config.short_side
+    if long / short * new_short > config.max_side:
+        new_short = round(config.max_side * short / long)
+    if new_short < 1:  # thinner than the published rule can express
+        new_short, new_long = 1, config.max_side
+    elif new_short == short:
+        new_long = long
+    else:
+        new_long = max(1, int(new_short * long / short))
+    return (new_long, new_short) if width < height else (new_short, new_long)
+
+
+def fit_size(size_hw: tuple[int, int], limit_hw: tuple[int, int]) -> tuple[int, int]:
+    """`size_hw` shrunk, aspect kept, so that it fits in `limit_hw`; unchanged where it does."""
+    scale = min(1.0, limit_hw[0] / size_hw[0], limit_hw[1] / size_hw[1])
+    if scale == 1.0:
+        return size_hw
+    height, width = (
+        max(1, min(limit, round(side * scale)))
+        for side, limit in zip(size_hw, limit_hw, strict=True)
+    )
+    return height, width
+
+
+def preprocess(
+    image: UInt8Image, config: PreprocessConfig, size_hw: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """(H, W, 3) RGB uint8 to the (3, h, w) float32 network input.
+
+    Args:
+        image: Upright RGB pixels.
+        config: Sizes, mean and standard deviation.
+        size_hw: Size to resize to, instead of `resized_size`.
+    """
+    height, width = size_hw or resized_size((image.shape[0], image.shape[1]), config)
+    if (height, width) != image.shape[:2]:
+        pillow = Image.fromarray(image)
+        image = np.asarray(pillow.resize((width, height), Image.Resampling.BILINEAR))
+    return normalise(image, config)
+
+
+def normalise(image: UInt8Image, config: PreprocessConfig) -> NDArray[np.float32]:
+    """(H, W, 3) uint8 to (3, H, W) float32: (value / 255 - mean) / std per channel."""
+    table = _normalised_levels(config.mean, config.std)
+    result = np.empty((3, *image.shape[:2]), np.float32)
+    for channel in range(3):
+        np.take(table[channel], image[:, :, channel], out=result[channel])
+    return result
+
+
+@lru_cache(maxsize=8)
+def _normalised_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """(3, 256) float32: the normalised value of every uint8 level, as float32 arithmetic gives."""
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    return np.stack(
+        [(levels - np.float32(m)) / np.float32(s) for m, s in zip(mean, std, strict=True)]
+    )
+
+
+def collate(
+    images: Sequence[NDArray[np.float32]], size_hw: tuple[int, int] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Stack (3, h, w) images into one batch, zero padding at the bottom and right.
+
+    Args:
+        images: B images, of any sizes.
+        size_hw: Batch size (H, W); the largest of the images where None.
+
+    Returns:
+        images (B, 3, H, W) float32 and padding_mask (B, H, W) bool, True on padding.
+    """
+    height = max(image.shape[1] for image in images)
+    width = max(image.shape[2] for image in images)
+    if size_hw is not None:
+        if height > size_hw[0] or width > size_hw[1]:
+            raise DataError(f"an image of {height}x{width} does not fit in {size_hw}")
+        height, width = size_hw
+    batch = np.zeros((len(images), 3, height, width), np.float32)
+    mask = np.ones((len(images), height, width), np.bool_)
+    for index, image in enumerate(images):
+        batch[index, :, : image.shape[1], : image.shape[2]] = image
+        mask[index, : image.shape[1], : image.shape[2]] = False
+    return batch, mask
