@@ -1,0 +1,231 @@
+"""The 12 COCO numbers and each class's AP, computed by pycocotools itself (`COCOeval`).
+
+The library is fed from memory and its printing is discarded; matching, crowd and area rules are its
+own, so the numbers are those that everyone publishes. Per-class values are read from the same
+accumulated precision table as the overall ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_core.data.records import ImageRecord
+from dino_core.detections import ClassMap
+
+_STATS = (  # the order of COCOeval.stats
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
+)
+
+
+class PredictedBoxes(Protocol):
+    """One image's predictions: `processing.postprocess.Decoded` or anything of its form."""
+
+    @property
+    def boxes_xyxy_px(self) -> NDArray[np.float32]: ...
+    @property
+    def scores(self) -> NDArray[np.float32]: ...
+    @property
+    def class_indices(self) -> NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class: its AP and AP50 (None without ground truth), images and boxes that show it."""
+
+    ap: float | None
+    ap50: float | None
+    images: int
+    boxes: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """COCO's 12 numbers as fractions; None where nothing could be measured (-1 in pycocotools).
+
+    Attributes:
+        ap: Mean AP over IoU 0.50:0.05:0.95; `ap50` and `ap75` are those at one IoU.
+        ap_small: AP of ground truth under 32**2 pixels; `ap_medium` up to 96**2, `ap_large` above.
+        ar_1: Recall with 1 detection a class and image; `ar_10` and `ar_100` with 10 and 100.
+        per_class: Class name to its numbers, in class order.
+        images: Images evaluated.
+        ms_per_image: Milliseconds of prediction an image; None where it was not timed.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar_1: float | None
+    ar_10: float | None
+    ar_100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    per_class: dict[str, ClassMetrics]
+    images: int
+    ms_per_image: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values with the keys of `dino eval --json` (which adds model, data, split)."""
+        values = dataclasses.asdict(self)
+        return {"images": values.pop("images"), **values}
+
+
+def coco_metrics(
+    records: Sequence[ImageRecord],
+    predictions: Sequence[PredictedBoxes],
+    classes: ClassMap,
+    ms_per_image: float | None = None,
+) -> Metrics:
+    """Compare predictions with ground truth.
+
+    Args:
+        records: The images with their boxes.
+        predictions: One entry an image, in the same order; more than 100 boxes of one class in an
+            image are cut to the best 100, as COCO does.
+        classes: What the class indices of both mean.
+        ms_per_image: Passed on into the result.
+    """
+    if len(records) != len(predictions):
+        raise ValueError(f"{len(records)} images but {len(predictions)} predictions")
+    with contextlib.redirect_stdout(io.StringIO()):
+        stats, precision = _run_cocoeval(records, predictions, classes)
+    numbers = {name: _fraction(v) for name, v in zip(_STATS, stats.tolist(), strict=True)}
+    return Metrics(
+        **numbers,
+        per_class=_per_class(records, classes, precision),
+        images=len(records),
+        ms_per_image=ms_per_image,
+    )
+
+
+def coco_predictions(
+    records: Sequence[ImageRecord], predictions: Sequence[PredictedBoxes], classes: ClassMap
+) -> list[dict[str, Any]]:
+    """Predictions as COCO results: the data set's own image and category ids, boxes x, y, w, h."""
+    rows: list[dict[str, Any]] = []
+    for record, predicted in zip(records, predictions, strict=True):
+        boxes = _xywh(predicted.boxes_xyxy_px)
+        for box, score, index in zip(boxes, predicted.scores, predicted.class_indices, strict=True):
+            rows.append(
+                {
+                    "image_id": record.image_id,
+                    "category_id": classes.source_ids[index],
+                    "bbox": [round(float(v), 3) for v in box],
+                    "score": round(float(score), 6),
+                }
+            )
+    return rows
+
+
+def _run_cocoeval(
+    records: Sequence[ImageRecord], predictions: Sequence[PredictedBoxes], classes: ClassMap
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """pycocotools' stats (12,) and precision (10 IoUs, 101 recalls, C, 4 areas, 3 limits)."""
+    from pycocotools.cocoeval import COCOeval
+
+    truth = _coco_index(len(records), len(classes), _truth_rows(records))
+    found = _coco_index(len(records), len(classes), _found_rows(predictions))
+    evaluation = COCOeval(truth, found, iouType="bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return np.asarray(evaluation.stats), np.asarray(evaluation.eval["precision"])
+
+
+def _coco_index(images: int, classes: int, rows: Iterator[dict[str, Any]]) -> Any:
+    """An in-memory `COCO`. Ids are positions, which are unique whatever the data set's own are."""
+    from pycocotools.coco import COCO
+
+    index = COCO()
+    dataset: Any = {
+        "images": [{"id": i} for i in range(images)],
+        "categories": [{"id": c, "name": str(c)} for c in range(classes)],
+        "annotations": list(rows),
+    }
+    index.dataset = dataset
+    index.createIndex()
+    return index
+
+
+def _truth_rows(records: Sequence[ImageRecord]) -> Iterator[dict[str, Any]]:
+    next_id = 1  # COCOeval takes a match with annotation 0 for no match
+    for image, record in enumerate(records):
+        boxes = _xywh(record.boxes_xyxy_px).tolist()
+        for row, box in enumerate(boxes):
+            yield {
+                "id": next_id,
+                "image_id": image,
+                "category_id": int(record.class_indices[row]),
+                "bbox": box,
+                "area": float(record.areas[row]),
+                "iscrowd": int(record.is_crowd[row]),
+            }
+            next_id += 1
+
+
+def _found_rows(predictions: Sequence[PredictedBoxes]) -> Iterator[dict[str, Any]]:
+    next_id = 1
+    for image, predicted in enumerate(predictions):
+        boxes = _xywh(predicted.boxes_xyxy_px).tolist()
+        scores = predicted.scores.tolist()
+        indices = predicted.class_indices.tolist()
+        for box, score, index in zip(boxes, scores, indices, strict=True):
+            yield {
+                "id": next_id,
+                "image_id": image,
+                "category_id": index,
+                "bbox": box,
+                "score": score,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            next_id += 1
+
+
+def _per_class(
+    records: Sequence[ImageRecord], classes: ClassMap, precision: NDArray[np.float64]
+) -> dict[str, ClassMetrics]:
+    """Each named class's numbers; crowd regions are not counted as boxes."""
+    images = np.zeros(len(classes), np.int64)
+    boxes = np.zeros(len(classes), np.int64)
+    for record in records:
+        counts = np.bincount(record.class_indices[~record.is_crowd], minlength=len(classes))
+        boxes += counts
+        images += counts > 0
+    result = {}
+    for index, name in enumerate(classes.names):
+        if name:
+            table = precision[:, :, index, 0, -1]  # all areas, 100 detections: (10, 101)
+            result[name] = ClassMetrics(
+                _mean(table), _mean(table[0]), int(images[index]), int(boxes[index])
+            )
+    return result
+
+
+def _mean(table: NDArray[np.float64]) -> float | None:
+    """Mean of the entries that exist; COCOeval marks the others with -1."""
+    known = table[table > -1]
+    return float(known.mean()) if known.size else None
+
+
+def _fraction(value: float) -> float | None:
+    return None if value < 0 else float(value)
+
+
+def _xywh(boxes_xyxy_px: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Corner boxes as x, y, width, height, subtracted in float64."""
+    boxes = np.asarray(boxes_xyxy_px, np.float64).reshape(-1, 4).copy()
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes
