@@ -1,0 +1,265 @@
+"""All settings as frozen dataclasses, the only schema: strict `from_dict`, `to_dict`, and TOML files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from dino_core.errors import ConfigError
+
+if typing.TYPE_CHECKING:
+    import tomllib
+else:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+
+T = TypeVar("T")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the network's parameters and arithmetic.
+
+    The defaults are the published 4-scale ResNet-50 (arXiv 2203.03605, appendix; official
+    `DINO_4scale.py`).
+    """
+
+    variant: str = "dino-r50-4scale"
+    backbone: str = "resnet50"  # a timm name that supports features_only
+    backbone_out_indices: tuple[int, ...] = (2, 3, 4)
+    backbone_frozen_stages: int = 2  # leading timm feature stages without gradient
+    num_classes: int = 91
+    num_levels: int = 4  # backbone maps plus extra stride-2 levels
+    hidden_dim: int = 256
+    num_heads: int = 8
+    num_points: int = 4
+    ffn_dim: int = 2048
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    num_queries: int = 900
+    tied_heads: bool = True  # one box and one class head for all decoder layers (official)
+    neck_bias: bool = True
+    position_temperature: float = 20.0
+    position_offset: float = 0.0  # detrex: -0.5
+    box_eps: float = 1e-3  # inverse_sigmoid epsilon of the predicted boxes (mmdet: 1e-5)
+    dn_number: int = 100
+    dn_label_noise_ratio: float = 0.5
+    dn_box_noise_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How an image becomes the network's input; stored in every checkpoint.
+
+    The image is resized, aspect kept, so that its short side is `short_side` unless the long side
+    would exceed `max_side`; other side truncated (ALGORITHM 28).
+    """
+
+    short_side: int = 800
+    max_side: int = 1333
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Matching costs and loss weights (paper appendix; official `DINO_4scale.py`)."""
+
+    cost_class: float = 2.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+    weight_class: float = 1.0
+    weight_bbox: float = 5.0
+    weight_giou: float = 2.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training recipe. Defaults suit fine-tuning; the published one is `recipes/`'s business.
+
+    Exactly one of `steps`, `epochs`, `minutes` decides the length; all None: chosen from the data.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None  # optimiser steps
+    minutes: float | None = None
+    batch: int = 8
+    accumulate: int = 1
+    lr: float = 2e-4
+    backbone_lr_factor: float = 0.1
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.1
+    schedule: Literal["step", "cosine"] = "cosine"
+    step_milestones: tuple[float, ...] = (11 / 12,)  # fractions of the run
+    step_gamma: float = 0.1
+    warmup_steps: int = 100
+    final_lr_factor: float = 0.02  # cosine ends here
+    ema: bool = True
+    ema_decay: float = 0.9997
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = "auto"
+    seed: int = 42
+    workers: int = 0
+    augment: Literal["none", "default", "strong", "published"] = "default"
+    image_size: int | None = None  # long side in pixels; None: the model's own
+    freeze: Literal["none", "backbone"] = "none"
+    eval_every_epochs: int = 1
+    patience: int | None = None  # evaluations without a better AP before stopping
+    checkpoint_every_steps: int = 500
+    log_every_steps: int = 10
+    val_split: float = 0.1  # used only when the data has no validation split
+    gradient_checkpointing: bool = False
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """`did you mean ...` for an unknown name; empty when nothing is near."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean '{match[0]}'?" if match else ""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON/TOML values (tuples become lists)."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
+    """Build config dataclass `cls` from plain values.
+
+    Args:
+        cls: One of this module's dataclasses.
+        data: Keys are field names; missing keys keep their defaults.
+        where: Shown in errors, e.g. the file's name.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    prefix = f"{where}: " if where else ""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{prefix}expected a table of {cls.__name__} settings, found {data!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
+    for key in data:
+        if key not in fields:
+            raise ConfigError(
+                f"{prefix}unknown setting '{key}' for {cls.__name__}",
+                nearest(str(key), fields) or f"known: {', '.join(sorted(fields))}",
+            )
+    return cls(**{k: _coerce(hints[k], v, f"{prefix}{k}") for k, v in data.items()})
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """`value` as type `hint`, or ConfigError; ints pass for floats, lists for tuples."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(next(a for a in args if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, typing.cast(type, hint)) else from_dict(hint, value, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(
+                f"{where}: {value!r} is not one of {', '.join(map(str, args))}",
+                nearest(str(value), map(str, args)),
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: expected a list, found {value!r}")
+        item = args[0]
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise ConfigError(f"{where}: expected {len(args)} values, found {len(value)}")
+        return tuple(_coerce(item, v, where) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
+    return value
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file. Raises ConfigError where it is missing or malformed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def dump_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Two-level settings as TOML text; None is left out, since TOML has no null."""
+    lines: list[str] = []
+    for name, table in tables.items():
+        _dump_table(lines, name, table)
+    return "\n".join(lines) + "\n"
+
+
+def _dump_table(lines: list[str], name: str, table: Mapping[str, Any]) -> None:
+    lines += ([""] if lines else []) + [f"[{name}]"]
+    nested = {k: v for k, v in table.items() if isinstance(v, Mapping)}
+    for key, value in table.items():
+        if key not in nested and value is not None:
+            lines.append(f"{key} = {_toml_value(value)}")
+    for key, value in nested.items():
+        _dump_table(lines, f"{name}.{key}", value)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)
+
+
+def apply_overrides(tables: dict[str, Any], assignments: typing.Iterable[str]) -> dict[str, Any]:
+    """Apply `a.b=c` assignments (values in TOML syntax, bare words as strings) to nested tables.
+
+    Returns: a new nested dict; `tables` is unchanged.
+    Raises: ConfigError on an assignment without `=`.
+    """
+    result = {k: dict(v) if isinstance(v, Mapping) else v for k, v in tables.items()}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {assignment}: expected KEY=VALUE", "e.g. --set train.lr=1e-4")
+        try:
+            value = tomllib.loads(f"v = {text.strip()}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        node = result
+        *parents, leaf = key.strip().split(".")
+        for parent in parents:
+            child = node.get(parent, {})
+            if not isinstance(child, Mapping):
+                raise ConfigError(f"--set {assignment}: '{parent}' is not a table")
+            node[parent] = dict(child)
+            node = node[parent]
+        node[leaf] = value
+    return result

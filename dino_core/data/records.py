@@ -1,0 +1,56 @@
+"""The neutral form of a labelled data set: every format is read into it and written from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_core.detections import ClassMap
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image and its boxes.
+
+    Attributes:
+        image_id: The data set's own image id, unique in its split.
+        path: The image file.
+        width: Upright width in pixels.
+        height: Upright height in pixels.
+        boxes_xyxy_px: (N, 4) float32.
+        class_indices: (N,) int64, indices into the data set's ClassMap.
+        is_crowd: (N,) bool; crowds are left out of training and ignored in evaluation.
+        areas: (N,) float32, COCO's own `area` where given, else width times height.
+    """
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    boxes_xyxy_px: NDArray[np.float32]
+    class_indices: NDArray[np.int64]
+    is_crowd: NDArray[np.bool_]
+    areas: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """A data set: its classes and the records of each split, in file order.
+
+    Attributes:
+        root: Where it was read from.
+        format: "coco" or "yolo".
+        classes: Index, name and source id of each class.
+        splits: Split name ("train", "val", "test") to records.
+        warnings: What was repaired or left out while reading, one sentence each with its place.
+    """
+
+    root: Path
+    format: str
+    classes: ClassMap
+    splits: Mapping[str, tuple[ImageRecord, ...]]
+    warnings: tuple[str, ...] = field(default=())

@@ -1,0 +1,183 @@
+"""DINO's training loss: focal, L1 and GIoU for every decoder layer, the encoder's proposals and
+the denoising queries (ALGORITHM 23-25); all layers are computed stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dino_core.boxes import cxcywh_to_xyxy, generalized_iou
+from dino_core.config import LossConfig
+from dino_core.losses.matcher import Matches, match
+from dino_core.models.denoising import DenoisingLayout
+from dino_core.models.dino import DinoOutput
+from dino_core.targets import Target
+
+
+@dataclass(frozen=True)
+class GroupLosses:
+    """Unweighted losses of G prediction groups, each (G,).
+
+    Attributes:
+        classes: Sigmoid focal loss over all queries and classes, per box.
+        bbox: L1 of centre, width and height, per box.
+        giou: 1 - GIoU, per box.
+        centre: The part of `bbox` that is the centre's.
+    """
+
+    classes: Tensor
+    bbox: Tensor
+    giou: Tensor
+    centre: Tensor
+
+    def weighted(self, loss: LossConfig) -> Tensor:
+        """Scalar: the weighted sum over all groups."""
+        return (
+            loss.weight_class * self.classes
+            + loss.weight_bbox * self.bbox
+            + loss.weight_giou * self.giou
+        ).sum()
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of one batch.
+
+    Attributes:
+        total: Scalar with gradient.
+        matching: Groups: decoder layers 0..N-1, then the encoder.
+        denoising: Groups: decoder layers 0..N-1; None where no denoising queries ran.
+        matches: The assignment behind `matching`.
+    """
+
+    total: Tensor
+    matching: GroupLosses
+    denoising: GroupLosses | None
+    matches: Matches
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """What people watch: the last layer's and the encoder's losses, detached."""
+        values = {"loss": self.total.detach()}
+        for prefix, group, index in (("", self.matching, -2), ("dn_", self.denoising, -1)):
+            if group is not None:
+                values[f"{prefix}class"] = group.classes[index].detach()
+                values[f"{prefix}bbox"] = group.bbox[index].detach()
+                values[f"{prefix}giou"] = group.giou[index].detach()
+        values["encoder_class"] = self.matching.classes[-1].detach()
+        return values
+
+
+class Criterion(nn.Module):
+    """Matches predictions to ground truth and sums the losses."""
+
+    def __init__(self, loss: LossConfig) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(
+        self, output: DinoOutput, targets: Sequence[Target], num_boxes: float | None = None
+    ) -> Losses:
+        """Compute the losses of one batch.
+
+        Args:
+            output: Predictions of a model in training mode.
+            targets: B of them.
+            num_boxes: Normaliser; default: boxes of the batch. Averaged over ranks by the caller.
+        """
+        boxes = float(sum(len(t.labels) for t in targets)) if num_boxes is None else num_boxes
+        boxes = max(boxes, 1.0)
+        logits = [*output.layer_logits, output.encoder.logits]
+        all_boxes = [*output.layer_boxes_cxcywh, output.encoder.boxes_cxcywh]
+        stacked_logits, stacked_boxes = torch.stack(logits), torch.stack(all_boxes)
+        matches = match(stacked_logits, stacked_boxes, targets, self.loss)
+        matching = self._losses(stacked_logits, stacked_boxes, matches, targets, boxes)
+        total = matching.weighted(self.loss)
+        denoising = None
+        if output.denoising is not None:
+            layout = output.denoising.layout
+            fixed = denoising_matches(len(output.layer_logits), layout, targets)
+            denoising = self._losses(
+                output.denoising.logits,
+                output.denoising.boxes_cxcywh,
+                fixed,
+                targets,
+                boxes * layout.groups,
+            )
+            total = total + denoising.weighted(self.loss)
+        return Losses(total, matching, denoising, matches)
+
+    def _losses(
+        self,
+        logits: Tensor,
+        boxes_cxcywh: Tensor,
+        matches: Matches,
+        targets: Sequence[Target],
+        num_boxes: float,
+    ) -> GroupLosses:
+        """(G, B, Q, C) logits and (G, B, Q, 4) boxes -> losses of each group."""
+        groups = logits.shape[0]
+        first = torch.tensor([0] + [len(t.labels) for t in targets[:-1]]).cumsum(0)
+        row = first.to(logits.device)[matches.image] + matches.box
+        labels = torch.cat([t.labels for t in targets])[row]
+        wanted = torch.cat([t.boxes_cxcywh for t in targets])[row]
+
+        where = (matches.group, matches.image, matches.query)
+        positive = logits[(*where, labels)]
+        background = focal_background(logits, self.loss).flatten(1).sum(dim=1)
+        correction = focal_foreground(positive, self.loss) - focal_background(positive, self.loss)
+        predicted = boxes_cxcywh[where]  # (T, 4)
+        l1 = functional.l1_loss(predicted, wanted, reduction="none")
+        giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+
+        def per_group(values: Tensor) -> Tensor:
+            return values.new_zeros(groups).index_add(0, matches.group, values) / num_boxes
+
+        return GroupLosses(
+            classes=background / num_boxes + per_group(correction),
+            bbox=per_group(l1.sum(dim=-1)),
+            giou=per_group(1 - giou),
+            centre=per_group(l1[:, :2].sum(dim=-1)),
+        )
+
+
+def focal_background(logits: Tensor, loss: LossConfig) -> Tensor:
+    """Focal loss of logits whose class is absent (arXiv 1708.02002), elementwise."""
+    return (
+        (1 - loss.focal_alpha)
+        * logits.sigmoid() ** loss.focal_gamma
+        * functional.softplus(logits)
+    )
+
+
+def focal_foreground(logits: Tensor, loss: LossConfig) -> Tensor:
+    """Focal loss of logits whose class is present, elementwise."""
+    return (
+        loss.focal_alpha
+        * logits.neg().sigmoid() ** loss.focal_gamma
+        * functional.softplus(logits.neg())
+    )
+
+
+def denoising_matches(
+    layers: int, layout: DenoisingLayout, targets: Sequence[Target]
+) -> Matches:
+    """The fixed assignment: slot i of every positive half is box i (ALGORITHM 20, 24)."""
+    device = targets[0].labels.device
+    image = torch.cat(
+        [torch.full((len(t.labels),), i, device=device) for i, t in enumerate(targets)]
+    ).to(torch.int64)
+    box = torch.cat([torch.arange(len(t.labels), device=device) for t in targets])
+    group = torch.arange(layout.groups, device=device)
+    query = (group[:, None] * 2 * layout.slots + box[None, :]).flatten()
+    per_layer = len(query)
+    return Matches(
+        group=torch.arange(layers, device=device).repeat_interleave(per_layer),
+        image=image.repeat(layout.groups * layers),
+        query=query.repeat(layers),
+        box=box.repeat(layout.groups * layers),
+    )

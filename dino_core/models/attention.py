@@ -1,0 +1,126 @@
+"""The two attentions of DINO: multi-scale deformable (arXiv 2010.04159) and plain self-attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dino_core.ops.ms_deform_attn import ms_deform_attn
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Each query samples `num_points` positions of each level around its reference."""
+
+    def __init__(self, hidden_dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(hidden_dim, samples * 2)
+        self.attention_weights = nn.Linear(hidden_dim, samples)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+
+    def reset_parameters(self) -> None:
+        """Head h looks in direction 2 pi h / M, point p at distance p + 1 (Deformable DETR A.4)."""
+        for layer in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        direction = direction / direction.abs().amax(dim=-1, keepdim=True)
+        distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        grid = direction[:, None, None, :] * distance[None, None, :, None]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(grid.expand(-1, self.num_levels, -1, -1).flatten())
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        padding_mask: Tensor,
+    ) -> Tensor:
+        """Sample `memory` around `references`.
+
+        Args:
+            query: (B, Q, hidden).
+            references: (B, Q, L, 2) points or (B, Q, L, 4) boxes cxcywh, scaled to padded levels.
+            memory: (B, S, hidden).
+            spatial_shapes: (H, W) of each level.
+            padding_mask: (B, S) bool; padded tokens are zeroed after the value projection.
+
+        Returns: (B, Q, hidden).
+        """
+        batch, num_queries, _ = query.shape
+        shape = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
+        value = self.value_proj(memory).masked_fill(padding_mask[..., None], 0.0)
+        value = value.view(batch, memory.shape[1], self.num_heads, -1)  # (B, S, M, D)
+        # Coordinates and the softmax stay fp32 under autocast: bf16 has 8 bits of mantissa.
+        offsets = self.sampling_offsets(query).float().view(*shape, 2)
+        weights = self.attention_weights(query).float().view(*shape[:3], -1).softmax(-1).view(shape)
+        centres = references[:, :, None, :, None, :2]
+        if references.shape[-1] == 2:
+            size_wh = torch.tensor(
+                [(w, h) for h, w in spatial_shapes], dtype=torch.float32, device=query.device
+            )
+            locations = centres + offsets / size_wh[None, None, None, :, None, :]
+        else:
+            half_size = references[:, :, None, :, None, 2:] * 0.5
+            locations = centres + offsets / self.num_points * half_size
+        return self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention among queries; parameters as in `nn.MultiheadAttention`."""
+
+    def __init__(self, hidden_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden_dim))
+        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
+
+    def forward(self, x: Tensor, position: Tensor, blocked: Tensor | None) -> Tensor:
+        """Attend with queries and keys `x + position` and values `x`.
+
+        Args:
+            x: (B, Q, hidden).
+            position: (B, Q, hidden).
+            blocked: (Q, Q) bool, True = row may not attend to column; None: all may.
+
+        Returns: (B, Q, hidden).
+        """
+        batch, num_queries, hidden = x.shape
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        query_key = functional.linear(x + position, weight[: 2 * hidden], bias[: 2 * hidden])
+        value = functional.linear(x, weight[2 * hidden :], bias[2 * hidden :])
+        parts = (*query_key.split(hidden, dim=-1), value)
+        q, k, v = (p.view(batch, num_queries, self.num_heads, -1).transpose(1, 2) for p in parts)
+        mask = None if blocked is None else ~blocked
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).reshape(batch, num_queries, hidden))
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
+        super().__init__()
+        sizes = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = functional.relu(layer(x))
+        out: Tensor = self.layers[-1](x)
+        return out

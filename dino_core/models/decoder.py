@@ -1,0 +1,131 @@
+"""The decoder: box refinement layer by layer, predictions that look forward twice (paper 3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from dino_core.boxes import inverse_sigmoid
+from dino_core.config import ModelConfig
+from dino_core.models.attention import Mlp, MultiScaleDeformableAttention, SelfAttention
+from dino_core.models.position import query_position_encoding
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """Predictions of the wanted layers; N of them, the last layer's last.
+
+    Attributes:
+        logits: (N, B, Q, C) float32.
+        boxes_cxcywh: (N, B, Q, 4) float32.
+    """
+
+    logits: Tensor
+    boxes_cxcywh: Tensor
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention (norm2), deformable cross-attention (norm1), feed-forward (norm3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.cross_attn = MultiScaleDeformableAttention(
+            dim, config.num_heads, config.num_levels, config.num_points
+        )
+        self.norm1 = nn.LayerNorm(dim)
+        self.self_attn = SelfAttention(dim, config.num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, config.ffn_dim)
+        self.linear2 = nn.Linear(config.ffn_dim, dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        padding_mask: Tensor,
+        blocked: Tensor | None,
+    ) -> Tensor:
+        x = self.norm2(x + self.self_attn(x, position, blocked))
+        attended = self.cross_attn(x + position, references, memory, spatial_shapes, padding_mask)
+        x = self.norm1(x + attended)
+        return self.norm3(x + self.linear2(functional.relu(self.linear1(x))))
+
+
+class Decoder(nn.Module):
+    """Layers, their shared norm, the position MLP, and the class and box heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, layers = config.hidden_dim, config.decoder_layers
+        heads = 1 if config.tied_heads else layers
+        self.box_eps = config.box_eps
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+        self.ref_point_head = Mlp(2 * dim, dim, dim, 2)
+        self.class_embed = nn.ModuleList(nn.Linear(dim, config.num_classes) for _ in range(heads))
+        self.bbox_embed = nn.ModuleList(Mlp(dim, dim, 4, 3) for _ in range(heads))
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        content: Tensor,
+        anchors_logit: Tensor,
+        memory: Tensor,
+        padding_mask: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        valid_ratios: Tensor,
+        blocked: Tensor | None,
+        all_layers: bool,
+    ) -> DecoderOutput:
+        """Refine the queries' boxes.
+
+        Args:
+            content: (B, Q, hidden).
+            anchors_logit: (B, Q, 4) initial boxes before the sigmoid.
+            memory: (B, S, hidden).
+            padding_mask: (B, S) bool.
+            spatial_shapes: (H, W) of each level.
+            valid_ratios: (B, L, 2).
+            blocked: (Q, Q) bool or None.
+            all_layers: Predict from every layer (training) or only the last.
+        """
+        base = anchors_logit.sigmoid()  # what layer i predicts relative to, with its gradient
+        x, dim, last = content, content.shape[-1], len(self.layers) - 1
+        scale = torch.cat([valid_ratios, valid_ratios], dim=-1)[:, None]  # (B, 1, L, 4)
+        logits, boxes = [], []
+        for index, layer in enumerate(self.layers):
+            reference = base.detach()
+            scaled = reference[:, :, None] * scale  # (B, Q, L, 4)
+            position = self.ref_point_head(query_position_encoding(scaled[:, :, 0], dim))
+            args = (x, position, scaled, memory, spatial_shapes, padding_mask, blocked)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, *args, use_reentrant=False)
+            else:
+                x = layer(*args)
+            if all_layers or index == last:
+                normed = self.norm(x)
+                logits.append(self._head(self.class_embed, index)(normed).float())
+                boxes.append(self._moved(index, normed, base, self.box_eps))
+            if index < last:
+                base = self._moved(index, x, reference)
+        return DecoderOutput(torch.stack(logits), torch.stack(boxes))
+
+    def _head(self, heads: nn.ModuleList, index: int) -> nn.Module:
+        return heads[index if len(heads) > 1 else 0]
+
+    def _moved(self, index: int, x: Tensor, boxes_cxcywh: Tensor, eps: float = 1e-3) -> Tensor:
+        """Boxes moved by layer `index`'s box head, in fp32 also under autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            delta = self._head(self.bbox_embed, index)(x.float())
+        moved: Tensor = (delta + inverse_sigmoid(boxes_cxcywh, eps)).sigmoid()
+        return moved

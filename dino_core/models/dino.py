@@ -1,0 +1,201 @@
+"""The DINO detector (arXiv 2203.03605), from images to class logits and normalised boxes.
+
+Differs from the official code only where ALGORITHM's "Do better" list says so: fewer tokens than
+queries are accepted, and no device is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dino_core.config import ModelConfig
+from dino_core.models.attention import MultiScaleDeformableAttention
+from dino_core.models.backbone import Backbone
+from dino_core.models.decoder import Decoder
+from dino_core.models.denoising import (
+    DenoisingLayout,
+    NoiseDraws,
+    attention_mask,
+    denoising_queries,
+)
+from dino_core.models.encoder import Encoder
+from dino_core.models.neck import Neck
+from dino_core.models.position import image_position_encoding
+from dino_core.models.query_selection import QuerySelection, SelectedQueries
+from dino_core.targets import Target
+
+PRIOR_PROBABILITY = 0.01  # of each class at the start (focal loss, arXiv 1708.02002)
+
+
+@dataclass(frozen=True)
+class DenoisingOutput:
+    """Predictions for the denoising queries; P = layout.num_queries.
+
+    Attributes:
+        logits: (N, B, P, C), one a decoder layer, last layer last.
+        boxes_cxcywh: (N, B, P, 4).
+        layout: Groups and slots.
+    """
+
+    logits: Tensor
+    boxes_cxcywh: Tensor
+    layout: DenoisingLayout
+
+
+@dataclass(frozen=True)
+class DinoOutput:
+    """What the network predicts.
+
+    Attributes:
+        logits: (B, Q, C) class logits of the last decoder layer, float32.
+        boxes_cxcywh: (B, Q, 4) in [0, 1], relative to the image without padding.
+        layer_logits: (N, B, Q, C) of every decoder layer in training, else of the last one.
+        layer_boxes_cxcywh: (N, B, Q, 4).
+        encoder: The encoder's own proposals.
+        denoising: Present where targets were given.
+    """
+
+    logits: Tensor
+    boxes_cxcywh: Tensor
+    layer_logits: Tensor
+    layer_boxes_cxcywh: Tensor
+    encoder: SelectedQueries
+    denoising: DenoisingOutput | None
+
+
+class Dino(nn.Module):
+    """Backbone, neck, deformable encoder, mixed query selection, decoder."""
+
+    def __init__(self, config: ModelConfig, pretrained_backbone: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.hidden_dim
+        self.backbone = Backbone(config, pretrained_backbone)
+        self.neck = Neck(self.backbone.channels, dim, config.num_levels, config.neck_bias)
+        self.level_embed = nn.Parameter(torch.empty(config.num_levels, dim))
+        self.encoder = Encoder(config)
+        self.query_selection = QuerySelection(config)
+        self.tgt_embed = nn.Embedding(config.num_queries, dim)
+        self.label_enc = nn.Embedding(config.num_classes + 1, dim)
+        self.decoder = Decoder(config)
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        """ALGORITHM 27."""
+        for part in (self.encoder, self.query_selection, self.tgt_embed, self.decoder):
+            for parameter in part.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, MultiScaleDeformableAttention):
+                module.reset_parameters()
+        self.neck.reset_parameters()
+        nn.init.normal_(self.level_embed)
+        nn.init.normal_(self.label_enc.weight)
+        bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
+        for head in (*self.decoder.class_embed, self.query_selection.class_embed):
+            assert isinstance(head, nn.Linear)
+            nn.init.constant_(head.bias, bias)
+        for mlp in (*self.decoder.bbox_embed, self.query_selection.bbox_embed):
+            last = mlp.layers[-1]  # type: ignore[union-attr,index]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute the transformer's layers in backward instead of keeping their activations."""
+        self.encoder.gradient_checkpointing = enabled
+        self.decoder.gradient_checkpointing = enabled
+
+    def forward(
+        self,
+        images: Tensor,
+        padding_mask: Tensor,
+        targets: Sequence[Target] | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        noise: NoiseDraws | None = None,
+        forced_tokens: Tensor | None = None,
+        all_layers: bool | None = None,
+    ) -> DinoOutput:
+        """Detect.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised, zero-padded at the bottom and right.
+            padding_mask: (B, H, W) bool, True = padding.
+            targets: Ground truth, one an image: adds the denoising queries.
+            generator: Draws the denoising noise.
+            noise: Replay these draws.
+            forced_tokens: (B, Q) int64 encoder tokens to select, for comparisons.
+            all_layers: Predict from every decoder layer; default: in training mode.
+        """
+        maps = self.neck(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        masks = [level_mask(padding_mask, m.shape[-2], m.shape[-1]) for m in maps]
+        spatial_shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
+        valid_ratios = torch.stack([valid_ratio(m) for m in masks], dim=1)  # (B, L, 2)
+        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # (B, S, hidden)
+        token_mask = torch.cat([m.flatten(1) for m in masks], dim=1)  # (B, S)
+        positions = self._positions(masks)
+        memory = self.encoder(tokens, positions, token_mask, spatial_shapes, valid_ratios)
+        chosen = self.query_selection(memory, token_mask, spatial_shapes, masks, forced_tokens)
+
+        content = self.tgt_embed.weight[: chosen.logits.shape[1]]
+        content = content.expand(len(images), -1, -1)
+        anchors, blocked, layout = chosen.anchors_logit, None, DenoisingLayout(1, 0)
+        if targets is not None:
+            noised = denoising_queries(targets, self.label_enc, self.config, generator, noise)
+            layout = noised.layout
+            content = torch.cat([noised.content, content], dim=1)
+            anchors = torch.cat([noised.anchors_logit, anchors], dim=1)
+            blocked = attention_mask(layout, chosen.logits.shape[1], images.device)
+            # DDP needs every parameter in every graph, also where the batch has no boxes.
+            content = content + self.label_enc.weight[0, 0] * 0.0
+        decoded = self.decoder(
+            content,
+            anchors,
+            memory,
+            token_mask,
+            spatial_shapes,
+            valid_ratios,
+            blocked,
+            self.training if all_layers is None else all_layers,
+        )
+        split = layout.num_queries
+        denoising = None
+        if targets is not None:
+            denoising = DenoisingOutput(
+                decoded.logits[:, :, :split], decoded.boxes_cxcywh[:, :, :split], layout
+            )
+        logits, boxes = decoded.logits[:, :, split:], decoded.boxes_cxcywh[:, :, split:]
+        return DinoOutput(logits[-1], boxes[-1], logits, boxes, chosen, denoising)
+
+    def _positions(self, masks: Sequence[Tensor]) -> Tensor:
+        """(B, S, hidden) sine encodings plus each level's embedding."""
+        config = self.config
+        per_level = [
+            image_position_encoding(
+                mask, config.hidden_dim, config.position_temperature, config.position_offset
+            ).flatten(1, 2)
+            + self.level_embed[level]
+            for level, mask in enumerate(masks)
+        ]
+        return torch.cat(per_level, dim=1)
+
+
+def level_mask(padding_mask: Tensor, height: int, width: int) -> Tensor:
+    """(B, H, W) bool -> (B, height, width) bool by nearest interpolation (ALGORITHM 3)."""
+    resized = functional.interpolate(padding_mask[:, None].float(), size=(height, width))
+    return resized[:, 0].to(torch.bool)
+
+
+def valid_ratio(mask: Tensor) -> Tensor:
+    """(B, H, W) bool -> (B, 2) valid share of width and height, from the first row and column."""
+    height, width = mask.shape[-2:]
+    valid_w = (~mask[:, 0, :]).sum(dim=1).to(torch.float32) / width
+    valid_h = (~mask[:, :, 0]).sum(dim=1).to(torch.float32) / height
+    return torch.stack([valid_w, valid_h], dim=-1)

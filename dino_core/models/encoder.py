@@ -1,0 +1,100 @@
+"""The deformable encoder: post-norm layers over the tokens of all levels (ALGORITHM 6, 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from dino_core.config import ModelConfig
+from dino_core.models.attention import MultiScaleDeformableAttention
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward net, each followed by its norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.self_attn = MultiScaleDeformableAttention(
+            dim, config.num_heads, config.num_levels, config.num_points
+        )
+        self.norm1 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, config.ffn_dim)
+        self.linear2 = nn.Linear(config.ffn_dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        references: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        padding_mask: Tensor,
+    ) -> Tensor:
+        attended = self.self_attn(
+            tokens + positions, references, tokens, spatial_shapes, padding_mask
+        )
+        tokens = self.norm1(tokens + attended)
+        return self.norm2(tokens + self.linear2(functional.relu(self.linear1(tokens))))
+
+
+class Encoder(nn.Module):
+    """A stack of `EncoderLayer`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        padding_mask: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        valid_ratios: Tensor,
+    ) -> Tensor:
+        """Encode all levels together.
+
+        Args:
+            tokens: (B, S, hidden).
+            positions: (B, S, hidden) sine encoding plus level embedding.
+            padding_mask: (B, S) bool, True = padding.
+            spatial_shapes: (H, W) of each level.
+            valid_ratios: (B, L, 2) valid share of width and height.
+
+        Returns: (B, S, hidden).
+        """
+        references = reference_points(spatial_shapes, valid_ratios)
+        for layer in self.layers:
+            args = (tokens, positions, references, spatial_shapes, padding_mask)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(layer, *args, use_reentrant=False)
+            else:
+                tokens = layer(*args)
+        return tokens
+
+
+def reference_points(
+    spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor
+) -> Tensor:
+    """Each token's own pixel centre, expressed in each level's padded frame.
+
+    Args:
+        spatial_shapes: (H, W) of each level.
+        valid_ratios: (B, L, 2).
+
+    Returns: (B, S, L, 2), x then y.
+    """
+    device = valid_ratios.device
+    per_level = []
+    for level, (height, width) in enumerate(spatial_shapes):
+        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+        grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
+        per_level.append(grid.reshape(1, -1, 2) / valid_ratios[:, None, level])
+    return torch.cat(per_level, dim=1)[:, :, None] * valid_ratios[:, None]
