@@ -1,0 +1,165 @@
+"""Model files: one safetensors file with the weights and, as JSON, all that is needed to use them.
+
+Files are written atomically: a crash or a full disk leaves the previous file as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dino_core.errors import CheckpointError
+from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
+
+_ALIASES_KEY = "aliases"
+_NOT_OURS_HINT = "a model file of another project is read with `dino models import`"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model file in memory.
+
+    Attributes:
+        meta: What the file says about itself.
+        state_dict: Parameter name to tensor, floating ones float32 whatever the file stores.
+    """
+
+    meta: CheckpointMeta
+    state_dict: Mapping[str, Tensor]
+
+
+def save_checkpoint(
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    meta: CheckpointMeta,
+    storage_dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model file atomically.
+
+    Args:
+        path: Where to; its folder exists.
+        state_dict: Parameter name to tensor on any device.
+        meta: What the file says about itself.
+        storage_dtype: Floating tensors are stored as this (bfloat16 or float16 for shipping);
+            None keeps their own.
+
+    Raises:
+        CheckpointError: the file could not be written, e.g. the disk is full.
+    """
+    if storage_dtype is not None:
+        converted: dict[int, Tensor] = {}  # one copy for names that share a tensor
+        state_dict = {
+            name: converted.setdefault(t.data_ptr(), t.detach().to(storage_dtype))
+            if t.is_floating_point() and t.numel()
+            else t
+            for name, t in state_dict.items()
+        }
+    write_tensors(path, state_dict, {METADATA_KEY: to_json(meta)})
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a model file.
+
+    Raises:
+        CheckpointError: missing, truncated, not a model file, or of a newer version.
+    """
+    meta = from_json(read_header(path), str(path))
+    tensors, _ = read_tensors(path)
+    state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    return Checkpoint(meta, state)
+
+
+def read_header(path: Path) -> str:
+    """The metadata JSON of a model file, without reading its weights."""
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get(METADATA_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not one of dino's (no metadata)", _NOT_OURS_HINT
+        )
+    return str(text)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and string metadata as safetensors, atomically; shared tensors once.
+
+    Raises: CheckpointError when the disk is full or the folder cannot be written.
+    """
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            kept[name] = tensor.detach().cpu().contiguous()
+    everything = {**metadata, **({_ALIASES_KEY: json.dumps(aliases)} if aliases else {})}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask says; safetensors itself makes it 0600
+        safetensors.torch.save_file(kept, temporary, metadata=everything)
+        temporary.chmod(mode)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors (CPU) and the string metadata of a safetensors file; shared tensors are shared.
+
+    Raises: CheckpointError when it is missing, truncated or not safetensors.
+    """
+    with _opened(path) as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, kept in json.loads(metadata.pop(_ALIASES_KEY, "{}")).items():
+        tensors[name] = tensors[kept]
+    return tensors, metadata
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[safetensors.safe_open]:
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder, not a model file")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: truncated, or not a safetensors file ({error})", _NOT_OURS_HINT
+        ) from error
+
+
+def _write_error(path: Path, error: Exception) -> CheckpointError:
+    number = error.errno if isinstance(error, OSError) else None
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+        words in str(error).lower() for words in ("no space", "quota", "file too large")
+    )
+    if full:
+        return CheckpointError(
+            f"{path}: the disk is full; the previous file, if any, is as it was",
+            "free some space, or choose another --out",
+        )
+    return CheckpointError(f"{path}: cannot be written ({error})")

@@ -1,0 +1,46 @@
+"""An endless stream of training batches that knows its place, so that a run resumes anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from dino_core.data.batching import Batch
+
+
+class Loader(Protocol):
+    """What the stream needs of `dino_core.data.batching.make_loader`'s result."""
+
+    def set_position(self, epoch: int, batch: int) -> None: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __len__(self) -> int: ...
+
+
+class BatchStream:
+    """Batches of one epoch after the other.
+
+    Attributes:
+        epoch: Passes that are complete.
+        batch: Batches taken from the present pass.
+    """
+
+    def __init__(self, loader: Loader, epoch: int = 0, batch: int = 0) -> None:
+        self._loader = loader
+        self.epoch, self.batch = epoch, batch
+        self._batches: Iterator[Batch] | None = None
+
+    def take(self, count: int) -> list[Batch]:
+        """The next `count` batches, across the end of a pass where need be."""
+        return [self._next() for _ in range(count)]
+
+    def _next(self) -> Batch:
+        if self._batches is None:
+            self._loader.set_position(self.epoch, self.batch)
+            self._batches = iter(self._loader)
+        batch = next(self._batches)
+        self.batch += 1
+        if self.batch >= len(self._loader):
+            self.epoch, self.batch, self._batches = self.epoch + 1, 0, None
+        return batch

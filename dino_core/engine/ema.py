@@ -1,0 +1,50 @@
+"""A running average of the weights, which is what gets evaluated and shipped (not in the paper)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Ema(Generic[M]):
+    """Exponential moving average of a model's parameters; buffers are copied.
+
+    Attributes:
+        model: The averaged model, in evaluation mode; parameters float32 without gradient.
+        updates: How many times `update` was called.
+    """
+
+    def __init__(self, model: M, decay: float) -> None:
+        """Start from `model`'s present weights, which keeps its own copy."""
+        self.model: M = copy.deepcopy(model).eval()
+        self.model.requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+        # A frozen parameter equals its average already.
+        pairs = [
+            (shadow, live)
+            for shadow, live in zip(self.model.parameters(), model.parameters(), strict=True)
+            if live.requires_grad
+        ]
+        self._shadow = [shadow for shadow, _ in pairs]
+        self._live = [live for _, live in pairs]
+        self._shadow_buffers = list(self.model.buffers())
+        self._live_buffers = list(model.buffers())
+
+    def decay_at(self, updates: int) -> float:
+        """The decay of the update after `updates` of them: short memory at first."""
+        return min(self.decay, (1 + updates) / (10 + updates))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the live model's present weights."""
+        weight = 1.0 - self.decay_at(self.updates)
+        torch._foreach_lerp_(self._shadow, self._live, weight)
+        if self._shadow_buffers:
+            torch._foreach_copy_(self._shadow_buffers, self._live_buffers)
+        self.updates += 1

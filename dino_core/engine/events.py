@@ -1,0 +1,121 @@
+"""What happens in a training run, as frozen values: `fit()` yields them, whoever listens renders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from dino_core.checkpoints.surgery import TransferReport
+from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig
+from dino_core.engine.plan import Plan
+
+
+@dataclass(frozen=True)
+class RunPlanned:
+    """Everything is decided and checked; nothing has been written yet.
+
+    Attributes:
+        plan: Length and warm-up, with reasons.
+        out: The run's folder; it is made after this event.
+        config: The recipe.
+        model: The network, with this data's class count.
+        preprocess: Its input.
+        parameters: Number of trainable parameters.
+        train_images: Images in the training split.
+        val_images: Images in the validation split; 0 means no evaluation.
+        device: Where it runs, e.g. "cpu".
+        dtype: Arithmetic inside the network, "fp32" or "bf16".
+        transfer: What was taken over from the starting weights; None from scratch and on resume.
+        resumed_step: Steps that an earlier run had done already.
+        memory_kept: Whether the allocator was told to keep freed memory.
+    """
+
+    plan: Plan
+    out: Path
+    config: TrainConfig
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    parameters: int
+    train_images: int
+    val_images: int
+    device: str
+    dtype: str
+    transfer: TransferReport | None
+    resumed_step: int
+    memory_kept: bool
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step that is reported (every `log_every_steps`).
+
+    Attributes:
+        step: Steps done so far.
+        steps_total: Steps in all; None when the clock decides.
+        epoch: Passes over the training split that are complete.
+        progress: Fraction of the run that is done.
+        losses: "loss" and the main terms, means since the last report.
+        lr: The head's present rate.
+        grad_norm: Gradient norm before clipping, of this step.
+        images_per_s: Training throughput since the last report, evaluation not counted.
+        memory_mb: Peak memory of the process, or of the GPU.
+        eta_s: Expected seconds to the end.
+    """
+
+    step: int
+    steps_total: int | None
+    epoch: int
+    progress: float
+    losses: Mapping[str, float]
+    lr: float
+    grad_norm: float
+    images_per_s: float
+    memory_mb: float
+    eta_s: float
+
+
+@dataclass(frozen=True)
+class EvaluationDone:
+    """The averaged model was scored on the validation split.
+
+    Attributes:
+        step: Steps done so far.
+        epoch: Epochs complete.
+        metrics: What `evaluate_model` returned (`.ap`, `.ap50`, `.per_class`, ...).
+        best: Whether it is the best so far.
+        seconds: How long it took.
+    """
+
+    step: int
+    epoch: int
+    metrics: Any
+    best: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A model file is on disk, complete."""
+
+    path: Path
+    best: bool
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something a person should know; the run goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The end. `summary` is what summary.json holds."""
+
+    out: Path
+    summary: Mapping[str, Any]
+
+
+Event: TypeAlias = RunPlanned | StepDone | EvaluationDone | CheckpointSaved | Warned | RunFinished

@@ -1,0 +1,213 @@
+"""The folder of a training run: where each file is, and how the tables in it are written."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dino_core.config import (
+    ModelConfig,
+    PreprocessConfig,
+    TrainConfig,
+    dump_toml,
+    from_dict,
+    load_toml,
+    to_dict,
+)
+from dino_core.engine.events import EvaluationDone, Event, StepDone, Warned
+from dino_core.errors import ConfigError, DinoError
+
+_COLUMNS = (
+    "step", "epoch", "lr", "loss", "loss_class", "loss_bbox", "loss_giou", "grad_norm",
+    "images_per_s", "memory_mb", "ap", "ap50", "ap75",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What config.toml holds: everything a resumed run is built from, besides its state."""
+
+    train: TrainConfig
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        return self.root / "last.safetensors"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state" / "training.safetensors"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def metrics_csv(self) -> Path:
+        return self.root / "metrics.csv"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+    def check_new(self) -> None:
+        """Raises ConfigError when the folder holds something already."""
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise ConfigError(
+                f"{self.root}: exists and is not empty", "choose another --out, or use --resume"
+            )
+
+    def create(self, settings: RunSettings) -> None:
+        """Make the folder and write config.toml."""
+        try:
+            self.state.parent.mkdir(parents=True, exist_ok=True)
+            tables = {
+                "train": to_dict(settings.train),
+                "model": to_dict(settings.model),
+                "preprocess": to_dict(settings.preprocess),
+                "data": settings.data,
+            }
+            write_text(self.config, dump_toml(tables))
+        except OSError as error:
+            raise ConfigError(f"{self.root}: cannot be written ({error.strerror})") from error
+
+    def read_settings(self) -> RunSettings:
+        """What config.toml holds. Raises ConfigError when this is not a run's folder."""
+        if not self.config.is_file() or not self.state.is_file():
+            raise ConfigError(
+                f"{self.root}: no training run to resume (no config.toml or state/)",
+                "--resume takes a run's folder, e.g. runs/train",
+            )
+        tables = load_toml(self.config)
+        where = str(self.config)
+        return RunSettings(
+            from_dict(TrainConfig, tables.get("train", {}), where),
+            from_dict(ModelConfig, tables.get("model", {}), where),
+            from_dict(PreprocessConfig, tables.get("preprocess", {}), where),
+            dict(tables.get("data", {})),
+        )
+
+    def record(self, event: Event) -> None:
+        """Append a reported step, an evaluation or a warning to the tables and the log."""
+        row = _row(event)
+        if row is not None:
+            try:
+                self._append(row)
+            except OSError as error:
+                raise DinoError(
+                    f"{self.root}: cannot be written ({error.strerror})",
+                    "free some space; the last checkpoint is intact, resume with --resume",
+                ) from error
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        line = json.dumps(row, ensure_ascii=False)
+        with self.metrics_jsonl.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(_log_line(row) + "\n")
+        if row["event"] == "warning":
+            return
+        new = not self.metrics_csv.exists()
+        with self.metrics_csv.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+            if new:
+                writer.writeheader()
+            writer.writerow({k: v for k, v in row.items() if v is not None})
+
+    def forget_after(self, step: int) -> None:
+        """Drop table rows of steps after `step`: a killed run wrote them, the resumed redoes them."""
+        if self.metrics_jsonl.exists():
+            lines = self.metrics_jsonl.read_text(encoding="utf-8").splitlines()
+            write_text(self.metrics_jsonl, "".join(f"{x}\n" for x in lines if _is_kept(x, step)))
+        if self.metrics_csv.exists():
+            with self.metrics_csv.open(newline="", encoding="utf-8") as file:
+                header, *rows = list(csv.reader(file)) or [list(_COLUMNS)]
+            kept = [r for r in rows if len(r) == len(header) and int(r[0] or 0) <= step]
+            text = "".join(",".join(row) + "\n" for row in [header, *kept])
+            write_text(self.metrics_csv, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Write summary.json."""
+    write_text(folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def metric_values(metrics: Any) -> dict[str, Any]:
+    """The numbers of an evaluation as plain values (a `to_dict` method, or a dataclass)."""
+    if hasattr(metrics, "to_dict"):
+        return dict(metrics.to_dict())
+    return dict(dataclasses.asdict(metrics))
+
+
+def _row(event: Event) -> dict[str, Any] | None:
+    if isinstance(event, StepDone):
+        losses = {_loss_name(name): value for name, value in event.losses.items()}
+        return {
+            "event": "step", "step": event.step, "epoch": event.epoch,
+            "progress": round(event.progress, 6), "lr": event.lr, **losses,
+            "grad_norm": event.grad_norm, "images_per_s": round(event.images_per_s, 3),
+            "memory_mb": round(event.memory_mb, 1),
+        }  # fmt: skip
+    if isinstance(event, EvaluationDone):
+        values = metric_values(event.metrics)
+        head = {"event": "evaluation", "step": event.step, "epoch": event.epoch}
+        return {**head, "best": event.best, "seconds": round(event.seconds, 2), **values}
+    if isinstance(event, Warned):
+        return {"event": "warning", "message": event.message}
+    return None
+
+
+def _loss_name(name: str) -> str:
+    return name if name.startswith("loss") else f"loss_{name}"
+
+
+def _log_line(row: Mapping[str, Any]) -> str:
+    shown = {k: v for k, v in row.items() if not isinstance(v, (dict, list))}
+    return " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
+
+
+def _is_kept(line: str, step: int) -> bool:
+    try:
+        return int(json.loads(line).get("step", 0)) <= step
+    except (ValueError, AttributeError):
+        return False  # a line cut off by the kill

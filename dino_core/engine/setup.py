@@ -1,0 +1,117 @@
+"""What a run needs before its first step: starting weights, device, arithmetic, input size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dino_core.checkpoints.io import Checkpoint
+from dino_core.checkpoints.surgery import TransferReport, transfer
+from dino_core.checkpoints.zoo import load
+from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig
+from dino_core.detections import ClassMap
+from dino_core.errors import ConfigError
+from dino_core.models.dino import Dino
+from dino_core.variants import VARIANTS
+
+FROM_SCRATCH = "none"
+"""As `weights`: random initialisation."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model ready to train and where its weights came from."""
+
+    model: Dino
+    preprocess: PreprocessConfig
+    report: TransferReport | None
+    origin: str
+
+
+def start_from(
+    name: str,
+    weights: str | Path | None,
+    classes: ClassMap,
+    image_size: int | None,
+    model_config: ModelConfig | None = None,
+) -> Start:
+    """Build the network for `classes` and give it its starting weights.
+
+    Args:
+        name: A variant's name or a model file.
+        weights: A model file, "none" (random), or None for the weights that `name` stands for.
+        classes: The data's classes.
+        image_size: Long side of the input in pixels; None keeps the model's own.
+        model_config: Replaces the network's settings (its class count is ignored).
+
+    Raises:
+        CheckpointError, ConfigError: no such model or weights, or they do not fit.
+    """
+    source: Checkpoint | None = None
+    if str(weights) != FROM_SCRATCH:
+        source = load(str(weights) if weights is not None else name)
+    if name in VARIANTS:
+        base, preprocess = VARIANTS[name].model, VARIANTS[name].preprocess
+        if source is not None and weights is None:
+            base, preprocess = source.meta.model, source.meta.preprocess
+    else:
+        named = source if source is not None and weights is None else load(name)
+        base, preprocess = named.meta.model, named.meta.preprocess
+    config = replace(model_config or base, num_classes=len(classes))
+    model = Dino(config)
+    report = None
+    if source is not None:
+        report = transfer(model, source.state_dict, source.meta.classes, classes)
+    origin = FROM_SCRATCH if source is None else str(weights or name)
+    return Start(model, _resized(preprocess, image_size), report, origin)
+
+
+def _resized(preprocess: PreprocessConfig, image_size: int | None) -> PreprocessConfig:
+    """The same shape of input with another long side."""
+    if image_size is None:
+        return preprocess
+    if image_size < 32:
+        raise ConfigError(f"image_size = {image_size}: must be at least 32")
+    short = round(preprocess.short_side * image_size / preprocess.max_side)
+    return replace(preprocess, short_side=min(short, image_size), max_side=image_size)
+
+
+def freeze(model: Dino, what: str) -> None:
+    """Take the gradient from the part that `TrainConfig.freeze` names."""
+    if what == "backbone":
+        model.backbone.requires_grad_(False)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device to train on. Raises ConfigError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device '{name}' is unknown", "auto, cpu, cuda, cuda:1, mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("no CUDA device is available", "--device cpu, or see `dino env`")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("no MPS device is available", "--device cpu")
+    return device
+
+
+def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Arithmetic inside the network: bfloat16 where the hardware multiplies it, else float32."""
+    if config.dtype != "auto":
+        return torch.bfloat16 if config.dtype == "bf16" else torch.float32
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and _cpu_multiplies_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
