@@ -1,0 +1,285 @@
+"""Samples into padded batches: images of like shape together, in an order that can be repeated."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from dino_core.config import PreprocessConfig
+from dino_core.data.dataset import DetectionDataset, Sample, SampleKey
+from dino_core.data.records import ImageRecord
+from dino_core.errors import ConfigError
+from dino_core.processing import preprocess as processing
+from dino_core.processing.preprocess import resized_size
+from dino_core.targets import Target
+
+STRIDE = 32  # training batches are padded to multiples of it, so that few different shapes occur
+_CHUNK_BATCHES = 8  # images are sorted by aspect ratio within so many batches
+_SEED_BITS = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples, padded to one size.
+
+    Attributes:
+        images: (B, 3, H, W) float32 normalised, zeros at the bottom and right.
+        padding_mask: (B, H, W) bool, True on padding.
+        targets: B targets.
+        image_ids: B ids.
+    """
+
+    images: Tensor
+    padding_mask: Tensor
+    targets: list[Target]
+    image_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: str) -> Batch:
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.padding_mask.to(device, non_blocking=True),
+            [target.to(device) for target in self.targets],
+            self.image_ids,
+        )
+
+    def pin_memory(self) -> Batch:
+        """Images and mask in page-locked memory; called by DataLoader with `pin_memory`."""
+        return Batch(
+            self.images.pin_memory(), self.padding_mask.pin_memory(), self.targets, self.image_ids
+        )
+
+
+def collate(samples: Sequence[Sample], multiple: int = STRIDE) -> Batch:
+    """Pad samples to the largest height and width among them, rounded up to `multiple`."""
+    arrays = [sample.image.numpy() for sample in samples]
+    height, width = (
+        -(-max(array.shape[axis] for array in arrays) // multiple) * multiple for axis in (1, 2)
+    )
+    images, padding_mask = processing.collate(arrays, (height, width))
+    return Batch(
+        torch.from_numpy(images),
+        torch.from_numpy(padding_mask),
+        [sample.target for sample in samples],
+        [sample.image_id for sample in samples],
+    )
+
+
+@dataclass(frozen=True)
+class ShapeBatches:
+    """Which images form which batch in which epoch; a function of (seed, epoch) only.
+
+    The order is shuffled, sorted by aspect ratio within chunks of batches, cut into batches, and
+    the batches are shuffled. Of several ranks each takes every `world_size`-th batch, as many as
+    the others.
+
+    Attributes:
+        sizes_hw: (height, width) of each image.
+        batch_size: Images a batch.
+        seed: Of the order.
+        shuffle: False keeps file order and does not group.
+        drop_last: Leave out a last, smaller batch, unless it is the only one.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    sizes_hw: Sequence[tuple[int, int]]
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch is {self.batch_size}, expected at least 1")
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank {self.rank} is not in a world of {self.world_size}")
+
+    def __len__(self) -> int:
+        """Batches of one rank in one epoch."""
+        count, size = len(self.sizes_hw), self.batch_size
+        batches = count // size if self.drop_last and count >= size else -(-count // size)
+        return -(-batches // self.world_size)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Indices of each of this rank's batches."""
+        if not self.shuffle:
+            batches = self._cut(np.arange(len(self.sizes_hw)))
+        else:
+            rng = np.random.default_rng((self.seed & _SEED_BITS, epoch))
+            batches = self._cut(self._grouped(rng))
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        missing = -len(batches) % self.world_size
+        batches += [batches[i % len(batches)] for i in range(missing)]
+        return batches[self.rank :: self.world_size]
+
+    def _grouped(self, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        aspects = np.array([height / width for height, width in self.sizes_hw])
+        order = rng.permutation(len(aspects))
+        chunk = self.batch_size * _CHUNK_BATCHES
+        for start in range(0, len(order), chunk):
+            part = order[start : start + chunk]
+            order[start : start + chunk] = part[np.argsort(aspects[part], kind="stable")]
+        return order
+
+    def _cut(self, order: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[list[int]]:
+        size = self.batch_size
+        batches = [order[i : i + size].tolist() for i in range(0, len(order), size)]
+        if self.drop_last and len(batches) > 1 and len(batches[-1]) < size:
+            batches.pop()
+        return batches
+
+
+def eval_batches(
+    records: Sequence[ImageRecord], batch_size: int, preprocess: PreprocessConfig
+) -> list[list[int]]:
+    """Indices of batches of images that are resized to one and the same shape: none is padded.
+
+    Padding changes what the network answers, so evaluation must not mix shapes.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, record in enumerate(records):
+        shape = resized_size((record.height, record.width), preprocess)
+        groups.setdefault(shape, []).append(index)
+    return [
+        group[start : start + batch_size]
+        for _, group in sorted(groups.items())
+        for start in range(0, len(group), batch_size)
+    ]
+
+
+class _EpochKeys(Sampler[list[SampleKey]]):
+    """The batches that a DataLoader with lasting workers draws next."""
+
+    def __init__(self) -> None:
+        self.keys: list[list[SampleKey]] = []
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Loader:
+    """Batches of a data set, epoch by epoch, prepared ahead.
+
+    The same (seed, epoch) gives the same batches whatever the number of workers, and skipping
+    gives exactly the rest of them. Without workers a background thread prepares the next batches;
+    decoding and resizing leave the interpreter lock to the training step.
+
+    Args:
+        dataset: Where samples come from.
+        sampler: Which samples form a batch.
+        workers: Worker processes; 0 for the background thread.
+        prefetch: Batches prepared ahead (by each worker); 0, without workers, for none.
+        pin_memory: For transfers to a GPU.
+        multiple: Sizes are padded to multiples of this.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        sampler: ShapeBatches,
+        workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+        multiple: int = STRIDE,
+    ) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.workers = workers
+        self.prefetch = prefetch
+        self.pin_memory = pin_memory
+        self.multiple = multiple
+        self._keys = _EpochKeys()
+        self._process_loader: DataLoader[Sample] | None = None
+
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        return len(self.sampler)
+
+    def batches(self, epoch: int, skip_batches: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, without the first `skip_batches` (they are not loaded).
+
+        Raises:
+            DataError: an image file cannot be decoded.
+        """
+        batches = self.sampler.batches(epoch)[skip_batches:]
+        keys = [[(epoch, index) for index in batch] for batch in batches]
+        return self._from_processes(keys) if self.workers > 0 else self._from_thread(keys)
+
+    def _load(self, keys: Iterable[SampleKey]) -> Batch:
+        batch = collate([self.dataset[key] for key in keys], self.multiple)
+        return batch.pin_memory() if self.pin_memory else batch
+
+    def _from_thread(self, keys: list[list[SampleKey]]) -> Iterator[Batch]:
+        if self.prefetch < 1:
+            yield from map(self._load, keys)
+            return
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dino-data")
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for batch_keys in keys:
+                waiting.append(pool.submit(self._load, batch_keys))
+                if len(waiting) > self.prefetch:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _from_processes(self, keys: list[list[SampleKey]]) -> Iterator[Batch]:
+        self._keys.keys = keys
+        if self._process_loader is None:
+            self._process_loader = DataLoader(
+                self.dataset,
+                batch_sampler=self._keys,
+                collate_fn=_Collate(self.multiple),
+                num_workers=self.workers,
+                prefetch_factor=max(1, self.prefetch),
+                pin_memory=self.pin_memory,
+                persistent_workers=True,
+                multiprocessing_context="spawn",
+            )
+        yield from self._process_loader
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """`collate` with its multiple, for worker processes."""
+
+    multiple: int
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        return collate(samples, self.multiple)
+
+
+def make_loader(
+    dataset: DetectionDataset,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """A training loader over a data set; see `ShapeBatches` and `Loader`."""
+    sizes_hw = [(record.height, record.width) for record in dataset.records]
+    sampler = ShapeBatches(sizes_hw, batch_size, seed, shuffle, drop_last, rank, world_size)
+    return Loader(dataset, sampler, workers, prefetch, pin_memory)

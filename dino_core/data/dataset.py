@@ -1,0 +1,153 @@
+"""Records as training samples: load, augment, normalise. Deterministic in (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dino_core.config import PreprocessConfig
+from dino_core.data.records import ImageRecord
+from dino_core.data.transforms import Scene, Transform, make_scene
+from dino_core.errors import DataError
+from dino_core.processing.preprocess import load_image, normalise, preprocess, to_rgb_array
+from dino_core.targets import Target
+
+SampleKey = tuple[int, int]  # epoch, index
+
+_ROOM = 2  # a JPEG is decoded at no less than this times the input's long side, to allow crops
+_SEED_BITS = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its ground truth.
+
+    Attributes:
+        image: (3, h, w) float32, normalised.
+        target: Labels and boxes, without crowds.
+        image_id: The record's id.
+    """
+
+    image: Tensor
+    target: Target
+    image_id: int
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Samples of a split.
+
+    Args:
+        records: The split's images.
+        preprocess: The network's input; must match `transform`.
+        transform: Augmentation from `build_transform`; None for exactly what inference does.
+        seed: With the epoch and the index decides every random choice.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        preprocess: PreprocessConfig,
+        transform: Transform | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.records = tuple(records)
+        self.preprocess = preprocess
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | SampleKey) -> Sample:
+        """The sample of an index (of epoch 0) or of (epoch, index).
+
+        Raises:
+            DataError: the image file cannot be decoded.
+        """
+        epoch, index = (0, key) if isinstance(key, int) else key
+        record = self.records[index]
+        wanted = np.flatnonzero(~record.is_crowd)
+        labels = torch.from_numpy(record.class_indices[wanted])
+        if self.transform is None:
+            pixels = load_image(record.path)
+            _check_shape(record, pixels)
+            image = preprocess(pixels, self.preprocess)
+            boxes = torch.from_numpy(record.boxes_xyxy_px[wanted])
+            boxes_cxcywh = _normalised_cxcywh(boxes, (record.height, record.width))
+        else:
+            scene = self._augmented(record, wanted, labels, epoch, index)
+            pixels = scene.image.as_subclass(Tensor).permute(1, 2, 0).numpy()  # 3, h, w -> h, w, 3
+            image = normalise(pixels, self.preprocess)
+            labels = scene.labels
+            boxes_cxcywh = _normalised_cxcywh(scene.boxes.as_subclass(Tensor), scene.size_hw)
+        return Sample(torch.from_numpy(image), Target(labels, boxes_cxcywh), record.image_id)
+
+    def _augmented(
+        self,
+        record: ImageRecord,
+        wanted: NDArray[np.intp],
+        labels: Tensor,
+        epoch: int,
+        index: int,
+    ) -> Scene:
+        assert self.transform is not None
+        room = _ROOM * self.preprocess.max_side
+        large = max(record.width, record.height) >= 2 * room
+        pixels = load_reduced(record.path, room) if large else load_image(record.path)
+        _check_shape(record, pixels)
+        scale_x, scale_y = pixels.shape[1] / record.width, pixels.shape[0] / record.height
+        scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+        boxes = torch.from_numpy(record.boxes_xyxy_px[wanted] * scale)
+        rng = np.random.default_rng((self.seed & _SEED_BITS, epoch, index))
+        return self.transform(make_scene(pixels, boxes, labels), rng)
+
+
+def load_reduced(path: Path, min_side: int) -> NDArray[np.uint8]:
+    """As `load_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 where its long side stays enough.
+
+    The decoder's own reduction costs a fraction of a full decode and differs a little from it,
+    which augmentation does not mind; evaluation must not use it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                if image.format == "JPEG" and max(image.size) >= 2 * min_side:
+                    factor = max(image.size) / min_side
+                    wanted = (int(image.width / factor), int(image.height / factor))
+                    image.draft("RGB", wanted)
+                    return to_rgb_array(image)
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
+        pass  # load_image says what is wrong
+    return load_image(path)
+
+
+def _check_shape(record: ImageRecord, pixels: NDArray[np.uint8]) -> None:
+    """An image replaced since the set was read would silently put boxes at wrong places."""
+    height, width = pixels.shape[:2]
+    expected = width / record.width * record.height
+    if width <= record.width and abs(height - expected) < 2 and height <= record.height:
+        return  # whole, or reduced by the JPEG decoder, which rounds up
+    raise DataError(
+        f"{record.path}: the image is {width}x{height}, but it was read as "
+        f"{record.width}x{record.height}",
+        "the file changed or its annotation states another size",
+    )
+
+
+def _normalised_cxcywh(boxes_xyxy_px: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """(N, 4) corners in pixels to centre and size in [0, 1]; parts outside the image are cut."""
+    height, width = size_hw
+    scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+    corners = (boxes_xyxy_px / scale).clamp(0.0, 1.0)
+    low, high = corners[:, :2], corners[:, 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=1)

@@ -1,0 +1,382 @@
+"""Training augmentation on torchvision v2 kernels: the published one (ALGORITHM 28) and two for
+small images.
+
+Random numbers come from a generator that the caller seeds for each image, not from torch's global
+state, so that threads and worker processes give the same pictures. Colours change in one affine
+map of RGB, which is brightness, contrast, saturation and hue in one pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F  # noqa: N812 (its customary name)
+
+from dino_core.config import PreprocessConfig
+from dino_core.errors import ConfigError
+from dino_core.processing.preprocess import resized_size
+
+AugmentKind = Literal["none", "default", "strong", "published"]
+
+_PUBLISHED_SHORT_SIDE = 800
+_PUBLISHED_SIDES = tuple(range(480, 801, 32))
+_PUBLISHED_BEFORE_CROP = (400, 500, 600)
+_PUBLISHED_CROP = (384, 600)
+_CROP_TRIES = 8
+_LUMA = np.array([0.299, 0.587, 0.114])
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image with its boxes while it is augmented.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        boxes: (N, 4) float32 corners in pixels of `image`.
+        labels: (N,) int64.
+    """
+
+    image: tv_tensors.Image
+    boxes: tv_tensors.BoundingBoxes
+    labels: Tensor
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.image.shape[-2], self.image.shape[-1]
+
+
+class Transform(Protocol):
+    """One augmentation: a function of the scene and the generator only."""
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene: ...
+
+
+def make_scene(image: NDArray[np.uint8], boxes_xyxy_px: Tensor, labels: Tensor) -> Scene:
+    """A scene from an (H, W, 3) uint8 array and its boxes in pixels of that array."""
+    size = (image.shape[0], image.shape[1])
+    return Scene(
+        tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),  # H, W, 3 -> 3, H, W
+        _as_boxes(boxes_xyxy_px, size),
+        labels,
+    )
+
+
+def _as_boxes(boxes_xyxy_px: Tensor, size_hw: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    return tv_tensors.BoundingBoxes(
+        boxes_xyxy_px, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size_hw
+    )
+
+
+def _areas(boxes: Tensor) -> Tensor:
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return sides[:, 0] * sides[:, 1]
+
+
+def _select(scene: Scene, keep: Tensor) -> Scene:
+    if bool(keep.all()):
+        return scene
+    boxes = scene.boxes.as_subclass(Tensor)[keep]
+    return replace(scene, boxes=_as_boxes(boxes, scene.size_hw), labels=scene.labels[keep])
+
+
+def _resize(scene: Scene, size_hw: tuple[int, int]) -> Scene:
+    if scene.size_hw == size_hw:
+        return scene
+    size = list(size_hw)
+    return replace(
+        scene,
+        image=F.resize(scene.image, size, antialias=True),
+        boxes=F.resize(scene.boxes, size),
+    )
+
+
+def crop(scene: Scene, top: int, left: int, size_hw: tuple[int, int], min_visible: float) -> Scene:
+    """Cut a window out. Boxes of which at most `min_visible` of the area remains are dropped."""
+    height, width = size_hw
+    before = _areas(scene.boxes.as_subclass(Tensor))
+    boxes = F.crop(scene.boxes, top, left, height, width)
+    seen = _areas(boxes.as_subclass(Tensor)) > before * min_visible
+    image = F.crop(scene.image, top, left, height, width)
+    return _select(replace(scene, image=image, boxes=boxes), seen)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Transforms one after the other."""
+
+    steps: tuple[Transform, ...]
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        for step in self.steps:
+            scene = step(scene, rng)
+        return scene
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several transforms, with the given probabilities."""
+
+    options: tuple[Transform, ...]
+    probabilities: tuple[float, ...]
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        draw, total = rng.random(), 0.0
+        for option, probability in zip(self.options, self.probabilities, strict=True):
+            total += probability
+            if draw < total:
+                return option(scene, rng)
+        return self.options[-1](scene, rng)
+
+
+@dataclass(frozen=True)
+class HorizontalFlip:
+    """Mirror left and right."""
+
+    probability: float = 0.5
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        if rng.random() >= self.probability:
+            return scene
+        return replace(
+            scene,
+            image=F.horizontal_flip(scene.image),
+            boxes=F.horizontal_flip(scene.boxes),
+        )
+
+
+@dataclass(frozen=True)
+class ResizeShortSide:
+    """Resize so that the short side is one of `sides`, the long side at most about `max_side`."""
+
+    sides: tuple[int, ...]
+    max_side: int | None = None
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        side = self.sides[int(rng.integers(len(self.sides)))]
+        limit = self.max_side or side * max(scene.size_hw)
+        return _resize(scene, resized_size(scene.size_hw, PreprocessConfig(side, limit)))
+
+
+@dataclass(frozen=True)
+class SizeCrop:
+    """Cut a window whose sides are drawn in pixels; a box stays if any of it does (published)."""
+
+    min_side: int
+    max_side: int
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        height, width = (
+            int(rng.integers(min(self.min_side, side), min(self.max_side, side) + 1))
+            for side in scene.size_hw
+        )
+        top = int(rng.integers(scene.size_hw[0] - height + 1))
+        left = int(rng.integers(scene.size_hw[1] - width + 1))
+        return crop(scene, top, left, (height, width), min_visible=0.0)
+
+
+@dataclass(frozen=True)
+class SafeCrop:
+    """Cut a window of a drawn fraction of each side, drawn again while it would lose every box.
+
+    Boxes of which less than `min_visible` is left are dropped. After `_CROP_TRIES` the image stays
+    whole.
+    """
+
+    min_fraction: float
+    min_visible: float = 0.25
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        for _ in range(_CROP_TRIES):
+            height, width = (
+                max(1, round(side * rng.uniform(self.min_fraction, 1.0))) for side in scene.size_hw
+            )
+            top = int(rng.integers(scene.size_hw[0] - height + 1))
+            left = int(rng.integers(scene.size_hw[1] - width + 1))
+            result = crop(scene, top, left, (height, width), self.min_visible)
+            if len(result.labels) or not len(scene.labels):
+                return result
+        return scene
+
+
+@dataclass(frozen=True)
+class ScaleTo:
+    """Resize to what `preprocess` would give, times a drawn factor; no side beyond `max_side`."""
+
+    preprocess: PreprocessConfig
+    low: float
+    high: float = 1.0
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        factor = rng.uniform(self.low, self.high)
+        height, width = (
+            min(self.preprocess.max_side, max(1, round(side * factor)))
+            for side in resized_size(scene.size_hw, self.preprocess)
+        )
+        return _resize(scene, (height, width))
+
+
+@dataclass(frozen=True)
+class ZoomOut:
+    """Lay the shrunken image somewhere on a canvas of its mean colour, of the size it would have."""
+
+    preprocess: PreprocessConfig
+    low: float
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        limit = self.preprocess.max_side
+        full = [min(limit, side) for side in resized_size(scene.size_hw, self.preprocess)]
+        factor = rng.uniform(self.low, 1.0)
+        height, width = (max(1, round(side * factor)) for side in full)
+        small = _resize(scene, (height, width))
+        top = int(rng.integers(full[0] - height + 1))
+        left = int(rng.integers(full[1] - width + 1))
+        padding = [left, top, full[1] - width - left, full[0] - height - top]
+        colour = cv2.mean(_as_array(small.image))[:3]
+        return replace(
+            small,
+            image=F.pad(small.image, padding, fill=[round(value) for value in colour]),
+            boxes=F.pad(small.boxes, padding),
+        )
+
+
+@dataclass(frozen=True)
+class ColourJitter:
+    """Brightness, contrast, saturation and hue, each drawn around no change.
+
+    Attributes:
+        brightness: Largest relative change.
+        contrast: Largest relative change, around the image's mean gray.
+        saturation: Largest relative change.
+        hue: Largest turn around the gray axis, as a fraction of the full circle.
+        probability: How often anything changes.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float = 0.0
+    probability: float = 0.8
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        if rng.random() >= self.probability:
+            return scene
+        pixels = _as_array(scene.image)
+        matrix = colour_matrix(
+            1 + rng.uniform(-self.brightness, self.brightness),
+            1 + rng.uniform(-self.contrast, self.contrast),
+            1 + rng.uniform(-self.saturation, self.saturation),
+            rng.uniform(-self.hue, self.hue),
+            mean_gray=float(_LUMA @ cv2.mean(pixels)[:3]),
+        )
+        changed = cv2.transform(pixels, matrix.astype(np.float32))  # saturates to 0..255
+        return replace(scene, image=tv_tensors.Image(torch.from_numpy(changed).permute(2, 0, 1)))
+
+
+def colour_matrix(
+    brightness: float, contrast: float, saturation: float, hue: float, mean_gray: float
+) -> NDArray[np.float64]:
+    """(3, 4) affine map of RGB in 0..255: hue, then saturation, contrast and brightness.
+
+    Args:
+        brightness: Factor.
+        contrast: Factor of the distance from `mean_gray`.
+        saturation: Factor of the distance from the pixel's own gray.
+        hue: Turn in the YIQ plane, as a fraction of the full circle.
+        mean_gray: Gray level that contrast leaves as it is.
+    """
+    turn = 2 * math.pi * hue
+    rotation = np.array(
+        [
+            [1, 0, 0],
+            [0, math.cos(turn), -math.sin(turn)],
+            [0, math.sin(turn), math.cos(turn)],
+        ]
+    )
+    hue_map = np.linalg.solve(_YIQ, rotation @ _YIQ)
+    gray_map = np.tile(_LUMA, (3, 1))
+    saturation_map = saturation * np.eye(3) + (1 - saturation) * gray_map
+    linear = brightness * contrast * saturation_map @ hue_map
+    offset = brightness * (1 - contrast) * mean_gray
+    return np.hstack([linear, np.full((3, 1), offset)])
+
+
+@dataclass(frozen=True)
+class DropSmall:
+    """Drop boxes with a side below `min_side` pixels of the final image."""
+
+    min_side: float = 2.0
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        boxes = scene.boxes.as_subclass(Tensor)
+        return _select(scene, ((boxes[:, 2:] - boxes[:, :2]) >= self.min_side).all(dim=1))
+
+
+def _as_array(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) tensor as a contiguous (H, W, 3) array."""
+    array: NDArray[np.uint8] = image.as_subclass(Tensor).permute(1, 2, 0).contiguous().numpy()
+    return array
+
+
+def at_image_size(preprocess: PreprocessConfig, image_size: int | None) -> PreprocessConfig:
+    """`preprocess` scaled so that its long side is `image_size`; unchanged where None."""
+    if image_size is None or image_size == preprocess.max_side:
+        return preprocess
+    short = max(1, round(preprocess.short_side * image_size / preprocess.max_side))
+    return replace(preprocess, short_side=short, max_side=image_size)
+
+
+def build_transform(
+    kind: AugmentKind, preprocess: PreprocessConfig, image_size: int | None = None
+) -> Transform | None:
+    """The augmentation of that name; None for "none", which is plain preprocessing.
+
+    Args:
+        kind: "published" is ALGORITHM 28, scaled with the short side (800 when published).
+            "default" flips, scales to 0.7-1 of the inference size, crops half of the time and
+            shifts colours a little. "strong" also zooms out, crops closer and distorts colours.
+        preprocess: The input at inference.
+        image_size: Long side in pixels, instead of that of `preprocess`.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    size = at_image_size(preprocess, image_size)
+    if kind == "none":
+        return None
+    if kind == "published":
+        return _published(size)
+    if kind == "default":
+        scale = ScaleTo(size, 0.7)
+        geometry = Choice((scale, Chain((SafeCrop(0.6), scale))), (0.5, 0.5))
+        colour = ColourJitter(0.2, 0.2, 0.2, 0.01)
+    elif kind == "strong":
+        scale = ScaleTo(size, 0.6)
+        close = Chain((SafeCrop(0.4), scale))
+        geometry = Choice((ZoomOut(size, 0.5), close, scale), (0.25, 0.5, 0.25))
+        colour = ColourJitter(0.3, 0.4, 0.5, 0.05)
+    else:
+        raise ConfigError(f"unknown augmentation '{kind}'", "known: none, default, strong, published")
+    return Chain((geometry, HorizontalFlip(), colour, DropSmall()))
+
+
+def _published(preprocess: PreprocessConfig) -> Transform:
+    """ALGORITHM 28, its pixel counts times `short_side` / 800."""
+
+    def scaled(sides: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(round(s * preprocess.short_side / _PUBLISHED_SHORT_SIDE) for s in sides)
+
+    resize = ResizeShortSide(scaled(_PUBLISHED_SIDES), preprocess.max_side)
+    least, most = scaled(_PUBLISHED_CROP)
+    cropped = Chain(
+        (ResizeShortSide(scaled(_PUBLISHED_BEFORE_CROP)), SizeCrop(least, most), resize)
+    )
+    return Chain((HorizontalFlip(), Choice((resize, cropped), (0.5, 0.5))))
