@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
-from dino_core.data.batching import Batch
-
-
-class Loader(Protocol):
-    """What the stream needs of `dino_core.data.batching.make_loader`'s result."""
-
-    def set_position(self, epoch: int, batch: int) -> None: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def __len__(self) -> int: ...
+from dino_core.data.batching import Batch, Loader
 
 
 class BatchStream:
@@ -37,8 +26,7 @@ class BatchStream:
 
     def _next(self) -> Batch:
         if self._batches is None:
-            self._loader.set_position(self.epoch, self.batch)
-            self._batches = iter(self._loader)
+            self._batches = self._loader.batches(self.epoch, self.batch)
         batch = next(self._batches)
         self.batch += 1
         if self.batch >= len(self._loader):

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dino_core.checkpoints.io import save_checkpoint
 from dino_core.config import ModelConfig, TrainConfig, to_dict
-from dino_core.data.batching import make_loader
+from dino_core.data.batching import Loader, make_loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.data.transforms import build_transform
-from dino_core.engine.batches import BatchStream, Loader
+from dino_core.engine.batches import BatchStream
 from dino_core.engine.distributed import rank, world_size
 from dino_core.engine.ema import Ema
 from dino_core.engine.evaluate import evaluate_model
@@ -268,7 +270,7 @@ def _prepare(
     stepper = Stepper(
         config, the_plan, network, ema, optimizer, device, choose_dtype(config, device)
     )
-    stream = BatchStream(_loader(config, dataset, start), counters.epoch, counters.batch)
+    stream = BatchStream(_loader(config, dataset, start, device), counters.epoch, counters.batch)
     return _Run(
         config=config,
         dataset=dataset,
@@ -285,15 +287,19 @@ def _prepare(
     )
 
 
-def _loader(config: TrainConfig, dataset: DatasetIndex, start: Start) -> Loader:
+def _loader(
+    config: TrainConfig, dataset: DatasetIndex, start: Start, device: torch.device
+) -> Loader:
     preprocess = start.preprocess
-    transform = build_transform(config.augment, preprocess, preprocess.max_side)
-    images = DetectionDataset(dataset.splits["train"], preprocess, transform)
+    transform = build_transform(config.augment, preprocess)
+    images = DetectionDataset(dataset.splits["train"], preprocess, transform, config.seed)
     return make_loader(
         images,
-        batch=config.batch,
+        config.batch,
         seed=config.seed,
+        drop_last=True,
         workers=config.workers,
+        pin_memory=device.type == "cuda",
         rank=rank(),
         world_size=world_size(),
     )

@@ -66,7 +66,8 @@ def plan(config: TrainConfig, dataset: DatasetIndex, processes: int = 1) -> Plan
         raise DataError(f"{dataset.root}: no boxes in {len(records)} training images")
     _check(config)
     images_a_step = config.batch * config.accumulate * processes
-    steps_per_epoch = len(records) / images_a_step
+    batches = max(1, len(records) // config.batch)  # a last, smaller one is left out
+    steps_per_epoch = batches / (config.accumulate * processes)
     reasons: list[str] = []
     minutes = config.minutes
     steps: int | None = None

@@ -11,6 +11,7 @@ from dino_core.checkpoints.io import Checkpoint
 from dino_core.checkpoints.surgery import TransferReport, transfer
 from dino_core.checkpoints.zoo import load
 from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig
+from dino_core.data.transforms import at_image_size
 from dino_core.detections import ClassMap
 from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
@@ -18,6 +19,8 @@ from dino_core.variants import VARIANTS
 
 FROM_SCRATCH = "none"
 """As `weights`: random initialisation."""
+
+_MIN_IMAGE_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ def start_from(
     Raises:
         CheckpointError, ConfigError: no such model or weights, or they do not fit.
     """
+    if image_size is not None and image_size < _MIN_IMAGE_SIZE:
+        raise ConfigError(f"image_size = {image_size}: must be at least {_MIN_IMAGE_SIZE}")
     source: Checkpoint | None = None
     if str(weights) != FROM_SCRATCH:
         source = load(str(weights) if weights is not None else name)
@@ -65,17 +70,7 @@ def start_from(
     if source is not None:
         report = transfer(model, source.state_dict, source.meta.classes, classes)
     origin = FROM_SCRATCH if source is None else str(weights or name)
-    return Start(model, _resized(preprocess, image_size), report, origin)
-
-
-def _resized(preprocess: PreprocessConfig, image_size: int | None) -> PreprocessConfig:
-    """The same shape of input with another long side."""
-    if image_size is None:
-        return preprocess
-    if image_size < 32:
-        raise ConfigError(f"image_size = {image_size}: must be at least 32")
-    short = round(preprocess.short_side * image_size / preprocess.max_side)
-    return replace(preprocess, short_side=min(short, image_size), max_side=image_size)
+    return Start(model, at_image_size(preprocess, image_size), report, origin)
 
 
 def freeze(model: Dino, what: str) -> None:
