@@ -1,0 +1,290 @@
+// CPU multi-scale deformable attention, forward and backward: threads, memory and the choice of instruction set.
+//
+// A head's tokens lie M * D elements apart, so the head uses only 1 in M of the cache's sets. Both directions
+// therefore work on dense copies of one head (forward, if there are enough queries to pay for it) or of one level of
+// one head (backward). In the backward each such level belongs to one task: no atomics, and the same bits at any
+// number of threads.
+#include "../ms_deform_attn.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "tasks.h"
+
+#define DINO_ISA baseline
+#define DINO_VECTOR 16
+#include "kernels.inc"
+#undef DINO_ISA
+#undef DINO_VECTOR
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DINO_X86 1
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define DINO_ISA avx2
+#define DINO_VECTOR 32
+#include "kernels.inc"
+#undef DINO_ISA
+#undef DINO_VECTOR
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push( \
+    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#endif
+#define DINO_ISA avx512
+#define DINO_VECTOR 64
+#include "kernels.inc"
+#undef DINO_ISA
+#undef DINO_VECTOR
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif  // x86-64
+
+namespace dino::cpu {
+namespace {
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+// The best instruction set of this processor; DINO_CPU=baseline|avx2|avx512 asks for no more than that one.
+Isa best_isa() {
+  Isa best = Isa::kBaseline;
+#ifdef DINO_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    best = Isa::kAvx2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+      best = Isa::kAvx512;
+    }
+  }
+#endif
+  const char* asked = std::getenv("DINO_CPU");
+  if (asked == nullptr || std::strcmp(asked, "avx512") == 0) return best;
+  if (std::strcmp(asked, "avx2") == 0) return std::min(best, Isa::kAvx2);
+  if (std::strcmp(asked, "baseline") == 0) return Isa::kBaseline;
+  fail("DINO_CPU must be baseline, avx2 or avx512, found ", asked);
+}
+
+Isa isa() {
+  static const Isa chosen = best_isa();
+  return chosen;
+}
+
+template <typename T>
+Kernels<T> kernels() {
+#ifdef DINO_X86
+  if (isa() == Isa::kAvx512) return avx512::kernels<T>();
+  if (isa() == Isa::kAvx2) return avx2::kernels<T>();
+#endif
+  return baseline::kernels<T>();
+}
+
+template <typename T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+inline float widen(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+template <typename A>
+inline A widen(A x) {
+  return x;
+}
+
+inline void narrow(float x, BFloat16* out) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  out->bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
+}
+template <typename A>
+inline void narrow(A x, A* out) {
+  *out = x;
+}
+
+// The level of every point, repeated as the kernels' vector loops read it.
+template <typename A>
+struct Table {
+  std::vector<A> width, height;
+  std::vector<int32_t> columns, rows, start;
+
+  explicit Table(const Problem& p) {
+    for (const Level& level : p.levels) {
+      width.insert(width.end(), p.P, static_cast<A>(level.width));
+      height.insert(height.end(), p.P, static_cast<A>(level.height));
+      columns.insert(columns.end(), p.P, static_cast<int32_t>(level.width));
+      rows.insert(rows.end(), p.P, static_cast<int32_t>(level.height));
+      start.insert(start.end(), p.P, static_cast<int32_t>(level.start));
+    }
+  }
+
+  PointTable<A> view() const { return {width.data(), height.data(), columns.data(), rows.data(), start.data()}; }
+};
+
+// A dense copy of a head pays when there are at least this many queries for each 100 tokens.
+constexpr int64_t kDenseQueriesPer100Tokens = 25;
+constexpr int64_t kQueriesPerTask = 256;
+
+template <typename T>
+void forward(const Problem& p, const T* value, const acc_t<T>* locations, const acc_t<T>* weights, T* output) {
+  using A = acc_t<T>;
+  const Kernels<T> kernel = kernels<T>();
+  const Table<A> table(p);
+  const int64_t points = p.L * p.P;
+  const int64_t blocks = (p.Q + kQueriesPerTask - 1) / kQueriesPerTask;
+  const bool dense = p.M > 1 && 100 * p.Q >= kDenseQueriesPer100Tokens * p.S;
+  // Tasks in the order (image, head, block of queries), so that a thread changes heads rarely.
+  torch::stable::parallel_for(0, p.B * p.M * blocks, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> offsets(4 * kQueryBlock * points);
+    std::vector<A> factors(4 * kQueryBlock * points);
+    std::vector<T> copy(dense ? p.S * p.D : 0);
+    int64_t copied = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t head = task / blocks, b = head / p.M, m = head % p.M;
+      const int64_t first = task % blocks * kQueriesPerTask;
+      const T* tokens = value + (b * p.S * p.M + m) * p.D;
+      if (dense && copied != head) {
+        for (int64_t s = 0; s < p.S; ++s) std::memcpy(&copy[s * p.D], tokens + s * p.M * p.D, p.D * sizeof(T));
+        copied = head;
+      }
+      const int64_t query = (b * p.Q + first) * p.M + m;
+      ForwardTask<T> t;
+      t.value = dense ? copy.data() : tokens;
+      t.locations = locations + query * points * 2;
+      t.weights = weights + query * points;
+      t.output = output + query * p.D;
+      t.queries = std::min(kQueriesPerTask, p.Q - first);
+      t.token_stride = dense ? p.D : p.M * p.D;
+      t.location_stride = p.M * points * 2;
+      t.weight_stride = p.M * points;
+      t.output_stride = p.M * p.D;
+      t.channels = static_cast<int>(p.D);
+      t.points = static_cast<int>(points);
+      t.table = table.view();
+      t.offset_scratch = offsets.data();
+      t.factor_scratch = factors.data();
+      kernel.forward(t);
+    }
+  });
+}
+
+template <typename T>
+void backward(
+    const Problem& p, const T* grad_output, const T* value, const acc_t<T>* locations, const acc_t<T>* weights,
+    T* grad_value, acc_t<T>* grad_locations, acc_t<T>* grad_weights) {
+  using A = acc_t<T>;
+  const Kernels<T> kernel = kernels<T>();
+  const int64_t points = p.L * p.P;
+  int64_t largest = 0;
+  for (const Level& level : p.levels) largest = std::max(largest, level.height * level.width);
+  torch::stable::parallel_for(0, p.B * p.M * p.L, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> offsets(4 * kQueryBlock * p.P);
+    std::vector<A> factors(12 * kQueryBlock * p.P);
+    std::vector<A> copy(largest * p.D), grad(largest * p.D);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / (p.M * p.L), m = task / p.L % p.M, l = task % p.L;
+      const Level& level = p.levels[l];
+      const int64_t tokens = level.height * level.width;
+      const int64_t base = ((b * p.S + level.start) * p.M + m) * p.D, stride = p.M * p.D;
+      for (int64_t s = 0; s < tokens; ++s) {
+        for (int64_t d = 0; d < p.D; ++d) copy[s * p.D + d] = widen(value[base + s * stride + d]);
+      }
+      std::fill(grad.begin(), grad.begin() + tokens * p.D, A(0));
+      const int64_t query = b * p.Q * p.M + m, point = query * points + l * p.P;
+      BackwardTask<T> t;
+      t.grad_output = grad_output + query * p.D;
+      t.value = copy.data();
+      t.grad_value = grad.data();
+      t.locations = locations + point * 2;
+      t.weights = weights + point;
+      t.grad_locations = grad_locations + point * 2;
+      t.grad_weights = grad_weights + point;
+      t.queries = p.Q;
+      t.output_stride = stride;
+      t.location_stride = p.M * points * 2;
+      t.weight_stride = p.M * points;
+      t.channels = static_cast<int>(p.D);
+      t.points = static_cast<int>(p.P);
+      t.rows = static_cast<int32_t>(level.height);
+      t.columns = static_cast<int32_t>(level.width);
+      t.offset_scratch = offsets.data();
+      t.factor_scratch = factors.data();
+      kernel.backward(t);
+      for (int64_t s = 0; s < tokens; ++s) {
+        for (int64_t d = 0; d < p.D; ++d) narrow(grad[s * p.D + d], &grad_value[base + s * stride + d]);
+      }
+    }
+  });
+}
+
+// Calls run(T{}) with the C++ type of `type`.
+template <typename Run>
+void dispatch(ScalarType type, const Run& run) {
+  switch (type) {
+    case ScalarType::Float:
+      return run(float{});
+    case ScalarType::Double:
+      return run(double{});
+    case ScalarType::BFloat16:
+      return run(BFloat16{});
+    default:
+      fail("value on a CPU must be float32, float64 or bfloat16, found ", dtype_text(type));
+  }
+}
+
+Tensor ms_deform_attn(
+    const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& locations, const Tensor& weights) {
+  const Problem p = check(value, spatial_shapes, locations, weights);
+  Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
+  dispatch(value.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = acc_t<T>;
+    forward<T>(p, data<T>(value), data<A>(locations), data<A>(weights), data<T>(output));
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
+    const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& locations,
+    const Tensor& weights) {
+  const Problem p = check_backward(grad_output, value, spatial_shapes, locations, weights);
+  Tensor grad_value = torch::stable::empty_like(value);
+  Tensor grad_locations = torch::stable::empty_like(locations);
+  Tensor grad_weights = torch::stable::empty_like(weights);
+  dispatch(value.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = acc_t<T>;
+    backward<T>(
+        p, data<T>(grad_output), data<T>(value), data<A>(locations), data<A>(weights), data<T>(grad_value),
+        data<A>(grad_locations), data<A>(grad_weights));
+  });
+  return {grad_value, grad_locations, grad_weights};
+}
+
+}  // namespace
+}  // namespace dino::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dino, CPU, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&dino::cpu::ms_deform_attn));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&dino::cpu::ms_deform_attn_backward));
+}

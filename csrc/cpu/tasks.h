@@ -1,0 +1,76 @@
+// What one thread does: plain structs shared by the dispatcher and the kernels of every instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace dino::cpu {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+template <typename T>
+using acc_t = typename Accumulate<T>::type;
+
+// Queries prepared together: enough to amortise loop ends, few enough for all coefficients to stay in L1.
+constexpr int kQueryBlock = 8;
+
+// The level of each of the n = L * P points of a query, in arrays that the coordinate loop reads as vectors.
+template <typename A>
+struct PointTable {
+  const A* width;
+  const A* height;
+  const int32_t* columns;
+  const int32_t* rows;
+  const int32_t* start;  // first token of the level
+};
+
+// The head m of `queries` consecutive queries of one image. Strides are in elements.
+template <typename T>
+struct ForwardTask {
+  const T* value;  // token 0 of the head
+  const acc_t<T>* locations;
+  const acc_t<T>* weights;
+  T* output;
+  int64_t queries;
+  int64_t token_stride, location_stride, weight_stride, output_stride;
+  int channels, points;
+  PointTable<acc_t<T>> table;
+  int32_t* offset_scratch;   // 4 * kQueryBlock * points
+  acc_t<T>* factor_scratch;  // 4 * kQueryBlock * points
+};
+
+// One level of head m for all queries of one image. `value` and `grad_value` are dense (rows * columns, channels)
+// copies owned by the thread, so that no two threads ever add to one place.
+template <typename T>
+struct BackwardTask {
+  const T* grad_output;
+  const acc_t<T>* value;
+  acc_t<T>* grad_value;
+  const acc_t<T>* locations;
+  const acc_t<T>* weights;
+  acc_t<T>* grad_locations;
+  acc_t<T>* grad_weights;
+  int64_t queries;
+  int64_t output_stride, location_stride, weight_stride;
+  int channels, points;
+  int32_t rows, columns;
+  int32_t* offset_scratch;   // 4 * kQueryBlock * points
+  acc_t<T>* factor_scratch;  // 12 * kQueryBlock * points
+};
+
+template <typename T>
+struct Kernels {
+  void (*forward)(const ForwardTask<T>&);
+  void (*backward)(const BackwardTask<T>&);
+};
+
+}  // namespace dino::cpu

@@ -1,0 +1,55 @@
+"""Finds and loads the compiled operators: PyTorch stable-ABI libraries that lie beside this file and know no Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).parent
+_CPU_LIBRARY = _FOLDER / "libdino_ops.so"
+_CUDA_LIBRARY = _FOLDER / "libdino_ops_cuda.so"
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Which compiled kernels this process has, and why not for those it lacks.
+
+    Attributes:
+        devices: Device types with kernels.
+        cpu: What happened to the CPU library, one sentence.
+        cuda: What happened to the CUDA library, one sentence.
+    """
+
+    devices: frozenset[str]
+    cpu: str
+    cuda: str
+
+
+def _load(library: Path) -> str | None:
+    """Loads one library; returns what went wrong."""
+    if not library.exists():
+        return f"{library.name} was not built"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return f"{library.name} does not load under torch {torch.__version__}: {error}"
+    return None
+
+
+def _load_extension() -> Extension:
+    """Loads the libraries. The CUDA one needs the schemas in the CPU one, and a CUDA torch."""
+    problem = _load(_CPU_LIBRARY)
+    if problem is not None:
+        return Extension(frozenset(), problem, "needs the CPU library")
+    cpu = f"loaded {_CPU_LIBRARY.name}"
+    if torch.version.cuda is None:
+        return Extension(frozenset({"cpu"}), cpu, "this torch has no CUDA")
+    problem = _load(_CUDA_LIBRARY)
+    if problem is not None:
+        return Extension(frozenset({"cpu"}), cpu, problem)
+    return Extension(frozenset({"cpu", "cuda"}), cpu, f"loaded {_CUDA_LIBRARY.name}")
+
+
+EXTENSION = _load_extension()  # at import: a constant to whatever traces the callers

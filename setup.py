@@ -1,0 +1,135 @@
+"""Builds the operators in csrc/ into libraries that know no Python and no torch version; all else is pyproject.toml.
+
+DINO_BUILD chooses: `auto` (default: CPU, and CUDA too where nvcc and a CUDA torch both are), `cpu`, `cuda`, or
+`none` (pure Python). A build that was asked for and fails is an error. Develop with
+`python setup.py build_ext --inplace`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).parent
+CPU_SOURCES = ["csrc/ms_deform_attn.cpp", "csrc/cpu/ms_deform_attn.cpp"]
+CUDA_SOURCES = ["csrc/cuda/ms_deform_attn.cu"]
+HEADERS = ["csrc/ms_deform_attn.h", "csrc/cpu/tasks.h", "csrc/cpu/kernels.inc"]
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable ABI of torch 2.10
+CPU_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
+CPU_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi"]  # vector code of floor, if
+CUDA_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90"]
+
+
+def find_nvcc() -> str | None:
+    """Path of nvcc: on PATH, or under CUDA_HOME."""
+    home = os.environ.get("CUDA_HOME", "")
+    return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
+
+
+def wanted() -> list[str]:
+    """Which libraries DINO_BUILD asks for: "cpu", "cuda", both or none."""
+    choice = os.environ.get("DINO_BUILD", "auto")
+    if choice == "none":
+        return []
+    if choice not in ("auto", "cpu", "cuda"):
+        raise SystemExit(f"DINO_BUILD is {choice!r}, it must be auto, cpu, cuda or none")
+    try:
+        import torch
+    except ImportError as error:
+        raise SystemExit(
+            "torch is needed to compile the operators: install torch>=2.10 first, leave out --no-build-isolation, "
+            "or set DINO_BUILD=none for a pure-Python install"
+        ) from error
+    has_sources = all((ROOT / source).exists() for source in CUDA_SOURCES)
+    can_cuda = bool(find_nvcc()) and torch.version.cuda is not None
+    if choice == "cuda" and not (can_cuda and has_sources):
+        raise SystemExit("DINO_BUILD=cuda needs nvcc (on PATH or under CUDA_HOME) and a torch built with CUDA")
+    return ["cpu", "cuda"] if choice == "cuda" or (choice == "auto" and can_cuda and has_sources) else ["cpu"]
+
+
+def torch_flags() -> tuple[list[str], list[str]]:
+    """Compiler and linker flags of the installed torch."""
+    import torch
+
+    base = Path(torch.__file__).parent
+    include = ["-isystem", str(base / "include"), "-isystem", str(base / "include/torch/csrc/api/include")]
+    return [TORCH_TARGET, *include], [f"-L{base / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+
+
+def cpu_command(output: str) -> list[str]:
+    compile_flags, link_flags = torch_flags()
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("c++") or "c++"]
+    extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+    return [*compiler, *CPU_FLAGS, *extra, *compile_flags, "-shared", *CPU_SOURCES, "-o", output, *link_flags]
+
+
+def cuda_command(output: str) -> list[str]:
+    compile_flags, link_flags = torch_flags()
+    code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+    newest = CUDA_ARCHITECTURES[-1]
+    code.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # PTX for what comes later
+    nvcc = find_nvcc() or "nvcc"
+    extra = shlex.split(os.environ.get("NVCC_FLAGS", ""))
+    link = [*link_flags, "-ltorch_cuda"]
+    return [nvcc, *CUDA_FLAGS, *code, *extra, *compile_flags, "-shared", *CUDA_SOURCES, "-o", output, *link]
+
+
+class BuildOperators(build_ext):
+    """Runs one compiler command a library and shows the compiler's words when it fails."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")).with_suffix(".so"))  # no Python tag: no Python in it
+
+    def build_extension(self, ext: Extension) -> None:
+        target = ROOT / self.get_ext_fullpath(ext.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial.so")
+        command = (cuda_command if "cuda" in ext.name else cpu_command)(str(partial))
+        print(shlex.join(command), flush=True)
+        try:
+            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        except OSError as error:
+            raise CompileError(f"cannot run {command[0]}: {error}; {self.advice()}") from error
+        sys.stderr.write(result.stderr)
+        if result.returncode != 0:
+            partial.unlink(missing_ok=True)
+            raise CompileError(f"{command[0]} failed:\n{result.stdout}{result.stderr}\n{self.advice()}")
+        partial.replace(target)  # whoever has the old one loaded keeps it
+
+    @staticmethod
+    def advice() -> str:
+        return (
+            "The operators need g++ >= 11 or clang (Debian: apt install g++) and, for CUDA, nvcc; "
+            "DINO_BUILD=cpu leaves CUDA out, DINO_BUILD=none installs without compiled operators"
+        )
+
+
+class PlatformWheel(bdist_wheel):
+    """Tags the wheel py3-none-<platform>: the libraries depend on neither Python nor the torch version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return ("py3", "none", platform) if self.distribution.ext_modules else (python, abi, platform)
+
+
+NAMES = {"cpu": "dino_core.ops.libdino_ops", "cuda": "dino_core.ops.libdino_ops_cuda"}
+SOURCES = {"cpu": CPU_SOURCES, "cuda": CUDA_SOURCES}
+# Packing sources needs no compiler: `build_ext` and `bdist_wheel` do.
+BUILDING = not {"sdist", "egg_info", "dist_info"} & set(sys.argv)
+
+setup(
+    ext_modules=[
+        Extension(NAMES[kind], SOURCES[kind], depends=HEADERS) for kind in (wanted() if BUILDING else ["cpu"])
+    ],
+    cmdclass={"build_ext": BuildOperators, "bdist_wheel": PlatformWheel},
+)
