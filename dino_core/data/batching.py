@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -21,7 +22,8 @@ from dino_core.processing.preprocess import resized_size
 from dino_core.targets import Target
 
 STRIDE = 32  # training batches are padded to multiples of it, so that few different shapes occur
-_CHUNK_BATCHES = 8  # images are sorted by aspect ratio within so many batches
+_CHUNK_BATCHES = 32  # images are grouped by size within so many batches
+_Indices = NDArray[np.int64]
 _SEED_BITS = 0xFFFFFFFF
 
 
@@ -78,12 +80,12 @@ def collate(samples: Sequence[Sample], multiple: int = STRIDE) -> Batch:
 class ShapeBatches:
     """Which images form which batch in which epoch; a function of (seed, epoch) only.
 
-    The order is shuffled, sorted by aspect ratio within chunks of batches, cut into batches, and
-    the batches are shuffled. Of several ranks each takes every `world_size`-th batch, as many as
-    the others.
+    The order is shuffled, chunks of batches are grouped by size, cut into batches, and the batches
+    are shuffled. Of several ranks each takes every `world_size`-th batch, as many as the others.
 
     Attributes:
-        sizes_hw: (height, width) of each image.
+        count: Images.
+        sizes_of_epoch: Epoch to the (height, width) each image will have.
         batch_size: Images a batch.
         seed: Of the order.
         shuffle: False keeps file order and does not group.
@@ -92,7 +94,8 @@ class ShapeBatches:
         world_size: All processes.
     """
 
-    sizes_hw: Sequence[tuple[int, int]]
+    count: int
+    sizes_of_epoch: Callable[[int], Sequence[tuple[int, int]]]
     batch_size: int
     seed: int = 0
     shuffle: bool = True
@@ -108,37 +111,53 @@ class ShapeBatches:
 
     def __len__(self) -> int:
         """Batches of one rank in one epoch."""
-        count, size = len(self.sizes_hw), self.batch_size
+        count, size = self.count, self.batch_size
         batches = count // size if self.drop_last and count >= size else -(-count // size)
         return -(-batches // self.world_size)
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Indices of each of this rank's batches."""
         if not self.shuffle:
-            batches = self._cut(np.arange(len(self.sizes_hw)))
+            batches = self._cut(np.arange(self.count))
         else:
             rng = np.random.default_rng((self.seed & _SEED_BITS, epoch))
-            batches = self._cut(self._grouped(rng))
+            batches = self._cut(self._grouped(rng, epoch))
             batches = [batches[i] for i in rng.permutation(len(batches))]
         missing = -len(batches) % self.world_size
         batches += [batches[i % len(batches)] for i in range(missing)]
         return batches[self.rank :: self.world_size]
 
-    def _grouped(self, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        aspects = np.array([height / width for height, width in self.sizes_hw])
-        order = rng.permutation(len(aspects))
+    def _grouped(self, rng: np.random.Generator, epoch: int) -> _Indices:
+        sizes = np.array(self.sizes_of_epoch(epoch), np.int64).reshape(-1, 2)
+        order = rng.permutation(self.count)
         chunk = self.batch_size * _CHUNK_BATCHES
-        for start in range(0, len(order), chunk):
-            part = order[start : start + chunk]
-            order[start : start + chunk] = part[np.argsort(aspects[part], kind="stable")]
-        return order
+        parts = [order[start : start + chunk] for start in range(0, self.count, chunk)]
+        return np.concatenate([_by_size(part, sizes, self.batch_size) for part in parts] or [order])
 
-    def _cut(self, order: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[list[int]]:
+    def _cut(self, order: _Indices) -> list[list[int]]:
         size = self.batch_size
         batches = [order[i : i + size].tolist() for i in range(0, len(order), size)]
         if self.drop_last and len(batches) > 1 and len(batches[-1]) < size:
             batches.pop()
         return batches
+
+
+def _by_size(indices: _Indices, sizes_hw: NDArray[np.int64], batch_size: int) -> _Indices:
+    """Indices reordered so that batches cut from them hold images of like height and width.
+
+    Halved again and again, at whole batches, along the side that differs most.
+    """
+    if len(indices) <= batch_size:
+        return indices
+    axis = int(np.ptp(sizes_hw[indices], axis=0).argmax())
+    indices = indices[np.argsort(sizes_hw[indices, axis], kind="stable")]
+    half = max(1, -(-len(indices) // batch_size) // 2) * batch_size
+    return np.concatenate(
+        [
+            _by_size(indices[:half], sizes_hw, batch_size),
+            _by_size(indices[half:], sizes_hw, batch_size),
+        ]
+    )
 
 
 def eval_batches(
@@ -280,6 +299,7 @@ def make_loader(
     world_size: int = 1,
 ) -> Loader:
     """A training loader over a data set; see `ShapeBatches` and `Loader`."""
-    sizes_hw = [(record.height, record.width) for record in dataset.records]
-    sampler = ShapeBatches(sizes_hw, batch_size, seed, shuffle, drop_last, rank, world_size)
+    sampler = ShapeBatches(
+        len(dataset), dataset.planned_sizes, batch_size, seed, shuffle, drop_last, rank, world_size
+    )
     return Loader(dataset, sampler, workers, prefetch, pin_memory)

@@ -18,7 +18,13 @@ from dino_core.config import PreprocessConfig
 from dino_core.data.records import ImageRecord
 from dino_core.data.transforms import Scene, Transform, make_scene
 from dino_core.errors import DataError
-from dino_core.processing.preprocess import load_image, normalise, preprocess, to_rgb_array
+from dino_core.processing.preprocess import (
+    load_image,
+    normalise,
+    preprocess,
+    resized_size,
+    to_rgb_array,
+)
 from dino_core.targets import Target
 
 SampleKey = tuple[int, int]  # epoch, index
@@ -91,6 +97,18 @@ class DetectionDataset(Dataset[Sample]):
             boxes_cxcywh = _normalised_cxcywh(scene.boxes.as_subclass(Tensor), scene.size_hw)
         return Sample(torch.from_numpy(image), Target(labels, boxes_cxcywh), record.image_id)
 
+    def planned_sizes(self, epoch: int) -> list[tuple[int, int]]:
+        """(height, width) of every sample of an epoch, known without loading an image."""
+        if self.transform is None:
+            return [resized_size((r.height, r.width), self.preprocess) for r in self.records]
+        return [
+            self.transform.final_size((record.height, record.width), self._generator(epoch, index))
+            for index, record in enumerate(self.records)
+        ]
+
+    def _generator(self, epoch: int, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed & _SEED_BITS, epoch, index))
+
     def _augmented(
         self,
         record: ImageRecord,
@@ -107,8 +125,8 @@ class DetectionDataset(Dataset[Sample]):
         scale_x, scale_y = pixels.shape[1] / record.width, pixels.shape[0] / record.height
         scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
         boxes = torch.from_numpy(record.boxes_xyxy_px[wanted] * scale)
-        rng = np.random.default_rng((self.seed & _SEED_BITS, epoch, index))
-        return self.transform(make_scene(pixels, boxes, labels), rng)
+        scene = make_scene(pixels, boxes, labels)
+        return self.transform(scene, self._generator(epoch, index))
 
 
 def load_reduced(path: Path, min_side: int) -> NDArray[np.uint8]:

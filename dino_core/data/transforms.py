@@ -24,6 +24,7 @@ from dino_core.config import PreprocessConfig
 from dino_core.errors import ConfigError
 from dino_core.processing.preprocess import resized_size
 
+SizeHW = tuple[int, int]
 AugmentKind = Literal["none", "default", "strong", "published"]
 
 _PUBLISHED_SHORT_SIDE = 800
@@ -50,14 +51,20 @@ class Scene:
     labels: Tensor
 
     @property
-    def size_hw(self) -> tuple[int, int]:
+    def size_hw(self) -> SizeHW:
         return self.image.shape[-2], self.image.shape[-1]
 
 
 class Transform(Protocol):
-    """One augmentation: a function of the scene and the generator only."""
+    """One augmentation: a function of the scene and the generator only.
+
+    `final_size` tells the size that a call with a like generator would give, without an image, so
+    that images can be batched by the shape they will have. It draws just what a call would.
+    """
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene: ...
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW: ...
 
 
 def make_scene(image: NDArray[np.uint8], boxes_xyxy_px: Tensor, labels: Tensor) -> Scene:
@@ -70,7 +77,7 @@ def make_scene(image: NDArray[np.uint8], boxes_xyxy_px: Tensor, labels: Tensor) 
     )
 
 
-def _as_boxes(boxes_xyxy_px: Tensor, size_hw: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+def _as_boxes(boxes_xyxy_px: Tensor, size_hw: SizeHW) -> tv_tensors.BoundingBoxes:
     return tv_tensors.BoundingBoxes(
         boxes_xyxy_px, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size_hw
     )
@@ -88,7 +95,7 @@ def _select(scene: Scene, keep: Tensor) -> Scene:
     return replace(scene, boxes=_as_boxes(boxes, scene.size_hw), labels=scene.labels[keep])
 
 
-def _resize(scene: Scene, size_hw: tuple[int, int]) -> Scene:
+def _resize(scene: Scene, size_hw: SizeHW) -> Scene:
     if scene.size_hw == size_hw:
         return scene
     size = list(size_hw)
@@ -99,7 +106,7 @@ def _resize(scene: Scene, size_hw: tuple[int, int]) -> Scene:
     )
 
 
-def crop(scene: Scene, top: int, left: int, size_hw: tuple[int, int], min_visible: float) -> Scene:
+def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float) -> Scene:
     """Cut a window out. Boxes of which at most `min_visible` of the area remains are dropped."""
     height, width = size_hw
     before = _areas(scene.boxes.as_subclass(Tensor))
@@ -107,6 +114,24 @@ def crop(scene: Scene, top: int, left: int, size_hw: tuple[int, int], min_visibl
     seen = _areas(boxes.as_subclass(Tensor)) > before * min_visible
     image = F.crop(scene.image, top, left, height, width)
     return _select(replace(scene, image=image, boxes=boxes), seen)
+
+
+def _place(inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+    """Top left corner of the smaller rectangle somewhere in the larger one; always two draws."""
+    top, left = (
+        int(rng.random() * (outer - inner + 1))
+        for inner, outer in zip(inner_hw, outer_hw, strict=True)
+    )
+    return top, left
+
+
+def _scaled(size_hw: SizeHW, preprocess: PreprocessConfig, factor: float) -> SizeHW:
+    """The size at inference times `factor`, between one pixel and `max_side`."""
+    height, width = (
+        min(preprocess.max_side, max(1, round(side * factor)))
+        for side in resized_size(size_hw, preprocess)
+    )
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -120,6 +145,11 @@ class Chain:
             scene = step(scene, rng)
         return scene
 
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        for step in self.steps:
+            size_hw = step.final_size(size_hw, rng)
+        return size_hw
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -129,12 +159,18 @@ class Choice:
     probabilities: tuple[float, ...]
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        return self._pick(rng)(scene, rng)
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        return self._pick(rng).final_size(size_hw, rng)
+
+    def _pick(self, rng: np.random.Generator) -> Transform:
         draw, total = rng.random(), 0.0
         for option, probability in zip(self.options, self.probabilities, strict=True):
             total += probability
             if draw < total:
-                return option(scene, rng)
-        return self.options[-1](scene, rng)
+                return option
+        return self.options[-1]
 
 
 @dataclass(frozen=True)
@@ -152,6 +188,10 @@ class HorizontalFlip:
             boxes=F.horizontal_flip(scene.boxes),
         )
 
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        rng.random()
+        return size_hw
+
 
 @dataclass(frozen=True)
 class ResizeShortSide:
@@ -161,9 +201,12 @@ class ResizeShortSide:
     max_side: int | None = None
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        return _resize(scene, self.final_size(scene.size_hw, rng))
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         side = self.sides[int(rng.integers(len(self.sides)))]
-        limit = self.max_side or side * max(scene.size_hw)
-        return _resize(scene, resized_size(scene.size_hw, PreprocessConfig(side, limit)))
+        limit = self.max_side or side * max(size_hw)
+        return resized_size(size_hw, PreprocessConfig(side, limit))
 
 
 @dataclass(frozen=True)
@@ -174,37 +217,52 @@ class SizeCrop:
     max_side: int
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        (height, width), (top, left) = self._window(scene.size_hw, rng)
+        return crop(scene, top, left, (height, width), min_visible=0.0)
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        return self._window(size_hw, rng)[0]
+
+    def _window(self, size_hw: SizeHW, rng: np.random.Generator) -> tuple[SizeHW, SizeHW]:
+        """Size and top left corner."""
         height, width = (
             int(rng.integers(min(self.min_side, side), min(self.max_side, side) + 1))
-            for side in scene.size_hw
+            for side in size_hw
         )
-        top = int(rng.integers(scene.size_hw[0] - height + 1))
-        left = int(rng.integers(scene.size_hw[1] - width + 1))
-        return crop(scene, top, left, (height, width), min_visible=0.0)
+        return (height, width), _place((height, width), size_hw, rng)
 
 
 @dataclass(frozen=True)
 class SafeCrop:
-    """Cut a window of a drawn fraction of each side, drawn again while it would lose every box.
+    """Cut a window of a drawn fraction of each side, moved elsewhere while it would lose every box.
 
-    Boxes of which less than `min_visible` is left are dropped. After `_CROP_TRIES` the image stays
-    whole.
+    Boxes of which less than `min_visible` is left are dropped. If no place keeps a box, the image
+    becomes one without boxes.
     """
 
     min_fraction: float
     min_visible: float = 0.25
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        size_hw = self._draw(scene.size_hw, rng)
+        places = np.random.default_rng(int(rng.integers(1 << 62)))  # one draw, however many tries
         for _ in range(_CROP_TRIES):
-            height, width = (
-                max(1, round(side * rng.uniform(self.min_fraction, 1.0))) for side in scene.size_hw
-            )
-            top = int(rng.integers(scene.size_hw[0] - height + 1))
-            left = int(rng.integers(scene.size_hw[1] - width + 1))
-            result = crop(scene, top, left, (height, width), self.min_visible)
+            top, left = _place(size_hw, scene.size_hw, places)
+            result = crop(scene, top, left, size_hw, self.min_visible)
             if len(result.labels) or not len(scene.labels):
-                return result
-        return scene
+                break
+        return result
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        size_hw = self._draw(size_hw, rng)
+        rng.integers(1 << 62)
+        return size_hw
+
+    def _draw(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        height, width = (
+            max(1, round(side * rng.uniform(self.min_fraction, 1.0))) for side in size_hw
+        )
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -216,12 +274,10 @@ class ScaleTo:
     high: float = 1.0
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
-        factor = rng.uniform(self.low, self.high)
-        height, width = (
-            min(self.preprocess.max_side, max(1, round(side * factor)))
-            for side in resized_size(scene.size_hw, self.preprocess)
-        )
-        return _resize(scene, (height, width))
+        return _resize(scene, self.final_size(scene.size_hw, rng))
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        return _scaled(size_hw, self.preprocess, rng.uniform(self.low, self.high))
 
 
 @dataclass(frozen=True)
@@ -232,13 +288,10 @@ class ZoomOut:
     low: float
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
-        limit = self.preprocess.max_side
-        full = [min(limit, side) for side in resized_size(scene.size_hw, self.preprocess)]
-        factor = rng.uniform(self.low, 1.0)
-        height, width = (max(1, round(side * factor)) for side in full)
+        full = _scaled(scene.size_hw, self.preprocess, 1.0)
+        height, width = _scaled(scene.size_hw, self.preprocess, rng.uniform(self.low, 1.0))
         small = _resize(scene, (height, width))
-        top = int(rng.integers(full[0] - height + 1))
-        left = int(rng.integers(full[1] - width + 1))
+        top, left = _place((height, width), full, rng)
         padding = [left, top, full[1] - width - left, full[0] - height - top]
         colour = cv2.mean(_as_array(small.image))[:3]
         return replace(
@@ -246,6 +299,10 @@ class ZoomOut:
             image=F.pad(small.image, padding, fill=[round(value) for value in colour]),
             boxes=F.pad(small.boxes, padding),
         )
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        rng.random(3)  # the factor and the place
+        return _scaled(size_hw, self.preprocess, 1.0)
 
 
 @dataclass(frozen=True)
@@ -279,6 +336,9 @@ class ColourJitter:
         )
         changed = cv2.transform(pixels, matrix.astype(np.float32))  # saturates to 0..255
         return replace(scene, image=tv_tensors.Image(torch.from_numpy(changed).permute(2, 0, 1)))
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        return size_hw  # colours come last: what they draw decides no size
 
 
 def colour_matrix(
@@ -318,6 +378,9 @@ class DropSmall:
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         boxes = scene.boxes.as_subclass(Tensor)
         return _select(scene, ((boxes[:, 2:] - boxes[:, :2]) >= self.min_side).all(dim=1))
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        return size_hw
 
 
 def _as_array(image: Tensor) -> NDArray[np.uint8]:
