@@ -1,0 +1,6 @@
+"""`python -m dino_cli`, the form `torchrun -m` needs; the same as the command `dino`."""
+
+from dino_cli.app import main
+
+if __name__ == "__main__":
+    main()

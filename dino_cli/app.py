@@ -1,0 +1,114 @@
+"""The command `dino`: finds the subcommand, imports only that one, and turns errors into exit codes.
+
+`dino --help` must answer at once, so nothing here imports torch, numpy or rich, and the help of the
+group comes from `COMMANDS` instead of the command modules.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dino_cli.errors import report
+from dino_cli.options import SETTINGS, examples
+from dino_core.config import nearest
+from dino_core.errors import ConfigError
+
+COMMANDS = {
+    "predict": "Find objects in images, folders and videos.",
+    "train": "Train or fine-tune a model on your own pictures.",
+    "eval": "Measure a model on labelled images: COCO AP and AR.",
+    "export": "Write a model as ONNX and check it against torch.",
+    "convert": "Convert labelled data between COCO and YOLO.",
+    "models": "List models, look into one, import official checkpoints.",
+    "env": "Show versions, devices and which kernels run here.",
+}
+
+
+class LazyCommands(TyperGroup):
+    """A group whose subcommand NAME lives in `dino_cli/commands/NAME.py` as `app`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"dino_cli.commands.{_module_name(cmd_name)}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            known = nearest(args[0], COMMANDS) or f"known: {', '.join(COMMANDS)}"
+            raise ConfigError(f"no command '{args[0]}'", known)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _module_name(command: str) -> str:
+    return "evaluate" if command == "eval" else command
+
+
+app = typer.Typer(
+    cls=LazyCommands, invoke_without_command=True, **SETTINGS | {"add_completion": True}
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"dino {version('dino-detector')}")
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            typer.echo("dino (not installed)")
+        raise typer.Exit()
+
+
+@app.callback(
+    epilog=examples(
+        "dino predict photo.jpg               # annotated picture and JSONL in runs/predict",
+        "dino train data/ --epochs 20         # fine-tunes the built-in model",
+    )
+)
+def dino(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (with any command).")
+    ] = False,
+) -> None:
+    """DINO object detection: predict, train, evaluate and export on a CPU or on GPUs."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line `argv` (default: the process's own) and exit with its code."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command line `argv` and return its exit code."""
+    options = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
+    arguments = [a for a in options if a != "--debug"] + list(argv[len(options) :])
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="dino", standalone_mode=False)
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        return report(error, as_json="--json" in options, debug="--debug" in options)
+    return code if isinstance(code, int) else 0

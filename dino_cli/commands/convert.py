@@ -1,0 +1,55 @@
+"""`dino convert`: any labelled data set into another form, and what that form could not hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dino_cli import options, render
+from dino_core.errors import ConfigError
+
+app = typer.Typer(**options.SETTINGS)
+
+
+@app.command(
+    epilog=options.examples(
+        "dino convert yolo_data/ coco_data/ --to coco",
+        "dino convert annotations.json yolo_data/ --to yolo",
+    )
+)
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of labelled data.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
+    to: Annotated[Literal["coco", "yolo"], typer.Option("--to", help="Form to write.")],
+    form: options.Format = None,
+    as_json: options.Json = False,
+) -> None:
+    """Convert labelled data; what the target form cannot hold is listed, never dropped silently."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ConfigError(f"{destination}: is there and not empty", "choose a new folder")
+    from dino_core.data.formats.yolo import write_yolo
+
+    from dino_core.data.formats.coco import write_coco
+    from dino_core.data.load import load_dataset
+
+    index = load_dataset(source, form, val_split=0.0)
+    losses = (write_coco if to == "coco" else write_yolo)(index, destination)
+    for warning in (*index.warnings, *losses):
+        render.warn(warning)
+    images = {name: len(records) for name, records in index.splits.items()}
+    boxes = {n: sum(len(r.class_indices) for r in records) for n, records in index.splits.items()}
+    if as_json:
+        answer = {
+            "schema": 1, "from": index.format, "to": to, "classes": list(index.classes.names),
+            "images": images, "boxes": boxes, "warnings": [*index.warnings, *losses],
+            "out": str(destination),
+        }  # fmt: skip
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    for name, count in images.items():
+        render.note(f"{name}: {count} images, {boxes[name]} boxes")
+    render.note(f"{len(index.classes)} classes: {', '.join(filter(None, index.classes.names))}")
+    render.note(f"{index.format} -> {to}: {destination}")

@@ -1,0 +1,183 @@
+"""`dino train`: settings from every source into one run of `fit`, shown as it happens."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import typer
+
+from dino_cli import errors, options, output, render
+from dino_cli.settings import Settings, model_overrides, resolve_settings
+from dino_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from dino_core.data.records import DatasetIndex
+    from dino_core.engine.events import Event
+
+app = typer.Typer(**options.SETTINGS)
+
+
+@app.command(
+    epilog=options.examples(
+        "dino train data/ --epochs 20",
+        "dino train data/ --minutes 10 --batch 4 --set train.warmup_steps=50",
+        "dino train --resume runs/train",
+    )
+)
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", help="COCO or YOLO data.", show_default=False),
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="Model name or file.")] = "dino-nano",
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="FILE|none", help="Start; default: the model's own."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Length of run.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Length of run.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.01, help="Length of run.")
+    ] = None,
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="auto|N", help="Images a forward pass.")
+    ] = "auto",
+    accumulate: Annotated[
+        int | None, typer.Option("--accumulate", min=1, help="Forward passes a step.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Rate of the head.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=32, help="Long side in pixels.")
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16"] | None, typer.Option("--dtype", help="Arithmetic.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = None,
+    freeze: Annotated[
+        Literal["none", "backbone"] | None, typer.Option("--freeze", help="Keep this part as is.")
+    ] = None,
+    ema: Annotated[bool | None, typer.Option("--ema/--no-ema", help="Average the weights.")] = None,
+    augment: Annotated[
+        Literal["none", "default", "strong", "published"] | None,
+        typer.Option("--augment", help="Random changes of the training images."),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option("--patience", min=1, help="Evaluations without gain, then stop.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE.toml", help="Tables train, model.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any setting; repeatable.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run folder.")
+    ] = None,
+    val_split: Annotated[
+        float | None,
+        typer.Option("--val-split", min=0, max=0.9, help="Share held out when DATA has no val."),
+    ] = None,
+    form: options.Format = None,
+    out: options.Out = None,
+) -> None:
+    """Train or fine-tune a model on DATA; `best.safetensors` in the run folder is the result."""
+    if resume is not None and (config is not None or out is not None):
+        raise ConfigError(
+            "--resume takes its settings and folder from the run", "no --config, --out"
+        )
+    given = {
+        "epochs": epochs, "steps": steps, "minutes": minutes, "batch": _batch(batch),
+        "accumulate": accumulate, "lr": lr, "image_size": image_size, "dtype": dtype,
+        "device": device, "freeze": freeze, "ema": ema, "augment": augment, "patience": patience,
+        "seed": seed, "val_split": val_split,
+    }  # fmt: skip
+    source = config if resume is None else _run_config(resume)
+    settings = resolve_settings(source, given, assignments or [])
+    dataset = _load(data, form, resume, settings)
+    _train(dataset, settings, model, weights, resume, out)
+
+
+def _batch(text: str) -> int | None:
+    """`auto` keeps the default. Raises ConfigError where it is neither that nor a number."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--batch {text}: expected a number or auto", "e.g. --batch 8")
+    return int(text)
+
+
+def _run_config(run: Path) -> Path:
+    path = run / "config.toml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{run}: no training run to resume (no config.toml)",
+            "--resume takes a run's folder, e.g. runs/train",
+        )
+    return path
+
+
+def _load(
+    data: Path | None, form: str | None, resume: Path | None, settings: Settings
+) -> DatasetIndex:
+    """The data set, named on the command line or by the run that goes on."""
+    from dino_cli.train_view import data_lines
+    from dino_core.data.load import load_dataset
+
+    if data is None:
+        if resume is None or "path" not in settings.data:
+            raise ConfigError("no data given", "dino train DATA, a folder or file")
+        data, form = Path(str(settings.data["path"])), form or str(settings.data["format"])
+    train = settings.train
+    dataset = load_dataset(data, form, val_split=train.val_split, seed=train.seed)
+    for line in data_lines(dataset):
+        render.note(line)
+    for warning in dataset.warnings:
+        render.warn(warning)
+    return dataset
+
+
+def _train(
+    dataset: DatasetIndex,
+    settings: Settings,
+    model: str,
+    weights: str | None,
+    resume: Path | None,
+    out: Path | None,
+) -> None:
+    from dino_cli.train_view import train_view
+    from dino_core.engine.events import CheckpointSaved, StepDone
+    from dino_core.engine.fit import fit
+
+    model_config = None if resume else model_overrides(settings, model, weights)
+    with output.output_folder(resume or out, "train") as folder:
+        run = cast(
+            "Generator[Event, None, None]",  # so that closing it saves the state
+            fit(
+                settings.train,
+                dataset,
+                out=folder.path,
+                model=model,
+                weights=weights,
+                model_config=model_config,
+                resume=resume is not None,
+            ),
+        )
+        try:
+            with train_view() as view, contextlib.closing(run) as events:
+                for event in events:
+                    if isinstance(event, (StepDone, CheckpointSaved)):
+                        folder.keep()
+                    view.show(event)
+        except KeyboardInterrupt:
+            if not (folder.path / "state").is_dir() or not any((folder.path / "state").iterdir()):
+                raise
+            folder.keep()
+            render.note(f"interrupted; go on with: dino train --resume {folder.path}")
+            raise typer.Exit(errors.INTERRUPTED) from None

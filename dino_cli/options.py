@@ -1,0 +1,76 @@
+"""Option types and settings that several commands share, so that one name means one thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from dino_core.config import nearest
+from dino_core.errors import ConfigError
+
+# Plain help: rich would take longer to import than everything else `dino --help` does.
+SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
+}
+
+RuntimeDtype = Literal["auto", "fp32", "bf16", "fp16"]
+
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+]
+Dtype = Annotated[RuntimeDtype, typer.Option("--dtype", help="Arithmetic of the network.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable JSON on stdout.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FOLDER", help="Where results go; default runs/VERB.", show_default=False
+    ),
+]
+Format = Annotated[
+    Literal["coco", "yolo"] | None,
+    typer.Option("--format", help="Form of the data; default: recognised.", show_default=False),
+]
+
+
+def examples(*lines: str) -> str:
+    """The `epilog` of a command: example lines that the help does not rewrap."""
+    return "Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def comma_separated(text: str | None) -> list[str] | None:
+    """`a, b` as ["a", "b"]; None stays None."""
+    if text is None:
+        return None
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def choices(text: str, known: tuple[str, ...], option: str) -> list[str]:
+    """A comma-separated choice. Raises ConfigError with the nearest known name."""
+    chosen = comma_separated(text) or []
+    for name in chosen:
+        if name not in known:
+            hint = nearest(name, known) or f"known: {', '.join(known)}"
+            raise ConfigError(f"{option}: unknown name '{name}'", hint)
+    if not chosen:
+        raise ConfigError(f"{option}: nothing chosen", f"known: {', '.join(known)}")
+    return chosen
+
+
+def size_hw(text: str | None, option: str = "--image-size") -> tuple[int, int] | None:
+    """`H,W`, `HxW` or `N` (square) as (H, W). Raises ConfigError where it is none of them."""
+    if text is None:
+        return None
+    parts = text.lower().replace("x", ",").split(",")
+    try:
+        numbers = [int(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or min(numbers) < 1:
+        raise ConfigError(f"{option} {text}: expected H,W in pixels", f"e.g. {option} 384,512")
+    return (numbers[0], numbers[-1])

@@ -1,0 +1,80 @@
+"""Where a command's results go: `--out`, else runs/VERB, runs/VERB-2, ...; nothing is left by a failed start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from dino_core.errors import ConfigError
+
+
+class OutputFolder:
+    """A result folder made on entry; kept once `keep` was called, else removed after a failure."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.kept = False
+
+    def keep(self) -> None:
+        """From here on the folder holds something worth keeping, whatever happens."""
+        self.kept = True
+
+
+def free_path(verb: str, runs: Path = Path("runs")) -> Path:
+    """The first of runs/VERB, runs/VERB-2, ... that does not exist."""
+    names = (verb if n == 1 else f"{verb}-{n}" for n in count(1))
+    return next(runs / name for name in names if not (runs / name).exists())
+
+
+@contextmanager
+def output_folder(out: Path | None, verb: str) -> Iterator[OutputFolder]:
+    """Make the result folder for a command.
+
+    A folder that this made is removed again when the block fails before `keep` or leaves it empty;
+    one that was there before is never removed.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+    path = out if out is not None else free_path(verb)
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".dino-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        _remove_empty(missing)
+        raise ConfigError(
+            f"{path}: cannot be used as result folder ({error.strerror or error})",
+            "choose another with --out",
+        ) from error
+    folder = OutputFolder(path)
+    try:
+        yield folder
+    except BaseException:
+        if not folder.kept and missing:
+            shutil.rmtree(path, ignore_errors=True)
+        _remove_empty(missing)
+        raise
+    _remove_empty(missing)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those of `folders` (innermost first) that are there and empty."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON; the file is there complete or not at all."""
+    from dino_core.inference.atomic import atomic_file
+
+    with atomic_file(path) as file:
+        file.write(json.dumps(content, ensure_ascii=False).encode())

@@ -1,0 +1,147 @@
+"""What people read: messages, tables and progress; plain lines wherever no person watches a terminal.
+
+stdout is data, so everything here except `print_table` goes to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+PLAIN_INTERVAL_S = 10.0  # between progress lines in a log
+
+
+def note(text: str) -> None:
+    """A line for the person, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """A warning on stderr; yellow on a terminal."""
+    if is_terminal(sys.stderr):
+        console(sys.stderr).print(f"warning: {text}", style="yellow", markup=False, highlight=False)
+    else:
+        note(f"warning: {text}")
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person sees `stream` on a terminal that can move its cursor."""
+    import os
+
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def console(stream: TextIO) -> Console:
+    """A rich console; rich itself honours NO_COLOR."""
+    from rich.console import Console
+
+    return Console(file=stream, soft_wrap=not is_terminal(stream))
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    stream: TextIO | None = None,
+) -> None:
+    """A table whose first column is text and left-aligned, the others right-aligned."""
+    stream = stream or sys.stdout
+    cells = [["-" if value is None else str(value) for value in row] for row in rows]
+    if is_terminal(stream):
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in cells:
+            table.add_row(*row)
+        console(stream).print(table)
+        return
+    for line in plain_table(columns, cells, title):
+        print(line, file=stream)
+
+
+def plain_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
+) -> list[str]:
+    """The lines of an aligned table without colours or borders."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    lines = [title] if title else []
+    for row in (columns, *rows):
+        first = row[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([first, *rest]).rstrip())
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """`75.2` as `1m15s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Ticker:
+    """Progress of a long command: a live bar on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, what: str, total: int | None, bar: tuple[Progress, TaskID] | None) -> None:
+        self.what = what
+        self.total = total
+        self.done = 0
+        self._bar = bar
+        self._start = self._last = time.monotonic()
+
+    def advance(self, steps: int = 1, detail: str = "") -> None:
+        """Count `steps` more as done; `detail` stands behind the numbers."""
+        self.done += steps
+        now = time.monotonic()
+        if self._bar is not None:
+            progress, task = self._bar
+            progress.update(task, completed=self.done, detail=self._text(now, detail))
+        elif now - self._last >= PLAIN_INTERVAL_S:
+            self._last = now
+            note(f"{self._count()} {self._text(now, detail)}")
+
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return self.done / max(time.monotonic() - self._start, 1e-9)
+
+    def _count(self) -> str:
+        return f"{self.done}/{self.total} {self.what}" if self.total else f"{self.done} {self.what}"
+
+    def _text(self, now: float, detail: str) -> str:
+        rate = self.done / max(now - self._start, 1e-9)
+        parts = [f"{rate:.1f}/s"]
+        if self.total and rate > 0:
+            parts.append(f"ETA {duration((self.total - self.done) / rate)}")
+        return "  ".join([*parts, detail] if detail else parts)
+
+
+@contextmanager
+def ticker(what: str, total: int | None) -> Iterator[Ticker]:
+    """Show the progress of `total` units (None: unknown) called `what` while the block runs."""
+    if not is_terminal(sys.stderr):
+        yield Ticker(what, total, None)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(what),
+        TextColumn("{task.fields[detail]}"),
+    )
+    with Progress(*columns, console=console(sys.stderr), transient=True) as progress:
+        yield Ticker(what, total, (progress, progress.add_task("", total=total, detail="")))

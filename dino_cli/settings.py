@@ -1,0 +1,136 @@
+"""The settings of a training run: defaults < `--config` file < explicit options < `--set`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dino_core.config import (
+    ModelConfig,
+    PreprocessConfig,
+    TrainConfig,
+    apply_overrides,
+    from_dict,
+    load_toml,
+    nearest,
+    to_dict,
+)
+from dino_core.errors import ConfigError
+from dino_core.variants import VARIANTS
+
+TABLES = {"train": TrainConfig, "model": ModelConfig, "preprocess": PreprocessConfig}
+LENGTHS = ("epochs", "steps", "minutes")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the person asked for.
+
+    Attributes:
+        train: The resolved recipe.
+        model: Settings of the network that differ from the chosen model's own.
+        preprocess: Settings of its input that differ from the chosen model's own.
+        data: What the settings file of an earlier run tells about its data.
+    """
+
+    train: TrainConfig
+    model: Mapping[str, Any]
+    preprocess: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+
+def resolve_settings(
+    config: Path | None, options: Mapping[str, Any], assignments: Sequence[str]
+) -> Settings:
+    """Merge the sources of settings.
+
+    Args:
+        config: TOML file with the tables train, train.loss, model, preprocess.
+        options: TrainConfig field to the value of an explicit option; None: not given.
+        assignments: `--set` values, e.g. "train.lr=1e-4".
+
+    Raises:
+        ConfigError: an unknown table or key, a wrong type, or several lengths.
+    """
+    tables: dict[str, Any] = load_toml(config) if config else {}
+    _check_tables(tables, str(config))
+    given = {name: value for name, value in options.items() if value is not None}
+    _check_lengths(given, "", [f"--{name}" for name in LENGTHS])
+    train = dict(tables.get("train", {}))
+    if any(name in given for name in LENGTHS):
+        train = {name: value for name, value in train.items() if name not in LENGTHS}
+    merged = apply_overrides({**tables, "train": {**train, **given}}, assignments)
+    _check_tables(merged, "--set")
+    _check_lengths(merged["train"], "[train] ", LENGTHS)
+    for name, cls in TABLES.items():  # so that an unknown key fails here and names its table
+        from_dict(cls, merged.get(name, {}), name)
+    return Settings(
+        train=from_dict(TrainConfig, merged["train"], "train"),
+        model=merged.get("model", {}),
+        preprocess=merged.get("preprocess", {}),
+        data=tables.get("data", {}),
+    )
+
+
+def model_overrides(settings: Settings, model: str, weights: str | None) -> ModelConfig | None:
+    """The network's settings with `settings.model` over those of `model`; None: as they are.
+
+    Raises:
+        CheckpointError: no such model.
+        ConfigError: `settings.preprocess` differs from the model's own input.
+    """
+    if not settings.model and not settings.preprocess:
+        return None
+    base, own_input = _own_settings(model, weights)
+    _check_preprocess(settings, own_input)
+    if not settings.model:
+        return None
+    return from_dict(ModelConfig, {**to_dict(base), **settings.model}, "model")
+
+
+def _own_settings(model: str, weights: str | None) -> tuple[ModelConfig, PreprocessConfig]:
+    """Network and input that `model` stands for, without reading its weights where possible."""
+    from dino_core.checkpoints.zoo import FOREIGN_SUFFIXES, load, resolve
+    from dino_core.inference.metadata import read_metadata
+
+    if model in VARIANTS and weights is not None:
+        return VARIANTS[model].model, VARIANTS[model].preprocess
+    path = resolve(model)
+    meta = load(path).meta if path.suffix in FOREIGN_SUFFIXES else read_metadata(path)
+    return meta.model, meta.preprocess
+
+
+def _check_preprocess(settings: Settings, own: PreprocessConfig) -> None:
+    """The table may repeat the model's input (a run's config.toml does), not change it."""
+    from dino_core.data.transforms import at_image_size
+
+    size = settings.train.image_size
+    resized = to_dict(own if size is None else at_image_size(own, size))
+    for name, value in settings.preprocess.items():
+        if value != resized[name]:
+            raise ConfigError(
+                f"preprocess.{name} = {value}: this model has {resized[name]}",
+                "the size of the input is --image-size; the rest belongs to the model",
+            )
+
+
+def _check_tables(tables: Mapping[str, Any], where: str) -> None:
+    fields = {f.name for f in dataclasses.fields(TrainConfig)}
+    for name, value in tables.items():
+        if name == "data":  # a run's config.toml tells there where its data was
+            continue
+        if name in fields and name not in TABLES:
+            raise ConfigError(f"{where}: '{name}' stands in no table", f"write train.{name}")
+        if name not in TABLES:
+            hint = nearest(name, TABLES) or f"known: {', '.join(TABLES)}"
+            raise ConfigError(f"{where}: unknown table '{name}'", hint)
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: '{name}' is not a table", f"write {name}.KEY=VALUE")
+
+
+def _check_lengths(given: Mapping[str, Any], where: str, names: Sequence[str]) -> None:
+    if sum(given.get(name) is not None for name in LENGTHS) > 1:
+        raise ConfigError(f"{where}only one of {', '.join(names)} can be given")

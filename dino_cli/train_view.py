@@ -1,0 +1,170 @@
+"""How a training run looks: the plan, a live bar or a few log lines, and a row an evaluation."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dino_cli import render
+
+if TYPE_CHECKING:
+    from dino_core.data.records import DatasetIndex, ImageRecord
+    from dino_core.engine.events import (
+        EvaluationDone,
+        Event,
+        RunFinished,
+        RunPlanned,
+        StepDone,
+    )
+
+PLAIN_INTERVAL_S = 30.0  # between step lines in a log
+_WIDTHS = (8, 7, 8, 8, 8, 8, 6)
+_HEADER = ("step", "epoch", "AP", "AP50", "AP75", "took", "")
+
+
+class TrainView:
+    """Shows the events of one run on stderr."""
+
+    def __init__(self, progress: Any = None) -> None:
+        self._progress = progress  # rich.progress.Progress on a terminal
+        self._task = progress.add_task("", total=1.0, detail="starting") if progress else None
+        self._header_shown = False
+        self._last_line = -PLAIN_INTERVAL_S
+
+    def show(self, event: Event) -> None:
+        """Render one event."""
+        from dino_core.engine import events
+
+        if isinstance(event, events.RunPlanned):
+            self.lines(plan_lines(event))
+        elif isinstance(event, events.StepDone):
+            self._step(event)
+        elif isinstance(event, events.EvaluationDone):
+            self._evaluation(event)
+        elif isinstance(event, events.Warned):
+            self.lines([f"warning: {event.message}"])
+        elif isinstance(event, events.RunFinished):
+            self.lines(finished_lines(event))
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Print lines above the bar."""
+        for line in lines:
+            if self._progress is not None:
+                self._progress.console.print(line, markup=False, highlight=False)
+            else:
+                render.note(line)
+
+    def _step(self, event: StepDone) -> None:
+        text = step_line(event)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=event.progress, detail=text)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= PLAIN_INTERVAL_S or event.step == event.steps_total:
+            self._last_line = now
+            self.lines([text])
+
+    def _evaluation(self, event: EvaluationDone) -> None:
+        metrics = event.metrics
+        if not self._header_shown:
+            self._header_shown = True
+            self.lines([_row(_HEADER)])
+        numbers = [_fraction(getattr(metrics, name)) for name in ("ap", "ap50", "ap75")]
+        took = render.duration(event.seconds)
+        best = "best" if event.best else ""
+        self.lines([_row((str(event.step), str(event.epoch), *numbers, took, best))])
+
+
+@contextmanager
+def train_view() -> Iterator[TrainView]:
+    """A view for one run; on a terminal with a live bar."""
+    if not render.is_terminal(sys.stderr):
+        yield TrainView()
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[detail]}"))
+    with Progress(*columns, console=render.console(sys.stderr), transient=True) as progress:
+        yield TrainView(progress)
+
+
+def data_lines(dataset: DatasetIndex) -> list[str]:
+    """What is in the data set: images, boxes, empty images and classes, a line a split."""
+    names = [name for name in dataset.classes.names if name]
+    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    lines = [f"data      {dataset.root} ({dataset.format}), {len(names)} classes: {shown}"]
+    for split, records in dataset.splits.items():
+        lines.append(f"  {split:<8}{_counts(records)}")
+    return lines
+
+
+def _counts(records: tuple[ImageRecord, ...]) -> str:
+    boxes = sum(len(record.class_indices) for record in records)
+    empty = sum(not len(record.class_indices) for record in records)
+    return f"{len(records)} images, {boxes} boxes, {empty} images without boxes"
+
+
+def plan_lines(event: RunPlanned) -> list[str]:
+    """Model, input, schedule and device of the run."""
+    model, config, size = event.model, event.config, event.preprocess
+    accumulate = f" x {config.accumulate}" if config.accumulate > 1 else ""
+    lines = [
+        (
+            f"model     {model.variant}: {model.backbone}, {event.parameters / 1e6:.1f} M trainable "
+            f"parameters, {model.num_classes} classes, images up to {size.max_side} px"
+        ),
+        f"schedule  {'; '.join(event.plan.reasons)}",
+        (
+            f"recipe    batch {config.batch}{accumulate}, lr {config.lr:g} {config.schedule}, "
+            f"augment {config.augment}, {'EMA, ' if config.ema else ''}"
+            f"{event.dtype} on {event.device}, seed {config.seed}"
+        ),
+        f"training  {event.train_images} images, validation {event.val_images}",
+        f"folder    {event.out}",
+    ]
+    if event.transfer is not None:
+        taken, fresh = event.transfer, len(event.transfer.kept)
+        known = f", heads of {len(taken.classes)} classes by name" if taken.by_class else ""
+        start = f", {fresh} start anew" if fresh else ""
+        lines.append(f"weights   {len(taken.copied)} tensors taken over{known}{start}")
+    if event.resumed_step:
+        lines.append(f"resumed   after step {event.resumed_step}")
+    return lines
+
+
+def step_line(event: StepDone) -> str:
+    """One training step: where, losses, rate, speed, memory, time left."""
+    total = f"/{event.steps_total}" if event.steps_total else f" ({100 * event.progress:.0f}%)"
+    terms = " ".join(
+        f"{name.removeprefix('loss_')} {value:.3f}"
+        for name, value in event.losses.items()
+        if name != "total"
+    )
+    return (
+        f"step {event.step}{total}  epoch {event.epoch}  loss {event.losses['total']:.3f} ({terms})  "
+        f"lr {event.lr:.1e}  {event.images_per_s:.1f} images/s  {event.memory_mb:.0f} MB  "
+        f"ETA {render.duration(event.eta_s)}"
+    )
+
+
+def finished_lines(event: RunFinished) -> list[str]:
+    """The last words of a run: how it went and where the model is."""
+    summary = event.summary
+    took = render.duration(summary["seconds"])
+    lines = [f"{summary['steps']} steps, {summary['epochs']} epochs in {took}"]
+    if summary["stopped_early"]:
+        lines.append(f"stopped early: {summary['stopped_early']}")
+    if summary["best_ap"] is not None:
+        lines.append(f"best AP {summary['best_ap']:.3f} at step {summary['best_step']}")
+    return [*lines, f"model in {summary['best']}", f"results in {event.out}"]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "".join(c.rjust(w) for c, w in zip(cells, _WIDTHS, strict=True)).rstrip()
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
