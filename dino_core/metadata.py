@@ -118,4 +118,6 @@ def from_json(text: str, where: str = "checkpoint") -> CheckpointMeta:
     except CheckpointError:
         raise
     except (DinoError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}: its metadata does not fit this version: {error}") from error
+        raise CheckpointError(
+            f"{where}: its metadata does not fit this version: {error}"
+        ) from error

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dino_core.errors import CheckpointError
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
+from dino_core.models.dino import Dino
 
 _ALIASES_KEY = "aliases"
 _NOT_OURS_HINT = "a model file of another project is read with `dino models import`"
@@ -77,6 +78,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
     tensors, _ = read_tensors(path)
     state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
     return Checkpoint(meta, state)
+
+
+def build_model(checkpoint: Checkpoint) -> Dino:
+    """The network with its weights, in evaluation mode.
+
+    Raises: CheckpointError when the weights are not those of the network the file describes.
+    """
+    with torch.device("meta"):  # initialising would only be overwritten
+        model = Dino(checkpoint.meta.model)
+    try:
+        model.load_state_dict(checkpoint.state_dict, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights do not fit {checkpoint.meta.variant}: {error}"
+        ) from error
+    left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if left:
+        raise CheckpointError(f"{checkpoint.meta.variant}: the file lacks {', '.join(left[:8])}")
+    return model.eval()
 
 
 def read_header(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What happens in a training run, as frozen values: `fit()` yields them, whoever listens renders."""
+"""What happens in a training run, as frozen values: `fit()` yields them, others render them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RunPlanned:
     """Everything is decided and checked; nothing has been written yet.
 
     Attributes:
-        plan: Length and warm-up, with reasons.
+        plan: Length, with reasons.
         out: The run's folder; it is made after this event.
         config: The recipe.
         model: The network, with this data's class count.
@@ -56,7 +56,7 @@ class StepDone:
         steps_total: Steps in all; None when the clock decides.
         epoch: Passes over the training split that are complete.
         progress: Fraction of the run that is done.
-        losses: "loss" and the main terms, means since the last report.
+        losses: "total" and the main terms, means since the last report.
         lr: The head's present rate.
         grad_norm: Gradient norm before clipping, of this step.
         images_per_s: Training throughput since the last report, evaluation not counted.

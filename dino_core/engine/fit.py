@@ -267,9 +267,7 @@ def _prepare(
         saved.restore(network, ema, optimizer)
         saved.rng.restore()
         start = replace(start, origin=str(saved.meta.provenance.get("start", "resume")))
-    stepper = Stepper(
-        config, the_plan, network, ema, optimizer, device, choose_dtype(config, device)
-    )
+    stepper = Stepper(config, network, ema, optimizer, device, choose_dtype(config, device))
     stream = BatchStream(_loader(config, dataset, start, device), counters.epoch, counters.batch)
     return _Run(
         config=config,
@@ -379,13 +377,11 @@ def _evaluate(run: _Run) -> Iterator[Event]:
     counters.evaluation_s = time.monotonic() - started
     counters.evaluating_s += counters.evaluation_s
     score = run.metrics.ap if run.metrics.ap is not None else 0.0
-    best = counters.best is None or score > counters.best
+    best = counters.best is None or score >= counters.best  # of equals the longer trained
     counters.since_best = 0 if best else counters.since_best + 1
     if best:
         counters.best, counters.best_step = score, counters.step
-    yield EvaluationDone(
-        counters.step, counters.epoch, run.metrics, best, counters.evaluation_s
-    )
+    yield EvaluationDone(counters.step, counters.epoch, run.metrics, best, counters.evaluation_s)
     if best:
         yield run.save_best()
 

@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process: page faults of big temporaries are half a CPU step's time."""
+"""Keeping freed memory in the process: page faults of big temporaries are half a CPU step."""
 
 from __future__ import annotations
 

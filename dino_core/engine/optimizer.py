@@ -1,4 +1,4 @@
-"""AdamW in two groups, as published: names with "backbone" at a tenth of the rate (ALGORITHM 26)."""
+"""AdamW in two groups, as published: "backbone" in a name means a tenth of the rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a run is and how it starts, decided in one place, each decision with its reason."""
+"""How long a run is, decided in one place, each decision with its reason."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from dino_core.config import TrainConfig
 from dino_core.data.records import DatasetIndex
+from dino_core.engine.schedule import WARMUP_SHARE
 from dino_core.errors import ConfigError, DataError
 
 _AIM_STEPS = 3000
 _MIN_EPOCHS, _MAX_EPOCHS = 12, 100
-_WARMUP_SHARE = 0.1  # at most this share of the run
 _EVALUATION_SHARE = 0.15  # at most this share of the time
 
 
@@ -30,7 +30,6 @@ class Plan:
     steps: int | None
     minutes: float | None
     steps_per_epoch: float
-    warmup_steps: int
     reasons: tuple[str, ...]
 
     @property
@@ -53,7 +52,7 @@ class Plan:
 
 
 def plan(config: TrainConfig, dataset: DatasetIndex, processes: int = 1) -> Plan:
-    """Decide length and warm-up.
+    """Decide the length.
 
     Raises:
         ConfigError: more than one length given, or one that is not positive.
@@ -86,11 +85,9 @@ def plan(config: TrainConfig, dataset: DatasetIndex, processes: int = 1) -> Plan
             f"{epochs:.0f} epochs ({steps} steps) for {len(records)} images: about {_AIM_STEPS} "
             f"steps, within {_MIN_EPOCHS} to {_MAX_EPOCHS} epochs"
         )
-    warmup = config.warmup_steps
-    if steps is not None and warmup > _WARMUP_SHARE * steps:
-        warmup = int(_WARMUP_SHARE * steps)
-        reasons.append(f"warm-up of {warmup} steps, a tenth of this short run")
-    return Plan(steps, minutes if steps is None else None, steps_per_epoch, warmup, tuple(reasons))
+    if steps is not None and config.warmup_steps > WARMUP_SHARE * steps:
+        reasons.append("the warm-up is a tenth of this short run")
+    return Plan(steps, minutes if steps is None else None, steps_per_epoch, tuple(reasons))
 
 
 def _check(config: TrainConfig) -> None:

@@ -142,7 +142,7 @@ class RunFolder:
             writer.writerow({k: v for k, v in row.items() if v is not None})
 
     def forget_after(self, step: int) -> None:
-        """Drop table rows of steps after `step`: a killed run wrote them, the resumed redoes them."""
+        """Drop table rows of steps after `step`: a killed run wrote them, this one redoes them."""
         if self.metrics_jsonl.exists():
             lines = self.metrics_jsonl.read_text(encoding="utf-8").splitlines()
             write_text(self.metrics_jsonl, "".join(f"{x}\n" for x in lines if _is_kept(x, step)))
@@ -198,12 +198,14 @@ def _row(event: Event) -> dict[str, Any] | None:
 
 
 def _loss_name(name: str) -> str:
-    return name if name.startswith("loss") else f"loss_{name}"
+    return "loss" if name == "total" else f"loss_{name}"
 
 
 def _log_line(row: Mapping[str, Any]) -> str:
     shown = {k: v for k, v in row.items() if not isinstance(v, (dict, list))}
-    return " ".join(f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
+    return " ".join(
+        f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()
+    )
 
 
 def _is_kept(line: str, step: int) -> bool:

@@ -108,5 +108,3 @@ def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 def _cpu_multiplies_bf16() -> bool:
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-

@@ -50,14 +50,13 @@ class Stepper:
     def __init__(
         self,
         config: TrainConfig,
-        plan: Plan,
         model: Dino,
         ema: Ema[Dino] | None,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.config, self.plan = config, plan
+        self.config = config
         self.model, self.ema, self.optimizer = model, ema, optimizer
         self.device, self.dtype = device, dtype
         self.criterion = Criterion(config.loss)
@@ -81,14 +80,14 @@ class Stepper:
         if self.config.freeze == "backbone":
             self.model.backbone.eval()
         self.optimizer.zero_grad(set_to_none=True)
-        factor = lr_factor(self.config, step, progress, self.plan.warmup_steps)
+        factor = lr_factor(self.config, step, progress, self.config.warmup_steps)
         set_lr(self.optimizer, factor)
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
-            terms = self._accumulate(batch, step, index, len(batches))
+            terms, finite = self._accumulate(batch, step, index, len(batches))
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(batches)
-            if not all_true(bool(torch.isfinite(terms["loss"])), self.device):
+            if not finite:
                 return StepResult(False, sums, float("nan"), self.config.lr * factor)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm))
         if not np.isfinite(norm):  # equal in all processes: gradients are averaged
@@ -100,8 +99,10 @@ class Stepper:
         self.updating = False
         return StepResult(True, sums, norm, self.config.lr * factor)
 
-    def _accumulate(self, batch: Batch, step: int, index: int, count: int) -> dict[str, Tensor]:
-        """Forward and backward of one micro-batch; its loss terms, detached."""
+    def _accumulate(
+        self, batch: Batch, step: int, index: int, count: int
+    ) -> tuple[dict[str, Tensor], bool]:
+        """Forward and backward of one micro-batch: its detached loss terms, and whether finite."""
         images = batch.images.to(self.device, non_blocking=True)
         mask = batch.padding_mask.to(self.device, non_blocking=True)
         targets = [t.to(str(self.device)) for t in batch.targets]
@@ -110,10 +111,10 @@ class Stepper:
             output = self._wrapped(images, mask, targets, generator)
         boxes = torch.tensor(float(sum(len(t.labels) for t in targets)), device=self.device)
         losses = self.criterion(output, targets, float(all_reduce_mean(boxes)))
-        if bool(torch.isfinite(losses.total)):
+        finite = all_true(bool(torch.isfinite(losses.total)), self.device)
+        if finite:  # in all processes, or none may enter the gradients' exchange
             (losses.total / count).backward()
-        terms: dict[str, Tensor] = losses.terms
-        return terms
+        return losses.terms, finite
 
 
 def noise_generator(seed: int, step: int, index: int) -> torch.Generator:
@@ -145,9 +146,7 @@ class StepMeter:
         for name, value in result.losses.items():
             self._losses[name] = self._losses.get(name, torch.zeros_like(value)) + value
 
-    def report(
-        self, counters: Counters, plan: Plan, progress: float, elapsed_s: float
-    ) -> StepDone:
+    def report(self, counters: Counters, plan: Plan, progress: float, elapsed_s: float) -> StepDone:
         """The event for the steps since the last report."""
         assert self._last is not None
         if plan.steps is not None:
@@ -161,7 +160,10 @@ class StepMeter:
             steps_total=plan.steps,
             epoch=counters.epoch,
             progress=progress,
-            losses={name: float(value) / self.steps for name, value in self._losses.items()},
+            losses={
+                "total" if name == "loss" else name: float(value) / self.steps
+                for name, value in self._losses.items()
+            },
             lr=self._last.lr,
             grad_norm=self._last.grad_norm,
             images_per_s=self._images / max(self._seconds, 1e-9),
