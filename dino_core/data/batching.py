@@ -113,7 +113,7 @@ class ShapeBatches:
         """Batches of one rank in one epoch."""
         count, size = self.count, self.batch_size
         batches = count // size if self.drop_last and count >= size else -(-count // size)
-        return -(-batches // self.world_size)
+        return (batches + self.world_size - 1) // self.world_size
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Indices of each of this rank's batches."""

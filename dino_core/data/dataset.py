@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from dino_core.config import PreprocessConfig
 from dino_core.data.records import ImageRecord
-from dino_core.data.transforms import Scene, Transform, make_scene
+from dino_core.data.scene import Scene, make_scene
+from dino_core.data.transforms import Transform
 from dino_core.errors import DataError
 from dino_core.processing.preprocess import (
     load_image,

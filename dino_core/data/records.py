@@ -47,6 +47,7 @@ class DatasetIndex:
         classes: Index, name and source id of each class.
         splits: Split name ("train", "val", "test") to records.
         warnings: What was repaired or left out while reading, one sentence each with its place.
+        unread: What the source holds beyond this form, one sentence each, for converters to tell.
     """
 
     root: Path
@@ -54,3 +55,16 @@ class DatasetIndex:
     classes: ClassMap
     splits: Mapping[str, tuple[ImageRecord, ...]]
     warnings: tuple[str, ...] = field(default=())
+    unread: tuple[str, ...] = field(default=())
+
+    def to_coco(self, path: str | Path) -> list[str]:
+        """Write as a COCO data set into a folder; returns what could not be kept."""
+        from dino_core.data.formats.coco import write_coco
+
+        return write_coco(self, Path(path))
+
+    def to_yolo(self, path: str | Path) -> list[str]:
+        """Write as a YOLO data set into a folder; returns what could not be kept."""
+        from dino_core.data.formats.yolo import write_yolo
+
+        return write_yolo(self, Path(path))

@@ -2,29 +2,25 @@
 small images.
 
 Random numbers come from a generator that the caller seeds for each image, not from torch's global
-state, so that threads and worker processes give the same pictures. Colours change in one affine
-map of RGB, which is brightness, contrast, saturation and hue in one pass.
+state, so that threads and worker processes give the same pictures.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import cv2
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F  # noqa: N812 (its customary name)
+from torchvision.transforms.v2 import functional as F
 
 from dino_core.config import PreprocessConfig
+from dino_core.data.colour import ColourJitter
+from dino_core.data.scene import Scene, SizeHW, as_array, crop, resize, select
 from dino_core.errors import ConfigError
 from dino_core.processing.preprocess import resized_size
 
-SizeHW = tuple[int, int]
 AugmentKind = Literal["none", "default", "strong", "published"]
 
 _PUBLISHED_SHORT_SIDE = 800
@@ -32,27 +28,6 @@ _PUBLISHED_SIDES = tuple(range(480, 801, 32))
 _PUBLISHED_BEFORE_CROP = (400, 500, 600)
 _PUBLISHED_CROP = (384, 600)
 _CROP_TRIES = 8
-_LUMA = np.array([0.299, 0.587, 0.114])
-_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-
-
-@dataclass(frozen=True)
-class Scene:
-    """An image with its boxes while it is augmented.
-
-    Attributes:
-        image: (3, H, W) uint8.
-        boxes: (N, 4) float32 corners in pixels of `image`.
-        labels: (N,) int64.
-    """
-
-    image: tv_tensors.Image
-    boxes: tv_tensors.BoundingBoxes
-    labels: Tensor
-
-    @property
-    def size_hw(self) -> SizeHW:
-        return self.image.shape[-2], self.image.shape[-1]
 
 
 class Transform(Protocol):
@@ -65,55 +40,6 @@ class Transform(Protocol):
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene: ...
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW: ...
-
-
-def make_scene(image: NDArray[np.uint8], boxes_xyxy_px: Tensor, labels: Tensor) -> Scene:
-    """A scene from an (H, W, 3) uint8 array and its boxes in pixels of that array."""
-    size = (image.shape[0], image.shape[1])
-    return Scene(
-        tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),  # H, W, 3 -> 3, H, W
-        _as_boxes(boxes_xyxy_px, size),
-        labels,
-    )
-
-
-def _as_boxes(boxes_xyxy_px: Tensor, size_hw: SizeHW) -> tv_tensors.BoundingBoxes:
-    return tv_tensors.BoundingBoxes(
-        boxes_xyxy_px, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size_hw
-    )
-
-
-def _areas(boxes: Tensor) -> Tensor:
-    sides = boxes[:, 2:] - boxes[:, :2]
-    return sides[:, 0] * sides[:, 1]
-
-
-def _select(scene: Scene, keep: Tensor) -> Scene:
-    if bool(keep.all()):
-        return scene
-    boxes = scene.boxes.as_subclass(Tensor)[keep]
-    return replace(scene, boxes=_as_boxes(boxes, scene.size_hw), labels=scene.labels[keep])
-
-
-def _resize(scene: Scene, size_hw: SizeHW) -> Scene:
-    if scene.size_hw == size_hw:
-        return scene
-    size = list(size_hw)
-    return replace(
-        scene,
-        image=F.resize(scene.image, size, antialias=True),
-        boxes=F.resize(scene.boxes, size),
-    )
-
-
-def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float) -> Scene:
-    """Cut a window out. Boxes of which at most `min_visible` of the area remains are dropped."""
-    height, width = size_hw
-    before = _areas(scene.boxes.as_subclass(Tensor))
-    boxes = F.crop(scene.boxes, top, left, height, width)
-    seen = _areas(boxes.as_subclass(Tensor)) > before * min_visible
-    image = F.crop(scene.image, top, left, height, width)
-    return _select(replace(scene, image=image, boxes=boxes), seen)
 
 
 def _place(inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
@@ -201,7 +127,7 @@ class ResizeShortSide:
     max_side: int | None = None
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
-        return _resize(scene, self.final_size(scene.size_hw, rng))
+        return resize(scene, self.final_size(scene.size_hw, rng))
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         side = self.sides[int(rng.integers(len(self.sides)))]
@@ -274,7 +200,7 @@ class ScaleTo:
     high: float = 1.0
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
-        return _resize(scene, self.final_size(scene.size_hw, rng))
+        return resize(scene, self.final_size(scene.size_hw, rng))
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         return _scaled(size_hw, self.preprocess, rng.uniform(self.low, self.high))
@@ -282,7 +208,7 @@ class ScaleTo:
 
 @dataclass(frozen=True)
 class ZoomOut:
-    """Lay the shrunken image somewhere on a canvas of its mean colour, of the size it would have."""
+    """Lay the shrunken image somewhere on a canvas, in its mean colour, of the size it would have."""
 
     preprocess: PreprocessConfig
     low: float
@@ -290,10 +216,10 @@ class ZoomOut:
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         full = _scaled(scene.size_hw, self.preprocess, 1.0)
         height, width = _scaled(scene.size_hw, self.preprocess, rng.uniform(self.low, 1.0))
-        small = _resize(scene, (height, width))
+        small = resize(scene, (height, width))
         top, left = _place((height, width), full, rng)
         padding = [left, top, full[1] - width - left, full[0] - height - top]
-        colour = cv2.mean(_as_array(small.image))[:3]
+        colour = cv2.mean(as_array(small.image))[:3]
         return replace(
             small,
             image=F.pad(small.image, padding, fill=[round(value) for value in colour]),
@@ -306,70 +232,6 @@ class ZoomOut:
 
 
 @dataclass(frozen=True)
-class ColourJitter:
-    """Brightness, contrast, saturation and hue, each drawn around no change.
-
-    Attributes:
-        brightness: Largest relative change.
-        contrast: Largest relative change, around the image's mean gray.
-        saturation: Largest relative change.
-        hue: Largest turn around the gray axis, as a fraction of the full circle.
-        probability: How often anything changes.
-    """
-
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float = 0.0
-    probability: float = 0.8
-
-    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
-        if rng.random() >= self.probability:
-            return scene
-        pixels = _as_array(scene.image)
-        matrix = colour_matrix(
-            1 + rng.uniform(-self.brightness, self.brightness),
-            1 + rng.uniform(-self.contrast, self.contrast),
-            1 + rng.uniform(-self.saturation, self.saturation),
-            rng.uniform(-self.hue, self.hue),
-            mean_gray=float(_LUMA @ cv2.mean(pixels)[:3]),
-        )
-        changed = cv2.transform(pixels, matrix.astype(np.float32))  # saturates to 0..255
-        return replace(scene, image=tv_tensors.Image(torch.from_numpy(changed).permute(2, 0, 1)))
-
-    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
-        return size_hw  # colours come last: what they draw decides no size
-
-
-def colour_matrix(
-    brightness: float, contrast: float, saturation: float, hue: float, mean_gray: float
-) -> NDArray[np.float64]:
-    """(3, 4) affine map of RGB in 0..255: hue, then saturation, contrast and brightness.
-
-    Args:
-        brightness: Factor.
-        contrast: Factor of the distance from `mean_gray`.
-        saturation: Factor of the distance from the pixel's own gray.
-        hue: Turn in the YIQ plane, as a fraction of the full circle.
-        mean_gray: Gray level that contrast leaves as it is.
-    """
-    turn = 2 * math.pi * hue
-    rotation = np.array(
-        [
-            [1, 0, 0],
-            [0, math.cos(turn), -math.sin(turn)],
-            [0, math.sin(turn), math.cos(turn)],
-        ]
-    )
-    hue_map = np.linalg.solve(_YIQ, rotation @ _YIQ)
-    gray_map = np.tile(_LUMA, (3, 1))
-    saturation_map = saturation * np.eye(3) + (1 - saturation) * gray_map
-    linear = brightness * contrast * saturation_map @ hue_map
-    offset = brightness * (1 - contrast) * mean_gray
-    return np.hstack([linear, np.full((3, 1), offset)])
-
-
-@dataclass(frozen=True)
 class DropSmall:
     """Drop boxes with a side below `min_side` pixels of the final image."""
 
@@ -377,16 +239,10 @@ class DropSmall:
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         boxes = scene.boxes.as_subclass(Tensor)
-        return _select(scene, ((boxes[:, 2:] - boxes[:, :2]) >= self.min_side).all(dim=1))
+        return select(scene, ((boxes[:, 2:] - boxes[:, :2]) >= self.min_side).all(dim=1))
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         return size_hw
-
-
-def _as_array(image: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) tensor as a contiguous (H, W, 3) array."""
-    array: NDArray[np.uint8] = image.as_subclass(Tensor).permute(1, 2, 0).contiguous().numpy()
-    return array
 
 
 def at_image_size(preprocess: PreprocessConfig, image_size: int | None) -> PreprocessConfig:
@@ -427,7 +283,9 @@ def build_transform(
         geometry = Choice((ZoomOut(size, 0.5), close, scale), (0.25, 0.5, 0.25))
         colour = ColourJitter(0.3, 0.4, 0.5, 0.05)
     else:
-        raise ConfigError(f"unknown augmentation '{kind}'", "known: none, default, strong, published")
+        raise ConfigError(
+            f"unknown augmentation '{kind}'", "known: none, default, strong, published"
+        )
     return Chain((geometry, HorizontalFlip(), colour, DropSmall()))
 
 

@@ -1,98 +1,51 @@
-"""COCO json, also as Roboflow lays it out: reading, and the search for the files of a data set."""
+"""COCO json, also as Roboflow lays it out, to and from the neutral form."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino_core.data.formats.repairs import Repairs, make_record, upright_size
+from dino_core.data.formats.coco_json import (
+    CocoFile,
+    get,
+    integer,
+    read_area,
+    read_bbox,
+    unique_id,
+)
+from dino_core.data.formats.images import (
+    copy_images,
+    unique_names,
+    upright_size,
+    write_text,
+    writing_failed,
+)
+from dino_core.data.formats.layout import (
+    COCO_LAYOUT,
+    find_coco,
+    image_folders,
+    root_of,
+)
+from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 
-LAYOUT = (
-    "annotations/instances_{train,val}.json with images/{train,val}/ or images/, "
-    "or {train,valid}/_annotations.coco.json"
-)
-SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
+_DIGITS = 5  # after the point, in written boxes
+_KNOWN = {
+    "images": {"id", "file_name", "width", "height"},
+    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd"},
+    "categories": {"id", "name"},
 }
-_ROBOFLOW = "_annotations.coco.json"
 _SAME_ASPECT = 0.01  # sizes whose aspect differs by less are one image at two resolutions
 
 
-def find_coco(path: Path) -> dict[str, Path]:
-    """Split name to annotation file of a COCO data set; empty where `path` holds none.
-
-    Raises:
-        DataError: two files claim the same split.
-    """
-    if path.is_file():
-        return {split_of(path) or "train": path} if path.suffix.lower() == ".json" else {}
-    found = {
-        split: file
-        for split, names in SPLIT_NAMES.items()
-        for name in names
-        if (file := path / name / _ROBOFLOW).is_file()
-    }
-    for folder in (path / "annotations", path):
-        if found:
-            return found
-        files = sorted(folder.glob("*.json")) if folder.is_dir() else []
-        instances = [file for file in files if file.stem.startswith("instances_")]
-        found = _by_split(instances or files)
-        if not found and len(files) == 1 and looks_like_coco(files[0]):
-            found = {"train": files[0]}
-    return found
-
-
-def _by_split(files: Iterable[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for file in files:
-        split = split_of(file)
-        if split is None or not looks_like_coco(file):
-            continue
-        if split in found:
-            raise DataError(
-                f"{file.parent}: both {found[split].name} and {file.name} are a {split} split",
-                "give the annotation file itself instead of the folder",
-            )
-        found[split] = file
-    return found
-
-
-def split_of(file: Path) -> str | None:
-    """The split that an annotation file's name or, in Roboflow's layout, its folder tells."""
-    name = file.parent.name if file.name == _ROBOFLOW else file.stem
-    words = name.lower().replace("-", "_").replace(".", "_").split("_")
-    for split, names in SPLIT_NAMES.items():
-        if any(word.rstrip("0123456789") in names for word in words):
-            return split
-    return None
-
-
-def looks_like_coco(file: Path) -> bool:
-    """Whether the start of a json file is an object that has, or may go on to have, COCO's keys."""
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-    except OSError:
-        return True  # let the reader say what is wrong
-    if not start.startswith(b"{"):
-        return False
-    keys = (b'"images"', b'"annotations"', b'"categories"', b'"info"', b'"licenses"')
-    return len(start) < 4000 or any(key in start for key in keys)
-
-
 def read_coco(path: Path) -> DatasetIndex:
-    """Read a COCO data set: a folder (see `LAYOUT`) or one annotation file.
+    """Read a COCO data set: a folder (see `COCO_LAYOUT`) or one annotation file.
 
     Crowds and images without boxes are kept. Boxes outside their images are clipped, boxes without
     area, images without a readable file and images of another size than stated are left out; the
@@ -103,99 +56,33 @@ def read_coco(path: Path) -> DatasetIndex:
     """
     files = find_coco(path)
     if not files:
-        raise DataError(f"{path}: no COCO annotations found", f"expected {LAYOUT}, or a json file")
-    repairs = Repairs()
-    sets = {split: _Annotations.load(file) for split, file in files.items()}
-    classes = _join_classes(sets, repairs)
-    root = path if path.is_dir() else _root_of(path)
-    splits = {
-        split: _read_split(annotations, _folders(root, annotations.file, split), classes, repairs)
-        for split, annotations in sets.items()
-    }
-    return DatasetIndex(root, "coco", classes, splits, repairs.sentences())
-
-
-def _root_of(file: Path) -> Path:
-    folder = file.parent
-    return folder.parent if folder.name.lower() == "annotations" else folder
-
-
-@dataclass(frozen=True)
-class _Annotations:
-    """The three lists of one annotation file, their shape checked but not their entries."""
-
-    file: Path
-    images: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-
-    @classmethod
-    def load(cls, file: Path) -> _Annotations:
-        try:
-            data = json.loads(file.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{file} line {error.lineno}: not valid JSON ({error.msg})",
-                "the file may be truncated; write or download it again",
-            ) from error
-        except (UnicodeDecodeError, RecursionError) as error:
-            raise DataError(f"{file}: not valid JSON ({error})") from error
-        if not isinstance(data, dict):
-            raise DataError(
-                f"{file}: expected a JSON object with images, annotations and categories, "
-                f"found a {type(data).__name__}",
-                "a list of results is not a data set" if isinstance(data, list) else "",
-            )
-        return cls(file, *(_entries(file, data, key) for key in _KEYS))
-
-
-_KEYS = ("images", "annotations", "categories")
-
-
-def _entries(file: Path, data: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """The list `key` of a COCO file; DataError where it is missing or holds other than objects."""
-    if key not in data:
-        found = ", ".join(map(str, data)) or "nothing"
         raise DataError(
-            f"{file}: the key '{key}' is missing, found {found}",
-            "a COCO file has images, annotations and categories",
+            f"{path}: no COCO annotations found", f"expected {COCO_LAYOUT}, or a json file"
         )
-    entries = data[key]
-    if not isinstance(entries, list):
-        raise DataError(f"{file}: '{key}' is a {type(entries).__name__}, expected a list")
-    for i, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise DataError(f"{file}: {key}[{i}] is {entry!r:.60}, expected an object")
-    return entries
+    repairs = Repairs()
+    sets = {split: CocoFile.load(file) for split, file in files.items()}
+    classes = _join_classes(sets, repairs)
+    root = path if path.is_dir() else root_of(path)
+    splits = {
+        split: _read_split(source, image_folders(root, source.file, split), classes, repairs)
+        for split, source in sets.items()
+    }
+    return DatasetIndex(root, "coco", classes, splits, repairs.sentences(), _unread(sets.values()))
 
 
-def _get(entry: Mapping[str, Any], key: str, where: str) -> Any:
-    if key not in entry:
-        raise DataError(f"{where}: the key '{key}' is missing, found {', '.join(entry)}")
-    return entry[key]
+def _unread(sets: Iterable[CocoFile]) -> tuple[str, ...]:
+    """What the files hold beyond the neutral form, e.g. outlines: for converters to tell."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for source in sets:
+        for kind, known in _KNOWN.items():
+            for entry in getattr(source, kind):
+                counts.update((kind, k) for k, v in entry.items() if k not in known and v)
+    return tuple(
+        f"{count} {kind} have a '{key}', which is not kept" for (kind, key), count in counts.items()
+    )
 
 
-def _integer(value: Any, what: str, where: str) -> int:
-    """`value` as an integer; whole floats and digits in quotes are taken."""
-    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise DataError(f"{where}: {what} is {value!r:.60}, expected an integer")
-    return value
-
-
-def _unique_id(entry: Mapping[str, Any], seen: Mapping[int, Any], kind: str, where: str) -> int:
-    entry_id = _integer(_get(entry, "id", where), "id", where)
-    if entry_id in seen:
-        raise DataError(f"{where}: the {kind} id {entry_id} is used twice", "ids must be unique")
-    return entry_id
-
-
-def _join_classes(sets: Mapping[str, _Annotations], repairs: Repairs) -> ClassMap:
+def _join_classes(sets: Mapping[str, CocoFile], repairs: Repairs) -> ClassMap:
     """The categories of all splits, by id.
 
     Roboflow adds a parent category that no box uses, often with a class's own name; it is left out.
@@ -204,13 +91,14 @@ def _join_classes(sets: Mapping[str, _Annotations], repairs: Repairs) -> ClassMa
     origin: dict[int, Path] = {}
     used: Counter[Any] = Counter()
     parents: set[str] = set()
-    for annotations in sets.values():
-        file, here = annotations.file, {}
-        used.update(str(a.get("category_id")) for a in annotations.annotations)
-        for i, category in enumerate(annotations.categories):
+    for source in sets.values():
+        file = source.file
+        here: dict[int, str] = {}
+        used.update(str(entry.get("category_id")) for entry in source.annotations)
+        for i, category in enumerate(source.categories):
             where = f"{file}: categories[{i}]"
-            category_id = _unique_id(category, here, "category", where)
-            name = str(_get(category, "name", where)).strip()
+            category_id = unique_id(category, here, "category", where)
+            name = str(get(category, "name", where)).strip()
             if names.get(category_id, name) != name:
                 raise DataError(
                     f"{where}: category {category_id} is '{name}' here and "
@@ -240,33 +128,22 @@ def _join_classes(sets: Mapping[str, _Annotations], repairs: Repairs) -> ClassMa
         raise DataError(f"{origin[ids[0]]}: {error.message}", error.hint) from error
 
 
-def _folders(root: Path, file: Path, split: str) -> list[Path]:
-    """Where the images of a split may lie, most specific first."""
-    tail = file.stem.partition("_")[2]  # instances_train2017 -> train2017
-    names = [name for name in (tail, *SPLIT_NAMES[split]) if name]
-    folders = [file.parent] if file.name == _ROBOFLOW else []
-    folders += [root / "images" / name for name in names]
-    folders += [root / name / "images" for name in names] + [root / name for name in names]
-    folders += [root / "images", root, file.parent / "images", file.parent]
-    return list(dict.fromkeys(folder for folder in folders if folder.is_dir()))
-
-
 def _read_split(
-    annotations: _Annotations, folders: list[Path], classes: ClassMap, repairs: Repairs
+    source: CocoFile, folders: list[Path], classes: ClassMap, repairs: Repairs
 ) -> tuple[ImageRecord, ...]:
-    file = annotations.file
+    file = source.file
     images: dict[int, dict[str, Any]] = {}
     places: dict[int, str] = {}
-    for i, image in enumerate(annotations.images):
+    for i, image in enumerate(source.images):
         where = f"{file}: images[{i}]"
-        image_id = _unique_id(image, images, "image", where)
+        image_id = unique_id(image, images, "image", where)
         images[image_id], places[image_id] = image, where
-    boxes = _read_boxes(annotations, set(images), classes)
+    boxes = _read_boxes(source, set(images), classes)
     records: list[ImageRecord] = []
     missing: list[str] = []
     for image_id, image in images.items():
         where = places[image_id]
-        name = str(_get(image, "file_name", where))
+        name = str(get(image, "file_name", where))
         path = _find_image(name, folders)
         if path is None:
             missing.append(name)
@@ -309,23 +186,21 @@ class _Box:
     area: float | None
 
 
-def _read_boxes(
-    annotations: _Annotations, image_ids: set[int], classes: ClassMap
-) -> dict[int, list[_Box]]:
+def _read_boxes(source: CocoFile, image_ids: set[int], classes: ClassMap) -> dict[int, list[_Box]]:
     """Boxes by image id, in file order."""
-    file = annotations.file
+    file = source.file
     index_of_id = classes.index_of_id
     boxes: dict[int, list[_Box]] = {}
     seen: dict[int, None] = {}
-    for i, entry in enumerate(annotations.annotations):
+    for i, entry in enumerate(source.annotations):
         where = f"{file}: annotations[{i}]"
         if "id" in entry:
-            seen[_unique_id(entry, seen, "annotation", where)] = None
+            seen[unique_id(entry, seen, "annotation", where)] = None
             where = f"{where} (id {entry['id']})"
-        image_id = _integer(_get(entry, "image_id", where), "image_id", where)
+        image_id = integer(get(entry, "image_id", where), "image_id", where)
         if image_id not in image_ids:
             raise DataError(f"{where}: image_id {image_id} is not among the images")
-        category_id = _integer(_get(entry, "category_id", where), "category_id", where)
+        category_id = integer(get(entry, "category_id", where), "category_id", where)
         if category_id not in index_of_id:
             known = ", ".join(map(str, classes.source_ids[:20]))
             raise DataError(
@@ -334,34 +209,13 @@ def _read_boxes(
         boxes.setdefault(image_id, []).append(
             _Box(
                 place=where,
-                xywh=_read_bbox(_get(entry, "bbox", where), where),
+                xywh=read_bbox(get(entry, "bbox", where), where),
                 class_index=index_of_id[category_id],
                 is_crowd=bool(entry.get("iscrowd", 0)),
-                area=_read_area(entry.get("area"), where),
+                area=read_area(entry.get("area"), where),
             )
         )
     return boxes
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _read_bbox(value: Any, where: str) -> tuple[float, float, float, float]:
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
-        raise DataError(f"{where}: bbox is {value!r:.80}, expected four numbers [x, y, w, h]")
-    if not all(map(math.isfinite, value)):
-        raise DataError(f"{where}: bbox is {value!r:.80}, its numbers must be finite")
-    x, y, w, h = map(float, value)
-    return x, y, w, h
-
-
-def _read_area(value: Any, where: str) -> float | None:
-    if value is None:
-        return None
-    if not _is_number(value) or not math.isfinite(value) or value < 0:
-        raise DataError(f"{where}: area is {value!r:.60}, expected a number >= 0")
-    return float(value)
 
 
 def _make_record(
@@ -383,8 +237,8 @@ def _make_record(
         return None
     stated = size
     if image.get("width") is not None and image.get("height") is not None:
-        width = _integer(image["width"], "width", where)
-        height = _integer(image["height"], "height", where)
+        width = integer(image["width"], "width", where)
+        height = integer(image["height"], "height", where)
         if width < 1 or height < 1:
             raise DataError(f"{where}: size {width}x{height}, expected at least one pixel")
         stated = (width, height)
@@ -418,3 +272,56 @@ def _make_record(
         is_crowd=[box.is_crowd for box in boxes],
         areas=[None if box.area is None else box.area * scale_area for box in boxes],
     )
+
+
+def write_coco(index: DatasetIndex, out_dir: Path) -> list[str]:
+    """Write annotations/instances_SPLIT.json and images/SPLIT/ below `out_dir`.
+
+    Returns: what could not be kept, one sentence each.
+    Raises: DataError if the folder cannot be written.
+    """
+    lost = list(index.unread)
+    try:
+        for split, records in index.splits.items():
+            names = unique_names(records)
+            copy_images(records, names, out_dir / "images" / split, lost)
+            text = json.dumps(_as_coco(index.classes, records, names), ensure_ascii=False)
+            write_text(out_dir / "annotations" / f"instances_{split}.json", text)
+    except OSError as error:
+        raise writing_failed(out_dir, error) from error
+    return lost
+
+
+def _as_coco(
+    classes: ClassMap, records: Sequence[ImageRecord], names: Sequence[str]
+) -> dict[str, Any]:
+    images = [
+        {"id": r.image_id, "file_name": name, "width": r.width, "height": r.height}
+        for r, name in zip(records, names, strict=True)
+    ]
+    annotations: list[dict[str, Any]] = []
+    for record in records:
+        rows = zip(
+            record.boxes_xyxy_px.tolist(),
+            record.class_indices.tolist(),
+            record.is_crowd.tolist(),
+            record.areas.tolist(),
+            strict=True,
+        )
+        for (x1, y1, x2, y2), class_index, is_crowd, area in rows:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record.image_id,
+                    "category_id": classes.source_ids[class_index],
+                    "bbox": [round(v, _DIGITS) for v in (x1, y1, x2 - x1, y2 - y1)],
+                    "area": round(area, _DIGITS),
+                    "iscrowd": int(is_crowd),
+                }
+            )
+    categories = [
+        {"id": source_id, "name": name}
+        for name, source_id in zip(classes.names, classes.source_ids, strict=True)
+        if name
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}

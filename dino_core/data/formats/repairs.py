@@ -1,22 +1,15 @@
-"""What every reader shares: counted repairs, image headers, and the boxes of one image made sound."""
+"""What every reader shares: counted repairs, and the boxes of one image made sound."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dino_core.data.records import ImageRecord
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif"}
-)
-_EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 _TOLERANCE_PX = 0.01  # a box this far outside its image is rounding, not a mistake
 
 
@@ -44,29 +37,6 @@ class Repairs:
             f"{count} {one if count == 1 else many} ({'' if count == 1 else 'first: '}{first})"
             for (one, many), (count, first) in self._found.items()
         )
-
-
-def upright_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) of an image file as shown upright, from its header; None if it has none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-                if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
-                    width, height = height, width
-        except Exception:  # Pillow raises many kinds on damaged files; all mean the same here
-            return None
-    return (width, height) if width > 0 and height > 0 else None
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder and its subfolders, sorted; hidden ones left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
 
 
 def make_record(

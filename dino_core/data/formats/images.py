@@ -1,0 +1,90 @@
+"""Image files of a data set: found, measured by their headers, copied under unique names."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dino_core.data.records import ImageRecord
+from dino_core.errors import DataError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif"}
+)
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
+
+
+def upright_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of an image file as shown upright, from its header; None if it has none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+                    width, height = height, width
+        except Exception:  # Pillow raises many kinds on damaged files; all mean the same here
+            return None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files of a folder and its subfolders, sorted; hidden ones left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def unique_names(records: Sequence[ImageRecord]) -> list[str]:
+    """A file name for each record: its own, or with its folder or a number where that is taken.
+
+    No two names differ only in suffix or case, so that label files can be named after them.
+    """
+    taken: set[str] = set()
+    names: list[str] = []
+    for record in records:
+        stem, suffix = record.path.stem, record.path.suffix
+        candidate, number = stem, 1
+        while candidate.lower() in taken:
+            candidate = f"{record.path.parent.name}_{stem}" + (f"_{number}" if number > 1 else "")
+            number += 1
+        taken.add(candidate.lower())
+        names.append(candidate + suffix)
+    return names
+
+
+def copy_images(
+    records: Sequence[ImageRecord], names: Sequence[str], folder: Path, lost: list[str]
+) -> None:
+    """Copy each record's image to `folder` under its name; renamed ones are noted in `lost`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for record, name in zip(records, names, strict=True):
+        target = folder / name
+        if not (target.exists() and target.samefile(record.path)):
+            shutil.copyfile(record.path, target)
+    renamed = [(r.path, n) for r, n in zip(records, names, strict=True) if r.path.name != n]
+    if renamed:
+        path, name = renamed[0]
+        lost.append(
+            f"{len(renamed)} images of one name were renamed (first: {path} became {folder / name})"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there as a whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def writing_failed(folder: Path, error: OSError) -> DataError:
+    """The error for a full disk, a missing permission and the like."""
+    return DataError(f"{folder}: cannot be written ({error.strerror or error})")

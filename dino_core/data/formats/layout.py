@@ -1,0 +1,99 @@
+"""Where data sets keep their annotation files, and which split a name means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dino_core.errors import DataError
+
+COCO_LAYOUT = (
+    "annotations/instances_{train,val}.json with images/{train,val}/ or images/, "
+    "or {train,valid}/_annotations.coco.json"
+)
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+ROBOFLOW_FILE = "_annotations.coco.json"
+
+
+def find_coco(path: Path) -> dict[str, Path]:
+    """Split name to annotation file of a COCO data set; empty where `path` holds none.
+
+    Raises:
+        DataError: two files claim the same split.
+    """
+    if path.is_file():
+        return {split_of(path) or "train": path} if path.suffix.lower() == ".json" else {}
+    found = {
+        split: file
+        for split, names in SPLIT_NAMES.items()
+        for name in names
+        if (file := path / name / ROBOFLOW_FILE).is_file()
+    }
+    for folder in (path / "annotations", path):
+        if found:
+            return found
+        files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+        instances = [file for file in files if file.stem.startswith("instances_")]
+        found = _by_split(instances or files)
+        if not found and len(files) == 1 and _looks_like_coco(files[0]):
+            found = {"train": files[0]}
+    return found
+
+
+def _by_split(files: Iterable[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        split = split_of(file)
+        if split is None or not _looks_like_coco(file):
+            continue
+        if split in found:
+            raise DataError(
+                f"{file.parent}: both {found[split].name} and {file.name} are a {split} split",
+                "give the annotation file itself instead of the folder",
+            )
+        found[split] = file
+    return found
+
+
+def split_of(file: Path) -> str | None:
+    """The split that an annotation file's name or, in Roboflow's layout, its folder tells."""
+    name = file.parent.name if file.name == ROBOFLOW_FILE else file.stem
+    words = name.lower().replace("-", "_").replace(".", "_").split("_")
+    for split, names in SPLIT_NAMES.items():
+        if any(word.rstrip("0123456789") in names for word in words):
+            return split
+    return None
+
+
+def _looks_like_coco(file: Path) -> bool:
+    """Whether the start of a json file is an object that has, or may go on to have, COCO's keys."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError:
+        return True  # let the reader say what is wrong
+    if not start.startswith(b"{"):
+        return False
+    keys = (b'"images"', b'"annotations"', b'"categories"', b'"info"', b'"licenses"')
+    return len(start) < 4000 or any(key in start for key in keys)
+
+
+def root_of(file: Path) -> Path:
+    """The data set's folder, of one of its annotation files."""
+    folder = file.parent
+    return folder.parent if folder.name.lower() == "annotations" else folder
+
+
+def image_folders(root: Path, file: Path, split: str) -> list[Path]:
+    """Where the images of a split may lie, most specific first."""
+    tail = file.stem.partition("_")[2]  # instances_train2017 -> train2017
+    names = [name for name in (tail, *SPLIT_NAMES[split]) if name]
+    folders = [file.parent] if file.name == ROBOFLOW_FILE else []
+    folders += [root / "images" / name for name in names]
+    folders += [root / name / "images" for name in names] + [root / name for name in names]
+    folders += [root / "images", root, file.parent / "images", file.parent]
+    return list(dict.fromkeys(folder for folder in folders if folder.is_dir()))

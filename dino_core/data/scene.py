@@ -1,0 +1,90 @@
+"""An image with its boxes while it is augmented, and what can be done to both at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+SizeHW = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image with its boxes while it is augmented.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        boxes: (N, 4) float32 corners in pixels of `image`.
+        labels: (N,) int64.
+    """
+
+    image: tv_tensors.Image
+    boxes: tv_tensors.BoundingBoxes
+    labels: Tensor
+
+    @property
+    def size_hw(self) -> SizeHW:
+        return self.image.shape[-2], self.image.shape[-1]
+
+
+def make_scene(image: NDArray[np.uint8], boxes_xyxy_px: Tensor, labels: Tensor) -> Scene:
+    """A scene from an (H, W, 3) uint8 array and its boxes in pixels of that array."""
+    size = (image.shape[0], image.shape[1])
+    return Scene(
+        tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),  # H, W, 3 -> 3, H, W
+        _as_boxes(boxes_xyxy_px, size),
+        labels,
+    )
+
+
+def _as_boxes(boxes_xyxy_px: Tensor, size_hw: SizeHW) -> tv_tensors.BoundingBoxes:
+    return tv_tensors.BoundingBoxes(
+        boxes_xyxy_px, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size_hw
+    )
+
+
+def _areas(boxes: Tensor) -> Tensor:
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return sides[:, 0] * sides[:, 1]
+
+
+def select(scene: Scene, keep: Tensor) -> Scene:
+    """The scene with the boxes that `keep` (N,) bool marks."""
+    if bool(keep.all()):
+        return scene
+    boxes = scene.boxes.as_subclass(Tensor)[keep]
+    return replace(scene, boxes=_as_boxes(boxes, scene.size_hw), labels=scene.labels[keep])
+
+
+def resize(scene: Scene, size_hw: SizeHW) -> Scene:
+    """The scene at another size; antialiased bilinear on uint8."""
+    if scene.size_hw == size_hw:
+        return scene
+    size = list(size_hw)
+    return replace(
+        scene,
+        image=F.resize(scene.image, size, antialias=True),
+        boxes=F.resize(scene.boxes, size),
+    )
+
+
+def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float) -> Scene:
+    """Cut a window out. Boxes of which at most `min_visible` of the area remains are dropped."""
+    height, width = size_hw
+    before = _areas(scene.boxes.as_subclass(Tensor))
+    boxes = F.crop(scene.boxes, top, left, height, width)
+    seen = _areas(boxes.as_subclass(Tensor)) > before * min_visible
+    image = F.crop(scene.image, top, left, height, width)
+    return select(replace(scene, image=image, boxes=boxes), seen)
+
+
+def as_array(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) tensor as a contiguous (H, W, 3) array."""
+    array: NDArray[np.uint8] = image.as_subclass(Tensor).permute(1, 2, 0).contiguous().numpy()
+    return array
