@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision import tv_tensors
 
-from dino_core.data.scene import Scene, SizeHW, as_array
+from dino_core.data.scene import Scene, SizeHW, as_array, with_pixels
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -47,7 +45,7 @@ class ColourJitter:
             mean_gray=float(_LUMA @ cv2.mean(pixels)[:3]),
         )
         changed = cv2.transform(pixels, matrix.astype(np.float32))  # saturates to 0..255
-        return replace(scene, image=tv_tensors.Image(torch.from_numpy(changed).permute(2, 0, 1)))
+        return with_pixels(scene, np.asarray(changed, np.uint8))
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         return size_hw  # colours come last: what they draw decides no size

@@ -2,13 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from dino_core.config import nearest
 from dino_core.data.formats.coco import read_coco
+from dino_core.data.formats.layout import COCO_LAYOUT, find_coco
+from dino_core.data.formats.yolo import read_yolo
+from dino_core.data.formats.yolo_files import YOLO_LAYOUT, is_yolo
 from dino_core.data.records import DatasetIndex
+from dino_core.data.split import stratified_split
+from dino_core.errors import ConfigError, DataError
+
+READERS: dict[str, Callable[[Path], DatasetIndex]] = {"coco": read_coco, "yolo": read_yolo}
 
 
 def load_dataset(
     path: str | Path, format: str | None = None, val_split: float = 0.1, seed: int = 0
 ) -> DatasetIndex:
-    return read_coco(Path(path))
+    """Read a labelled data set in whichever form it is.
+
+    Args:
+        path: A folder, a COCO json file or a YOLO data.yaml.
+        format: "coco" or "yolo" instead of recognising it.
+        val_split: Share of the images to set apart as "val" where the set has only "train"; 0 for
+            none.
+        seed: Of that split; the same seed gives the same split.
+
+    Raises:
+        DataError: nothing is there, no form fits, or the data are malformed.
+        ConfigError: an unknown format, or a share outside 0 to 1.
+    """
+    path = Path(path)
+    if not 0 <= val_split < 1:
+        raise ConfigError(f"val_split is {val_split}, expected a share from 0 to below 1")
+    if format is not None and format not in READERS:
+        raise ConfigError(
+            f"unknown data format '{format}'",
+            nearest(format, READERS) or f"known: {', '.join(READERS)}",
+        )
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    form, note = (format, "") if format else _recognise(path)
+    index = READERS[form](path)
+    if note:
+        index = replace(index, warnings=(*index.warnings, note))
+    if "train" in index.splits and "val" not in index.splits and val_split > 0:
+        index = _with_val(index, val_split, seed)
+    return index
+
+
+def _recognise(path: Path) -> tuple[str, str]:
+    """The form of a data set, and a remark where another would fit too."""
+    try:
+        coco = bool(find_coco(path))
+        yolo = is_yolo(path)
+        inside = [] if path.is_file() else sorted(p.name for p in path.iterdir())[:8]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if coco and yolo:
+        return "coco", f"{path} holds COCO and YOLO labels; COCO was read (format forces another)"
+    if coco:
+        return "coco", ""
+    if yolo:
+        return "yolo", ""
+    if path.is_file():
+        raise DataError(
+            f"{path}: not a data set", "expected a folder, a COCO .json or a YOLO data.yaml"
+        )
+    raise DataError(
+        f"{path}: no data set recognised, found {', '.join(inside) or 'nothing'}",
+        f"looked for COCO ({COCO_LAYOUT}) and YOLO ({YOLO_LAYOUT})",
+    )
+
+
+def _with_val(index: DatasetIndex, val_split: float, seed: int) -> DatasetIndex:
+    train, val = stratified_split(index.splits["train"], val_split, len(index.classes), seed)
+    note = (
+        f"the data has no val split: {len(val)} of {len(train) + len(val)} images were set apart "
+        f"(share {val_split:g}, seed {seed})"
+    )
+    others = {name: records for name, records in index.splits.items() if name != "train"}
+    splits = {"train": train, "val": val, **others}
+    return replace(index, splits=splits, warnings=(*index.warnings, note))

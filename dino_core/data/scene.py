@@ -1,15 +1,19 @@
-"""An image with its boxes while it is augmented, and what can be done to both at once."""
+"""An image with its boxes while it is augmented, and what can be done to both at once.
+
+The only module that knows torchvision, whose v2 kernels move pixels and boxes alike.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
+from torchvision import tv_tensors  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
 SizeHW = tuple[int, int]
 
@@ -19,13 +23,13 @@ class Scene:
     """An image with its boxes while it is augmented.
 
     Attributes:
-        image: (3, H, W) uint8.
-        boxes: (N, 4) float32 corners in pixels of `image`.
+        image: (3, H, W) uint8, a torchvision Image.
+        boxes: (N, 4) float32 corners in pixels of `image`, torchvision BoundingBoxes.
         labels: (N,) int64.
     """
 
-    image: tv_tensors.Image
-    boxes: tv_tensors.BoundingBoxes
+    image: Tensor
+    boxes: Tensor
     labels: Tensor
 
     @property
@@ -43,10 +47,11 @@ def make_scene(image: NDArray[np.uint8], boxes_xyxy_px: Tensor, labels: Tensor) 
     )
 
 
-def _as_boxes(boxes_xyxy_px: Tensor, size_hw: SizeHW) -> tv_tensors.BoundingBoxes:
-    return tv_tensors.BoundingBoxes(
+def _as_boxes(boxes_xyxy_px: Tensor, size_hw: SizeHW) -> Tensor:
+    boxes: Tensor = tv_tensors.BoundingBoxes(
         boxes_xyxy_px, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size_hw
     )
+    return boxes
 
 
 def _areas(boxes: Tensor) -> Tensor:
@@ -82,6 +87,29 @@ def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float)
     seen = _areas(boxes.as_subclass(Tensor)) > before * min_visible
     image = F.crop(scene.image, top, left, height, width)
     return select(replace(scene, image=image, boxes=boxes), seen)
+
+
+def flip(scene: Scene) -> Scene:
+    """Mirror left and right."""
+    return replace(
+        scene, image=F.horizontal_flip(scene.image), boxes=F.horizontal_flip(scene.boxes)
+    )
+
+
+def pad(scene: Scene, top: int, left: int, size_hw: SizeHW, colour: Sequence[int]) -> Scene:
+    """Lay the scene on a canvas of one colour, its corner at (left, top)."""
+    height, width = scene.size_hw
+    edges = [left, top, size_hw[1] - width - left, size_hw[0] - height - top]
+    return replace(
+        scene,
+        image=F.pad(scene.image, edges, fill=list(colour)),
+        boxes=F.pad(scene.boxes, edges),
+    )
+
+
+def with_pixels(scene: Scene, pixels: NDArray[np.uint8]) -> Scene:
+    """The scene with other (H, W, 3) pixels of the same size."""
+    return replace(scene, image=tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)))
 
 
 def as_array(image: Tensor) -> NDArray[np.uint8]:

@@ -13,11 +13,10 @@ from typing import Literal, Protocol
 import cv2
 import numpy as np
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from dino_core.config import PreprocessConfig
 from dino_core.data.colour import ColourJitter
-from dino_core.data.scene import Scene, SizeHW, as_array, crop, resize, select
+from dino_core.data.scene import Scene, SizeHW, as_array, crop, flip, pad, resize, select
 from dino_core.errors import ConfigError
 from dino_core.processing.preprocess import resized_size
 
@@ -108,11 +107,7 @@ class HorizontalFlip:
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         if rng.random() >= self.probability:
             return scene
-        return replace(
-            scene,
-            image=F.horizontal_flip(scene.image),
-            boxes=F.horizontal_flip(scene.boxes),
-        )
+        return flip(scene)
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         rng.random()
@@ -208,7 +203,7 @@ class ScaleTo:
 
 @dataclass(frozen=True)
 class ZoomOut:
-    """Lay the shrunken image somewhere on a canvas, in its mean colour, of the size it would have."""
+    """Lay the shrunken image on a canvas, in its mean colour, of the size it would have."""
 
     preprocess: PreprocessConfig
     low: float
@@ -218,13 +213,8 @@ class ZoomOut:
         height, width = _scaled(scene.size_hw, self.preprocess, rng.uniform(self.low, 1.0))
         small = resize(scene, (height, width))
         top, left = _place((height, width), full, rng)
-        padding = [left, top, full[1] - width - left, full[0] - height - top]
         colour = cv2.mean(as_array(small.image))[:3]
-        return replace(
-            small,
-            image=F.pad(small.image, padding, fill=[round(value) for value in colour]),
-            boxes=F.pad(small.boxes, padding),
-        )
+        return pad(small, top, left, full, [round(value) for value in colour])
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         rng.random(3)  # the factor and the place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,20 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif"}
 )
 _EXIF_ORIENTATION = 0x0112
+_DAMAGED = (  # what Pillow raises on damaged headers
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 
 
@@ -28,7 +43,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
                 width, height = image.size
                 if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
                     width, height = height, width
-        except Exception:  # Pillow raises many kinds on damaged files; all mean the same here
+        except _DAMAGED:
             return None
     return (width, height) if width > 0 and height > 0 else None
 
@@ -81,8 +96,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there as a whole or not at all."""
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def writing_failed(folder: Path, error: OSError) -> DataError:

@@ -68,8 +68,10 @@ def make_record(
     limit = np.array([width, height, width, height], np.float64)
     outside = np.maximum(np.maximum(-boxes, boxes - limit), 0.0).max(axis=1, initial=0.0)
     clipped = np.clip(boxes, 0.0, limit)
-    empty = (clipped[:, 2:].astype(np.float32) <= clipped[:, :2].astype(np.float32)).any(axis=1)
-    for i in np.flatnonzero(empty | (outside > _TOLERANCE_PX)):
+    empty: NDArray[np.bool_] = (
+        clipped[:, 2:].astype(np.float32) <= clipped[:, :2].astype(np.float32)
+    ).any(axis=1)
+    for i in np.flatnonzero(empty | (outside > _TOLERANCE_PX)).tolist():
         _note_box(repairs, places[i], boxes[i], size_wh, bool(empty[i]))
     keep = ~empty
     final = np.where(outside[:, None] > _TOLERANCE_PX, clipped, boxes)[keep].astype(np.float32)

@@ -1,0 +1,230 @@
+"""Where a YOLO data set keeps its images, labels and class names: data.yaml, or folders alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dino_core.data.formats.images import list_images
+from dino_core.data.formats.layout import SPLIT_NAMES
+from dino_core.errors import DataError
+
+YOLO_LAYOUT = "data.yaml, or images/{train,val}/ with labels/{train,val}/"
+_YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_YAML_SUFFIXES = (".yaml", ".yml")
+_CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
+
+
+@dataclass(frozen=True)
+class YoloFiles:
+    """What there is to read.
+
+    Attributes:
+        root: The data set's folder.
+        source: data.yaml, or the folder.
+        names: Class names; None where nothing tells them.
+        images: Split name to its image files.
+    """
+
+    root: Path
+    source: Path
+    names: tuple[str, ...] | None
+    images: Mapping[str, list[Path]]
+
+
+def is_yolo(path: Path) -> bool:
+    """Whether `path` is a YOLO data set: a yaml file, or a folder with one or with labels/."""
+    if path.is_file():
+        return path.suffix.lower() in _YAML_SUFFIXES
+    return _find_yaml(path) is not None or bool(_bare_folders(path))
+
+
+def find_yolo(path: Path) -> YoloFiles:
+    """The files of a YOLO data set.
+
+    Raises:
+        DataError: it is none, or data.yaml is malformed or names folders that are not there.
+    """
+    file = path if path.is_file() else _find_yaml(path)
+    if file is not None:
+        return _from_yaml(file)
+    folders = _bare_folders(path)
+    if not folders:
+        raise DataError(f"{path}: no YOLO data set found", f"expected {YOLO_LAYOUT}")
+    images = {split: list_images(folder) for split, folder in folders.items()}
+    return YoloFiles(path, path, _names_beside(path), images)
+
+
+def label_path(image: Path) -> Path:
+    """The label file of an image: images/ becomes labels/ in its path, else it lies beside it."""
+    beside = image.with_suffix(".txt")
+    parts = list(beside.parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            mirrored = Path(*parts)
+            return beside if beside.is_file() and not mirrored.is_file() else mirrored
+    return beside
+
+
+def _find_yaml(folder: Path) -> Path | None:
+    for name in _YAML_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(f for suffix in _YAML_SUFFIXES for f in folder.glob(f"*{suffix}"))
+    return next(
+        (f for f in others if "train" in (table := _peek(f)) and table.keys() & _NAMING), None
+    )
+
+
+_NAMING = {"names", "nc"}
+
+
+def _peek(file: Path) -> dict[str, Any]:
+    """The table in a yaml file that may be about anything; empty if there is none."""
+    try:
+        return _load_yaml(file)
+    except DataError:
+        return {}
+
+
+def _load_yaml(file: Path) -> dict[str, Any]:
+    """The table in a yaml file, every value as text: a class named `no` or `1` stays a name."""
+    try:
+        table = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(table, dict):
+        raise DataError(f"{file}: expected keys like train, val and names, found {table!r:.60}")
+    return table
+
+
+def _from_yaml(file: Path) -> YoloFiles:
+    table = _load_yaml(file)
+    names = _names_of(table, file)
+    root = _root_of(table, file)
+    images: dict[str, list[Path]] = {}
+    for split, keys in SPLIT_NAMES.items():
+        for key in keys:
+            places = table.get(key)
+            if places and split not in images:
+                places = [places] if isinstance(places, str) else places
+                if not isinstance(places, list) or not all(isinstance(p, str) for p in places):
+                    raise DataError(f"{file}: '{key}' is {places!r:.60}, expected a folder")
+                images[split] = [
+                    image for place in places for image in _images_at(place, root, file, key)
+                ]
+    if not images:
+        raise DataError(
+            f"{file}: neither 'train' nor 'val' is given, found {', '.join(table) or 'nothing'}",
+            "e.g. train: images/train",
+        )
+    return YoloFiles(root, file, names or _names_beside(root), images)
+
+
+def _root_of(table: Mapping[str, Any], file: Path) -> Path:
+    """The folder that `path` tells; the file's own where it leads nowhere on this machine."""
+    stated = table.get("path")
+    folder = file.parent / stated if isinstance(stated, str) and stated else file.parent
+    return folder if folder.is_dir() else file.parent
+
+
+def _images_at(place: str, root: Path, file: Path, key: str) -> list[Path]:
+    """The images of one entry: a folder, a .txt list or one image."""
+    candidates = list(_resolved(place, (root, file.parent)))
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        raise DataError(
+            f"{file}: '{key}' is {place}, which is not there",
+            f"looked for {', '.join(map(str, candidates))}",
+        )
+    if found.is_dir():
+        inner = found / "images"
+        return list_images(inner if inner.is_dir() and not _has_images(found) else found)
+    if found.suffix.lower() != ".txt":
+        raise DataError(f"{file}: '{key}' is {place}, expected a folder or a .txt list of images")
+    return _images_listed(found, root)
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.parent == folder for path in list_images(folder))
+
+
+def _resolved(place: str, folders: Sequence[Path]) -> Iterator[Path]:
+    """Where a relative path may lead; Roboflow writes ../train/images for train/images."""
+    place = place.strip().replace("\\", "/")
+    inner = place
+    while inner.startswith("../"):
+        inner = inner[3:]
+    yield from dict.fromkeys(folder / p for p in (place, inner) for folder in folders)
+
+
+def _images_listed(file: Path, root: Path) -> list[Path]:
+    """The images of a .txt list, one path a line, relative to the list or the data set."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
+    images = []
+    for line in filter(None, map(str.strip, lines)):
+        candidates = list(_resolved(line, (root, file.parent)))
+        images.append(next((path for path in candidates if path.is_file()), candidates[0]))
+    return images
+
+
+def _names_of(table: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
+    """Class names by `names`, a list or a table of indices, checked against `nc`."""
+    names, count = table.get("names"), table.get("nc")
+    if count is not None and not (isinstance(count, str) and count.isdigit()):
+        raise DataError(f"{file}: nc is {count!r:.40}, expected the number of classes")
+    if isinstance(names, dict):
+        if sorted(names) != sorted(map(str, range(len(names)))):
+            keys = ", ".join(map(str, names))
+            raise DataError(
+                f"{file}: names has the keys {keys:.80}, expected 0 to {len(names) - 1}"
+            )
+        names = [names[str(i)] for i in range(len(names))]
+    if names is None or names == "":
+        return None if count is None else _numbered(int(count))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file}: names is {names!r:.60}, expected a list of class names")
+    if count is not None and int(count) != len(names):
+        raise DataError(f"{file}: nc is {count}, but names has {len(names)} classes")
+    return tuple(name.strip() for name in names)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"class_{i}" for i in range(count))
+
+
+def _names_beside(root: Path) -> tuple[str, ...] | None:
+    for name in _CLASS_FILES:
+        file = root / name
+        if file.is_file():
+            try:
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{file}: cannot be read ({error})") from error
+            return tuple(filter(None, map(str.strip, lines)))
+    return None
+
+
+def _bare_folders(root: Path) -> dict[str, Path]:
+    """Split name to image folder where no yaml tells; empty if this is no such layout."""
+    images, labels = root / "images", root / "labels"
+    found: dict[str, Path] = {}
+    for split, names in SPLIT_NAMES.items():
+        for name in names:
+            if (images / name).is_dir() and labels.is_dir():
+                found.setdefault(split, images / name)
+            elif (root / name / "images").is_dir() and (root / name / "labels").is_dir():
+                found.setdefault(split, root / name / "images")
+    if not found and images.is_dir() and labels.is_dir():
+        found["train"] = images
+    return found
