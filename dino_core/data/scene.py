@@ -1,6 +1,7 @@
 """An image with its boxes while it is augmented, and what can be done to both at once.
 
-The only module that knows torchvision, whose v2 kernels move pixels and boxes alike.
+The only module that knows torchvision, whose v2 kernels resize pixels and move boxes. Plain copies
+of pixels are numpy's: torch would start threads for them, in competition with the training step.
 """
 
 from __future__ import annotations
@@ -85,34 +86,33 @@ def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float)
     before = _areas(scene.boxes.as_subclass(Tensor))
     boxes = F.crop(scene.boxes, top, left, height, width)
     seen = _areas(boxes.as_subclass(Tensor)) > before * min_visible
-    image = F.crop(scene.image, top, left, height, width)
-    return select(replace(scene, image=image, boxes=boxes), seen)
+    pixels = as_array(scene.image)[top : top + height, left : left + width]
+    return select(with_pixels(replace(scene, boxes=boxes), pixels), seen)
 
 
 def flip(scene: Scene) -> Scene:
     """Mirror left and right."""
-    return replace(
-        scene, image=F.horizontal_flip(scene.image), boxes=F.horizontal_flip(scene.boxes)
-    )
+    mirrored = replace(scene, boxes=F.horizontal_flip(scene.boxes))
+    return with_pixels(mirrored, as_array(scene.image)[:, ::-1])
 
 
 def pad(scene: Scene, top: int, left: int, size_hw: SizeHW, colour: Sequence[int]) -> Scene:
     """Lay the scene on a canvas of one colour, its corner at (left, top)."""
     height, width = scene.size_hw
     edges = [left, top, size_hw[1] - width - left, size_hw[0] - height - top]
-    return replace(
-        scene,
-        image=F.pad(scene.image, edges, fill=list(colour)),
-        boxes=F.pad(scene.boxes, edges),
-    )
+    canvas = np.empty((*size_hw, 3), np.uint8)
+    canvas[:] = np.asarray(colour, np.uint8)
+    canvas[top : top + height, left : left + width] = as_array(scene.image)
+    return with_pixels(replace(scene, boxes=F.pad(scene.boxes, edges)), canvas)
 
 
 def with_pixels(scene: Scene, pixels: NDArray[np.uint8]) -> Scene:
-    """The scene with other (H, W, 3) pixels of the same size."""
-    return replace(scene, image=tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)))
+    """The scene with other (H, W, 3) pixels; its boxes must be of their size already."""
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels))
+    return replace(scene, image=tv_tensors.Image(tensor.permute(2, 0, 1)))  # H, W, 3 -> 3, H, W
 
 
 def as_array(image: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) tensor as a contiguous (H, W, 3) array."""
+    """The (H, W, 3) array of a (3, H, W) tensor, without a copy where it was made from one."""
     array: NDArray[np.uint8] = image.as_subclass(Tensor).permute(1, 2, 0).contiguous().numpy()
     return array

@@ -68,9 +68,8 @@ def make_record(
     limit = np.array([width, height, width, height], np.float64)
     outside = np.maximum(np.maximum(-boxes, boxes - limit), 0.0).max(axis=1, initial=0.0)
     clipped = np.clip(boxes, 0.0, limit)
-    empty: NDArray[np.bool_] = (
-        clipped[:, 2:].astype(np.float32) <= clipped[:, :2].astype(np.float32)
-    ).any(axis=1)
+    sides = clipped[:, 2:].astype(np.float32) - clipped[:, :2].astype(np.float32)
+    empty: NDArray[np.bool_] = sides.min(axis=1, initial=np.inf) <= 0
     for i in np.flatnonzero(empty | (outside > _TOLERANCE_PX)).tolist():
         _note_box(repairs, places[i], boxes[i], size_wh, bool(empty[i]))
     keep = ~empty
