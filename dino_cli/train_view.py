@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
 
 PLAIN_INTERVAL_S = 30.0  # between step lines in a log
+_TERMS = ("class", "bbox", "giou")  # of the last layer; the tables of the run hold all
 _WIDTHS = (8, 7, 8, 8, 8, 8, 6)
 _HEADER = ("step", "epoch", "AP", "AP50", "AP75", "took", "")
 
@@ -138,11 +139,8 @@ def plan_lines(event: RunPlanned) -> list[str]:
 def step_line(event: StepDone) -> str:
     """One training step: where, losses, rate, speed, memory, time left."""
     total = f"/{event.steps_total}" if event.steps_total else f" ({100 * event.progress:.0f}%)"
-    terms = " ".join(
-        f"{name.removeprefix('loss_')} {value:.3f}"
-        for name, value in event.losses.items()
-        if name != "total"
-    )
+    named = {name.removeprefix("loss_"): value for name, value in event.losses.items()}
+    terms = " ".join(f"{name} {named[name]:.3f}" for name in _TERMS if name in named)
     return (
         f"step {event.step}{total}  epoch {event.epoch}  loss {event.losses['total']:.3f} ({terms})  "
         f"lr {event.lr:.1e}  {event.images_per_s:.1f} images/s  {event.memory_mb:.0f} MB  "

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dino_cli import options, render
+from dino_cli import options, output, render
 from dino_core.errors import ConfigError
 
 app = typer.Typer(**options.SETTINGS)
@@ -30,13 +30,12 @@ def convert(
     """Convert labelled data; what the target form cannot hold is listed, never dropped silently."""
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConfigError(f"{destination}: is there and not empty", "choose a new folder")
-    from dino_core.data.formats.yolo import write_yolo
-
-    from dino_core.data.formats.coco import write_coco
     from dino_core.data.load import load_dataset
 
     index = load_dataset(source, form, val_split=0.0)
-    losses = (write_coco if to == "coco" else write_yolo)(index, destination)
+    with output.output_folder(destination, "convert") as folder:
+        losses = index.to_coco(folder.path) if to == "coco" else index.to_yolo(folder.path)
+        folder.keep()
     for warning in (*index.warnings, *losses):
         render.warn(warning)
     images = {name: len(records) for name, records in index.splits.items()}

@@ -1,0 +1,122 @@
+"""`dino export`: a model as one ONNX file, proved equal to torch on real images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from dino_cli import errors, options, output, render
+from dino_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dino_core.export.verify import ParityReport
+
+app = typer.Typer(**options.SETTINGS)
+
+
+@app.command(
+    epilog=options.examples(
+        "dino export runs/train/best.safetensors --out best.onnx --verify photos/",
+        "dino export dino-nano --image-size 320,320",
+    )
+)
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or file.")],
+    form: Annotated[Literal["onnx"], typer.Option("--format", help="What to write.")] = "onnx",
+    image_size: Annotated[
+        str | None,
+        typer.Option("--image-size", metavar="H,W", help="Fixed input; default: the model's own."),
+    ] = None,
+    opset: Annotated[int | None, typer.Option("--opset", help="ONNX operator set.")] = None,
+    dtype: Annotated[Literal["fp32"], typer.Option("--dtype", help="Number type.")] = "fp32",
+    verify: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--verify", metavar="IMAGES", help="Images or folder to compare on; repeatable."
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="PATH", help="A .onnx file or a folder; default runs/export."
+        ),
+    ] = None,
+) -> None:
+    """Write MODEL as ONNX with its metadata inside, and compare it with torch on images."""
+    images = _images(verify)
+    size_hw = options.size_hw(image_size)
+    is_file = out is not None and out.suffix.lower() == ".onnx"
+    with output.output_folder(out.parent if out and is_file else out, "export") as folder:
+        artifact = folder.path / (out.name if out and is_file else f"{Path(model).stem}.onnx")
+        from dino_core.export.api import export as write
+        from dino_core.export.onnx import DEFAULT_OPSET
+
+        render.note(f"exporting {model}; this takes a while")
+        report = write(
+            model,
+            artifact,
+            form,
+            image_size=size_hw,
+            opset=DEFAULT_OPSET if opset is None else opset,
+            dtype=dtype,
+            verify=images,
+        )
+        answer = {
+            "schema": 1, "model": model, "out": str(artifact), "format": report.format,
+            "image_size": list(report.input_hw), "batch": report.batch, "opset": report.opset,
+            "dtype": dtype, "bytes": report.bytes,
+            "parity": report.parity.to_dict() if report.parity else None,
+        }  # fmt: skip
+        if report.parity:
+            parity = folder.path / (f"{artifact.stem}.parity.json" if is_file else "parity.json")
+            output.write_json(parity, report.parity.to_dict())
+        folder.keep()
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+    height, width = report.input_hw
+    render.note(
+        f"{report.bytes / 1e6:.1f} MB, input {report.batch}x3x{height}x{width}, opset {report.opset}"
+    )
+    if report.parity is None:
+        render.warn("not compared with torch: give images with --verify")
+    else:
+        _tell_parity(report.parity)
+    render.note(f"model in {artifact}")
+    if report.parity is not None and not report.parity.ok:
+        raise typer.Exit(errors.GATE)
+
+
+def _images(verify: list[str] | None) -> list[str]:
+    """The images to compare on: those asked for, else the examples of a source tree."""
+    from dino_core.inference.sources import open_sources
+
+    sources: list[str | Path] = list(verify or [])
+    examples = Path(__file__).resolve().parents[2] / "examples" / "photos"
+    if not sources and examples.is_dir() and any(examples.iterdir()):
+        sources = [examples]
+    if not sources:
+        return []
+    images = [item.source for item in open_sources(sources).items if item.kind == "image"]
+    if not images:
+        raise ConfigError("--verify: no image file among them", "name images or a folder of them")
+    return images
+
+
+def _tell_parity(parity: ParityReport) -> None:
+    """The worst differences and whether they pass, on stderr."""
+    worst = parity.to_dict()
+    iou, score = worst["matched_iou_min"], worst["score_max_abs"]
+    render.note(
+        f"against torch on {len(parity.images)} images: logits differ by at most "
+        f"{worst['logits_max_abs']:.1e}, boxes by {worst['boxes_max_abs']:.1e}; "
+        f"{worst['detections']} detections, {worst['unmatched']} without partner"
+        + (f", matched IoU at least {iou:.4f}" if iou is not None else "")
+        + (f", scores differ by at most {score:.1e}" if score is not None else "")
+    )
+    if not parity.ok:
+        bad = [image.image for image in parity.images if not image.within(parity.tolerance)]
+        render.note(f"gate not met: the file does not repeat torch on {', '.join(bad)}")
