@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dino_core.checkpoints import zoo
 from dino_core.checkpoints.io import build_model
-from dino_core.config import nearest
 from dino_core.errors import ConfigError
 from dino_core.export.onnx import DEFAULT_OPSET, check_export, default_input_hw, export_onnx
 from dino_core.export.verify import ParityReport, verify_onnx
@@ -85,6 +84,5 @@ def export(
 def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ConfigError(
-            f"export {what} '{value}' is not available",
-            nearest(value, known) or f"available: {', '.join(known)}",
+            f"export {what} '{value}' is not available", f"available: {', '.join(known)}"
         )
