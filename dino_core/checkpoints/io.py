@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -156,7 +157,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[safetensors.safe_open]:
+def _opened(path: Path) -> Iterator[Any]:
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder, not a model file")
     try:

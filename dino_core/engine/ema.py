@@ -6,7 +6,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,8 +31,8 @@ class Ema(Generic[M]):
             for shadow, live in zip(self.model.parameters(), model.parameters(), strict=True)
             if live.requires_grad
         ]
-        self._shadow = [shadow for shadow, _ in pairs]
-        self._live = [live for _, live in pairs]
+        self._shadow: list[Tensor] = [shadow for shadow, _ in pairs]
+        self._live: list[Tensor] = [live for _, live in pairs]
         self._shadow_buffers = list(self.model.buffers())
         self._live_buffers = list(model.buffers())
 

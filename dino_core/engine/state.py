@@ -66,7 +66,8 @@ class RngState:
 
     @classmethod
     def now(cls) -> RngState:
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        cuda = torch.cuda.get_rng_state() if in_use else None
         numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  augmentations may use it
         assert isinstance(numpy_state, dict)
         return cls(torch.get_rng_state(), cuda, numpy_state, random.getstate())

@@ -44,7 +44,7 @@ class Stepper:
     """Forward, backward and update of one model.
 
     Attributes:
-        updating: Whether weights are being changed at this moment.
+        updating: Weights and counters are not of one step at this moment; the run resets it.
     """
 
     def __init__(
@@ -96,7 +96,6 @@ class Stepper:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
-        self.updating = False
         return StepResult(True, sums, norm, self.config.lr * factor)
 
     def _accumulate(
