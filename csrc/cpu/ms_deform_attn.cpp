@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -122,6 +124,30 @@ inline void narrow(A x, A* out) {
   *out = x;
 }
 
+// Gathers a head's strided tokens into dense ones, in the accumulation type.
+template <typename T>
+void copy_tokens(const T* from, int64_t stride, acc_t<T>* to, int64_t tokens, int64_t channels) {
+  for (int64_t s = 0; s < tokens; ++s) {
+    for (int64_t d = 0; d < channels; ++d) to[s * channels + d] = widen(from[s * stride + d]);
+  }
+}
+
+// Uninitialised memory that starts on a cache line, so that no register-wide access straddles two.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) {
+    if (count > 0) memory_.reset(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))));
+  }
+  T* data() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<T, Free> memory_;
+};
+
 // The level of every point, repeated as the kernels' vector loops read it.
 template <typename A>
 struct Table {
@@ -129,7 +155,8 @@ struct Table {
   std::vector<int32_t> columns, rows, start;
 
   explicit Table(const Problem& p) {
-    for (const Level& level : p.levels) {
+    for (size_t i = 0; i < kQueryBlock * p.levels.size(); ++i) {
+      const Level& level = p.levels[i % p.levels.size()];
       width.insert(width.end(), p.P, static_cast<A>(level.width));
       height.insert(height.end(), p.P, static_cast<A>(level.height));
       columns.insert(columns.end(), p.P, static_cast<int32_t>(level.width));
@@ -145,45 +172,61 @@ struct Table {
 constexpr int64_t kDenseQueriesPer100Tokens = 25;
 constexpr int64_t kQueriesPerTask = 256;
 
+// Runs the queries [first, first + kQueriesPerTask) of one head, given its token 0 and what lies between tokens.
+template <typename T, typename V>
+ForwardTask<T, V> forward_task(
+    const Problem& p, const PointTable<acc_t<T>>& table, const V* tokens, int64_t token_stride,
+    const acc_t<T>* locations, const acc_t<T>* weights, T* output, int64_t head, int64_t first) {
+  const int64_t points = p.L * p.P;
+  const int64_t query = (head / p.M * p.Q + first) * p.M + head % p.M;
+  ForwardTask<T, V> t{};
+  t.value = tokens;
+  t.locations = locations + query * points * 2;
+  t.weights = weights + query * points;
+  t.output = output + query * p.D;
+  t.queries = std::min(kQueriesPerTask, p.Q - first);
+  t.token_stride = token_stride;
+  t.location_stride = p.M * points * 2;
+  t.weight_stride = p.M * points;
+  t.output_stride = p.M * p.D;
+  t.channels = static_cast<int>(p.D);
+  t.points = static_cast<int>(points);
+  t.table = table;
+  return t;
+}
+
 template <typename T>
 void forward(const Problem& p, const T* value, const acc_t<T>* locations, const acc_t<T>* weights, T* output) {
   using A = acc_t<T>;
   const Kernels<T> kernel = kernels<T>();
   const Table<A> table(p);
-  const int64_t points = p.L * p.P;
+  const int64_t scratch = kQueryBlock * p.L * p.P;
   const int64_t blocks = (p.Q + kQueriesPerTask - 1) / kQueriesPerTask;
   const bool dense = p.M > 1 && 100 * p.Q >= kDenseQueriesPer100Tokens * p.S;
   // Tasks in the order (image, head, block of queries), so that a thread changes heads rarely.
   torch::stable::parallel_for(0, p.B * p.M * blocks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int32_t> offsets(4 * kQueryBlock * points);
-    std::vector<A> factors(4 * kQueryBlock * points);
-    std::vector<T> copy(dense ? p.S * p.D : 0);
+    const Buffer<int32_t> offsets(4 * scratch);
+    const Buffer<A> factors(kForwardPlanes * scratch), copy(dense ? p.S * p.D : 0);
     int64_t copied = -1;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t head = task / blocks, b = head / p.M, m = head % p.M;
-      const int64_t first = task % blocks * kQueriesPerTask;
-      const T* tokens = value + (b * p.S * p.M + m) * p.D;
+      const int64_t head = task / blocks, first = task % blocks * kQueriesPerTask;
+      const T* tokens = value + (head / p.M * p.S * p.M + head % p.M) * p.D;
       if (dense && copied != head) {
-        for (int64_t s = 0; s < p.S; ++s) std::memcpy(&copy[s * p.D], tokens + s * p.M * p.D, p.D * sizeof(T));
+        copy_tokens(tokens, p.M * p.D, copy.data(), p.S, p.D);
         copied = head;
       }
-      const int64_t query = (b * p.Q + first) * p.M + m;
-      ForwardTask<T> t;
-      t.value = dense ? copy.data() : tokens;
-      t.locations = locations + query * points * 2;
-      t.weights = weights + query * points;
-      t.output = output + query * p.D;
-      t.queries = std::min(kQueriesPerTask, p.Q - first);
-      t.token_stride = dense ? p.D : p.M * p.D;
-      t.location_stride = p.M * points * 2;
-      t.weight_stride = p.M * points;
-      t.output_stride = p.M * p.D;
-      t.channels = static_cast<int>(p.D);
-      t.points = static_cast<int>(points);
-      t.table = table.view();
-      t.offset_scratch = offsets.data();
-      t.factor_scratch = factors.data();
-      kernel.forward(t);
+      const auto run = [&](auto t, auto* function) {
+        t.offset_scratch = offsets.data();
+        t.factor_scratch = factors.data();
+        function(t);
+      };
+      if (dense) {
+        run(forward_task<T, A>(p, table.view(), copy.data(), p.D, locations, weights, output, head, first),
+            kernel.forward_dense);
+      } else {
+        run(forward_task<T, T>(p, table.view(), tokens, p.M * p.D, locations, weights, output, head, first),
+            kernel.forward);
+      }
     }
   });
 }
@@ -198,18 +241,16 @@ void backward(
   int64_t largest = 0;
   for (const Level& level : p.levels) largest = std::max(largest, level.height * level.width);
   torch::stable::parallel_for(0, p.B * p.M * p.L, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int32_t> offsets(4 * kQueryBlock * p.P);
-    std::vector<A> factors(12 * kQueryBlock * p.P);
-    std::vector<A> copy(largest * p.D), grad(largest * p.D);
+    const Buffer<int32_t> offsets(4 * kQueryBlock * p.P);
+    const Buffer<A> factors(kBackwardPlanes * kQueryBlock * p.P);
+    const Buffer<A> copy(largest * p.D), grad(largest * p.D);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / (p.M * p.L), m = task / p.L % p.M, l = task % p.L;
       const Level& level = p.levels[l];
       const int64_t tokens = level.height * level.width;
       const int64_t base = ((b * p.S + level.start) * p.M + m) * p.D, stride = p.M * p.D;
-      for (int64_t s = 0; s < tokens; ++s) {
-        for (int64_t d = 0; d < p.D; ++d) copy[s * p.D + d] = widen(value[base + s * stride + d]);
-      }
-      std::fill(grad.begin(), grad.begin() + tokens * p.D, A(0));
+      copy_tokens(value + base, stride, copy.data(), tokens, p.D);
+      std::fill(grad.data(), grad.data() + tokens * p.D, A(0));
       const int64_t query = b * p.Q * p.M + m, point = query * points + l * p.P;
       BackwardTask<T> t;
       t.grad_output = grad_output + query * p.D;
@@ -231,7 +272,7 @@ void backward(
       t.factor_scratch = factors.data();
       kernel.backward(t);
       for (int64_t s = 0; s < tokens; ++s) {
-        for (int64_t d = 0; d < p.D; ++d) narrow(grad[s * p.D + d], &grad_value[base + s * stride + d]);
+        for (int64_t d = 0; d < p.D; ++d) narrow(grad.data()[s * p.D + d], &grad_value[base + s * stride + d]);
       }
     }
   });

@@ -22,8 +22,10 @@ using acc_t = typename Accumulate<T>::type;
 
 // Queries prepared together: enough to amortise loop ends, few enough for all coefficients to stay in L1.
 constexpr int kQueryBlock = 8;
+constexpr int kForwardPlanes = 7;
+constexpr int kBackwardPlanes = 14;
 
-// The level of each of the n = L * P points of a query, in arrays that the coordinate loop reads as vectors.
+// The level of each of the kQueryBlock * L * P points of a block, in arrays that the coordinate loop reads as vectors.
 template <typename A>
 struct PointTable {
   const A* width;
@@ -33,10 +35,11 @@ struct PointTable {
   const int32_t* start;  // first token of the level
 };
 
-// The head m of `queries` consecutive queries of one image. Strides are in elements.
-template <typename T>
+// The head m of `queries` consecutive queries of one image. Strides are in elements. `value` is in type V: T itself,
+// or its accumulation type in a dense copy.
+template <typename T, typename V>
 struct ForwardTask {
-  const T* value;  // token 0 of the head
+  const V* value;  // token 0 of the head
   const acc_t<T>* locations;
   const acc_t<T>* weights;
   T* output;
@@ -45,7 +48,7 @@ struct ForwardTask {
   int channels, points;
   PointTable<acc_t<T>> table;
   int32_t* offset_scratch;   // 4 * kQueryBlock * points
-  acc_t<T>* factor_scratch;  // 4 * kQueryBlock * points
+  acc_t<T>* factor_scratch;  // kForwardPlanes * kQueryBlock * points
 };
 
 // One level of head m for all queries of one image. `value` and `grad_value` are dense (rows * columns, channels)
@@ -64,12 +67,13 @@ struct BackwardTask {
   int channels, points;
   int32_t rows, columns;
   int32_t* offset_scratch;   // 4 * kQueryBlock * points
-  acc_t<T>* factor_scratch;  // 12 * kQueryBlock * points
+  acc_t<T>* factor_scratch;  // kBackwardPlanes * kQueryBlock * points
 };
 
 template <typename T>
 struct Kernels {
-  void (*forward)(const ForwardTask<T>&);
+  void (*forward)(const ForwardTask<T, T>&);
+  void (*forward_dense)(const ForwardTask<T, acc_t<T>>&);
   void (*backward)(const BackwardTask<T>&);
 };
 
