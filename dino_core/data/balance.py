@@ -12,7 +12,7 @@ from dino_core.data.records import ImageRecord
 def repeat_rare(
     records: Sequence[ImageRecord], num_classes: int, threshold: float, seed: int = 0
 ) -> tuple[ImageRecord, ...]:
-    """Repeat each image max(1, sqrt(threshold / f)) times, f the share of images of its rarest class.
+    """Repeat each image max(1, sqrt(threshold / f)) times, f its rarest class's share of images.
 
     Args:
         records: A training split.
@@ -33,4 +33,6 @@ def repeat_rare(
         int(np.floor((factor[classes].max() if len(classes) else 1.0) + rng.random()))
         for classes in present
     ]
-    return tuple(r for record, count in zip(records, repeats, strict=True) for r in [record] * count)
+    return tuple(
+        r for record, count in zip(records, repeats, strict=True) for r in [record] * count
+    )

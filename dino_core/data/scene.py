@@ -93,7 +93,7 @@ def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float)
 def flip(scene: Scene) -> Scene:
     """Mirror left and right."""
     mirrored = replace(scene, boxes=F.horizontal_flip(scene.boxes))
-    return with_pixels(mirrored, as_array(scene.image)[:, ::-1])
+    return with_pixels(mirrored, as_array(scene.image)[:, ::-1].copy())
 
 
 def pad(scene: Scene, top: int, left: int, size_hw: SizeHW, colour: Sequence[int]) -> Scene:

@@ -7,6 +7,7 @@ state, so that threads and worker processes give the same pictures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -26,7 +27,6 @@ _PUBLISHED_SHORT_SIDE = 800
 _PUBLISHED_SIDES = tuple(range(480, 801, 32))
 _PUBLISHED_BEFORE_CROP = (400, 500, 600)
 _PUBLISHED_CROP = (384, 600)
-_CROP_TRIES = 8
 
 
 class Transform(Protocol):
@@ -48,6 +48,18 @@ def _place(inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator) -> Size
         for inner, outer in zip(inner_hw, outer_hw, strict=True)
     )
     return top, left
+
+
+def _place_around(
+    box: Sequence[float], inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator
+) -> SizeHW:
+    """Top left corner of a window somewhere in the image, but around the box's centre."""
+    corner = []
+    for axis, (inner, outer) in enumerate(zip(inner_hw, outer_hw, strict=True)):
+        centre = int((box[1 - axis] + box[3 - axis]) / 2)
+        low, high = max(0, centre - inner + 1), min(centre, outer - inner)
+        corner.append(int(rng.integers(low, max(low, high) + 1)))
+    return corner[0], corner[1]
 
 
 def _scaled(size_hw: SizeHW, preprocess: PreprocessConfig, factor: float) -> SizeHW:
@@ -155,10 +167,9 @@ class SizeCrop:
 
 @dataclass(frozen=True)
 class SafeCrop:
-    """Cut a window of a drawn fraction of each side, moved elsewhere while it would lose every box.
+    """Cut a window of a drawn fraction of each side; where it would hold no box, around one.
 
-    Boxes of which less than `min_visible` is left are dropped. If no place keeps a box, the image
-    becomes one without boxes.
+    Boxes of which at most `min_visible` of the area is left are dropped.
     """
 
     min_fraction: float
@@ -166,13 +177,14 @@ class SafeCrop:
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         size_hw = self._draw(scene.size_hw, rng)
-        places = np.random.default_rng(int(rng.integers(1 << 62)))  # one draw, however many tries
-        for _ in range(_CROP_TRIES):
-            top, left = _place(size_hw, scene.size_hw, places)
-            result = crop(scene, top, left, size_hw, self.min_visible)
-            if len(result.labels) or not len(scene.labels):
-                break
-        return result
+        places = np.random.default_rng(int(rng.integers(1 << 62)))  # one draw, however many follow
+        top, left = _place(size_hw, scene.size_hw, places)
+        result = crop(scene, top, left, size_hw, self.min_visible)
+        if len(result.labels) or not len(scene.labels):
+            return result
+        box = scene.boxes[int(places.integers(len(scene.labels)))].tolist()
+        top, left = _place_around(box, size_hw, scene.size_hw, places)
+        return crop(scene, top, left, size_hw, self.min_visible)
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         size_hw = self._draw(size_hw, rng)

@@ -38,7 +38,7 @@ def find_coco(path: Path) -> dict[str, Path]:
             return found
         files = sorted(folder.glob("*.json")) if folder.is_dir() else []
         instances = [file for file in files if file.stem.startswith("instances_")]
-        found = _by_split(instances or files)
+        found = _by_split(instances or filter(_looks_like_coco, files))
         if not found and len(files) == 1 and _looks_like_coco(files[0]):
             found = {"train": files[0]}
     return found
@@ -48,7 +48,7 @@ def _by_split(files: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
         split = split_of(file)
-        if split is None or not _looks_like_coco(file):
+        if split is None:
             continue
         if split in found:
             raise DataError(

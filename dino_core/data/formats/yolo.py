@@ -39,6 +39,9 @@ def read_yolo(path: Path) -> DatasetIndex:
         DataError: a file is missing or malformed, naming the line.
     """
     files = find_yolo(path)
+    for split, images in files.images.items():
+        if not images:
+            raise DataError(f"{files.source}: the {split} split has no images")
     repairs = Repairs()
     count = None if files.names is None else len(files.names)
     labels = {
@@ -143,8 +146,6 @@ def _read_split(
     split: str, files: YoloFiles, labels: list[list[_Label] | None], repairs: Repairs
 ) -> tuple[ImageRecord, ...]:
     images = files.images[split]
-    if not images:
-        raise DataError(f"{files.source}: the {split} split has no images")
     if all(lines is None for lines in labels) and split != "test":
         raise DataError(
             f"{files.source}: none of the {len(images)} images of {split} has a label file",

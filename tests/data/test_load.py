@@ -1,0 +1,123 @@
+"""Recognising a data set's form, and the validation split of one that has none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_core.data.load import load_dataset
+from dino_core.data.records import ImageRecord
+from dino_core.data.split import stratified_split
+from dino_core.errors import ConfigError, DataError
+
+
+def yolo_set(root: Path, count: int = 10) -> Path:
+    for i in range(count):
+        for folder in ("images", "labels"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(root / f"images/{i:03}.png")
+        (root / f"labels/{i:03}.txt").write_text(f"{i % 2} 0.5 0.5 0.5 0.5")
+    return root
+
+
+def coco_file(root: Path) -> Path:
+    Image.new("RGB", (16, 16)).save(root / "a.png")
+    file = root / "train.json"
+    table = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    file.write_text(json.dumps(table))
+    return file
+
+
+def record(image_id: int, classes: list[int]) -> ImageRecord:
+    count = len(classes)
+    return ImageRecord(
+        image_id=image_id,
+        path=Path(f"{image_id}.jpg"),
+        width=10,
+        height=10,
+        boxes_xyxy_px=np.tile(np.array([[1, 1, 5, 5]], np.float32), (count, 1)),
+        class_indices=np.array(classes, np.int64),
+        is_crowd=np.zeros(count, np.bool_),
+        areas=np.full(count, 16, np.float32),
+    )
+
+
+def test_forms_are_recognised(tmp_path: Path) -> None:
+    (tmp_path / "coco").mkdir()
+    file = coco_file(tmp_path / "coco")
+    assert load_dataset(file, val_split=0).format == "coco"
+    assert load_dataset(str(tmp_path / "coco"), val_split=0).format == "coco"
+    assert load_dataset(yolo_set(tmp_path / "yolo")).format == "yolo"
+
+
+def test_both_forms_in_one_folder(tmp_path: Path) -> None:
+    yolo_set(tmp_path)
+    coco_file(tmp_path)
+    both = load_dataset(tmp_path, val_split=0)
+    assert both.format == "coco" and "COCO and YOLO" in both.warnings[-1]
+    assert load_dataset(tmp_path, format="yolo").format == "yolo"
+
+
+def test_what_was_looked_for_is_told(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("")
+    with pytest.raises(DataError, match=r"no data set recognised, found notes\.md") as caught:
+        load_dataset(tmp_path)
+    assert "instances_{train,val}.json" in caught.value.hint and "data.yaml" in caught.value.hint
+    with pytest.raises(DataError, match="not a data set"):
+        load_dataset(tmp_path / "notes.md")
+    with pytest.raises(DataError, match="no such file or folder"):
+        load_dataset(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="unknown data format 'yollo'") as config_error:
+        load_dataset(tmp_path, format="yollo")
+    assert "'yolo'" in config_error.value.hint
+    with pytest.raises(ConfigError, match="val_split is 1"):
+        load_dataset(tmp_path, val_split=1)
+
+
+def test_split_is_made_told_and_repeated(tmp_path: Path) -> None:
+    yolo_set(tmp_path)
+    index = load_dataset(tmp_path, val_split=0.2, seed=3)
+    assert [len(index.splits[s]) for s in ("train", "val")] == [8, 2]
+    assert "2 of 10 images were set apart (share 0.2, seed 3)" in index.warnings[-1]
+    again = load_dataset(tmp_path, val_split=0.2, seed=3)
+    ids = [[r.image_id for r in i.splits["val"]] for i in (index, again)]
+    assert ids[0] == ids[1]
+    assert list(load_dataset(tmp_path, val_split=0).splits) == ["train"]
+    different = {
+        tuple(r.image_id for r in load_dataset(tmp_path, val_split=0.2, seed=s).splits["val"])
+        for s in range(8)
+    }
+    assert len(different) > 1
+
+
+def test_split_gives_each_class_its_share() -> None:
+    # 100 images: class 0 in all, class 1 in 20, class 2 in 5, class 3 in 1
+    records = [
+        record(i, [0] + [1] * (i < 20) + [2] * (20 <= i < 25) + [3] * (i == 30)) for i in range(100)
+    ]
+    train, val = stratified_split(records, 0.2, 4, seed=0)
+    assert len(val) == 20 and len(train) == 80
+    assert sorted(r.image_id for r in (*train, *val)) == list(range(100))
+    counts = np.bincount(np.concatenate([r.class_indices for r in val]), minlength=4)
+    assert counts.tolist() == [20, 4, 1, 0]  # a fifth of each; a single image stays in train
+    assert [r.image_id for r in val] == sorted(r.image_id for r in val)
+
+
+def test_split_of_very_few() -> None:
+    train, val = stratified_split([record(0, []), record(1, [0])], 0.1, 1, seed=0)
+    assert len(train) == len(val) == 1
+    with pytest.raises(DataError, match="1 images cannot be divided"):
+        stratified_split([record(0, [0])], 0.1, 1, seed=0)
+
+
+def test_split_of_images_without_boxes() -> None:
+    train, val = stratified_split([record(i, []) for i in range(10)], 0.3, 1, seed=1)
+    assert (len(train), len(val)) == (7, 3)
