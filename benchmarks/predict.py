@@ -1,0 +1,121 @@
+"""How long does `dino predict` take, from process start to exit, for 1 image and for many?
+
+    python benchmarks/predict.py                          # dino-nano, 1 and 100 images
+    python benchmarks/predict.py --images 3 --tiny        # seconds; tries the script itself
+
+Runs the command as a person does, each time in a new process. With `--folder` the pictures are
+taken from there, repeated to the number wanted; otherwise they are made: 640x480 JPEG of noise and
+rectangles, about 60 kB each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def make_photos(folder: Path, count: int, source: Path | None) -> None:
+    """Fill `folder` with `count` pictures."""
+    folder.mkdir()
+    if source is not None:
+        found = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise SystemExit(f"{source}: no pictures")
+        for number, path in zip(range(count), itertools.cycle(found)):
+            shutil.copy(path, folder / f"{number:04d}{path.suffix}")
+        return
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        noise = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        image = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3))
+        pen = ImageDraw.Draw(image)
+        for _ in range(6):
+            x, y = rng.integers(0, 500), rng.integers(0, 350)
+            w, h = rng.integers(30, 200, 2)
+            color = tuple(int(v) for v in rng.integers(0, 256, 3))
+            pen.rectangle((int(x), int(y), int(x + w), int(y + h)), fill=color)
+        image.save(folder / f"{number:04d}.jpg", quality=90)
+
+
+def timed_predict(source: Path, out: Path, args: argparse.Namespace, model: str) -> float:
+    """Seconds from process start to exit."""
+    command = [sys.executable, "-m", "dino_cli", "predict", str(source), "--model", model]
+    command += ["--out", str(out), *args.extra]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "DINO_OFFLINE": "1"}
+    start = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} exited with {done.returncode}:\n{done.stderr}")
+    lines = (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    expected = 1 if source.is_file() else len(list(source.iterdir()))
+    if len(lines) != expected:
+        raise SystemExit(f"{len(lines)} results for {expected} pictures")
+    return seconds
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Medians for one picture, and the rate for many with and without the start."""
+    model = args.model
+    if args.tiny:
+        from tiny import write_tiny_model
+
+        model = str(write_tiny_model(folder / "tiny.safetensors"))
+    photos = folder / "photos"
+    make_photos(photos, args.images, args.folder)
+    first = min(photos.iterdir())
+    timed_predict(first, folder / "warm", args, model)  # fills the file cache
+    one = [timed_predict(first, folder / f"one{i}", args, model) for i in range(args.repeats)]
+    many = [timed_predict(photos, folder / f"many{i}", args, model) for i in range(args.repeats)]
+    one_s, many_s = statistics.median(one), statistics.median(many)
+    return {
+        "one_image_s": one_s,
+        "images": args.images,
+        "many_images_s": many_s,
+        "images_per_s": args.images / many_s,
+        "images_per_s_without_start": (args.images - 1) / max(many_s - one_s, 1e-9),
+        "times_s": {"one": one, "many": many},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="dino-nano", help="a model's name or file")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--folder", type=Path, help="take pictures from here")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: tries the script")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("extra", nargs="*", help="after --: options for dino predict")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(args, Path(folder))
+    print(f"{'dino-tiny' if args.tiny else args.model}, {args.threads} threads, process to exit")
+    print(f"1 image         {result['one_image_s']:8.2f} s")
+    print(f"{args.images:<4} images     {result['many_images_s']:8.2f} s", end="")
+    print(f"   {result['images_per_s']:.1f} images/s with the start,", end="")
+    print(f" {result['images_per_s_without_start']:.1f} without")
+    if args.out:
+        setting = {"model": args.model, "tiny": args.tiny, "threads": args.threads}
+        setting |= {"extra": args.extra, "repeats": args.repeats}
+        args.out.write_text(json.dumps({**setting, **result}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
