@@ -125,7 +125,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             aliases[name] = first[key]
         else:
             first[key] = name
-            kept[name] = tensor.detach().cpu().contiguous()
+            kept[name] = _own_memory(tensor.detach().cpu().contiguous())
     everything = {**metadata, **({_ALIASES_KEY: json.dumps(aliases)} if aliases else {})}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -141,6 +141,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """`tensor`, copied where it is a part of a larger one, which safetensors refuses."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole else tensor.clone()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

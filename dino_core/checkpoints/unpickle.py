@@ -77,6 +77,8 @@ _ALIVE: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
     ("torch", "Size"): torch.Size,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,  # its name in the protocol that torch.save writes
 }
 
 

@@ -101,9 +101,7 @@ def test_accumulation_takes_more_batches_a_step(
 ) -> None:
     recipe = replace(RECIPE, batch=1, accumulate=3, steps=4)
     steps = [
-        e
-        for e in fit(recipe, data, out=tmp_path / "run", model=start)
-        if isinstance(e, StepDone)
+        e for e in fit(recipe, data, out=tmp_path / "run", model=start) if isinstance(e, StepDone)
     ]
     assert steps[-1].epoch == 2  # 4 steps x 3 batches = 2 passes over 6 images
 

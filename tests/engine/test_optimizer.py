@@ -69,7 +69,7 @@ class TestGroups:
         weight.grad = torch.tensor([[3.0]])
         optimizer.step()
         # First step of Adam moves by lr * sign(gradient); decay takes lr * wd * weight.
-        assert float(weight) == pytest.approx(2.0 - 0.05 * 0.01 * 2.0 - 0.05, abs=1e-6)
+        assert float(weight.detach()) == pytest.approx(2.0 - 0.05 * 0.01 * 2.0 - 0.05, abs=1e-6)
 
 
 class TestSchedule:

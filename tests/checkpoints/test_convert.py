@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dino_core.checkpoints.convert import import_official
+from dino_core.checkpoints.io import build_model
+from dino_core.checkpoints.keymaps.coco import official_coco_classes
+from dino_core.checkpoints.keymaps.official import our_name
+from dino_core.config import ModelConfig
+from dino_core.errors import CheckpointError
+from dino_core.models.dino import Dino
+
+PARITY = Path(__file__).parents[2] / "../shared/parity"
+needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="needs ../shared/parity")
+
+
+def official_state(num_classes: int = 91) -> dict[str, Tensor]:
+    """Names and shapes of the official R50 4-scale file; every tensor one value, heads tied."""
+    keys = json.loads((PARITY / "keys_4scale_r50.json").read_text())
+    aliases = json.loads((PARITY / "aliases_4scale_r50.json").read_text())
+    first = {other: name for name, others in aliases.items() for other in others}
+    state = {}
+    for index, (name, shape) in enumerate(keys.items()):
+        resized = [{91: num_classes, 92: num_classes + 1}.get(n, n) for n in shape[:1]] + shape[1:]
+        wanted = resized if "class_embed" in name or "label_enc" in name else shape
+        value = list(keys).index(first[name]) if name in first else index
+        state[name] = torch.tensor(float(value)).expand(wanted)
+    return state
+
+
+def saved(path: Path, content: Mapping[str, Any]) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    return official_state()
+
+
+@needs_parity
+class TestImport:
+    def test_every_tensor_finds_its_place(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
+        path = saved(tmp_path / "official.pth", {"model": state, "args": argparse.Namespace(a=1)})
+        imported = import_official(path)
+        ours = imported.state_dict
+        for name, tensor in state.items():
+            assert torch.equal(ours[our_name(name) or "?"], tensor), name
+        assert imported.meta.variant == "dino-r50-4scale"
+        assert imported.meta.model == ModelConfig()
+        assert imported.meta.provenance["layout"] == "official"
+        assert len(imported.meta.provenance["sha256"]) == 64
+        assert build_model(imported).level_embed[0, 0] == state["transformer.level_embed"][0, 0]
+
+    def test_map_is_onto_and_one_to_one_up_to_the_tied_heads(self) -> None:
+        keys = json.loads((PARITY / "keys_4scale_r50.json").read_text())
+        aliases = json.loads((PARITY / "aliases_4scale_r50.json").read_text())
+        groups: dict[str, set[str]] = {}
+        for name in keys:
+            groups.setdefault(our_name(name) or "?", set()).add(name)
+        with torch.device("meta"):
+            assert groups.keys() == Dino(ModelConfig()).state_dict().keys()
+        tied = {frozenset([name, *others]) for name, others in aliases.items()}
+        assert {frozenset(g) for g in groups.values() if len(g) > 1} == tied
+
+    def test_containers_of_all_kinds(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
+        wrapped = {f"module.{n}": t for n, t in state.items()}
+        for number, content in enumerate(
+            [state, wrapped, {"model": wrapped}, {"ema_model": wrapped, "epoch": 3}]
+        ):
+            path = saved(tmp_path / f"{number}.pth", content)
+            level = import_official(path).state_dict["level_embed"]
+            assert torch.equal(level, state["transformer.level_embed"])
+
+    def test_averaged_weights_on_request(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
+        averaged = {n: t + 1 for n, t in state.items()}
+        path = saved(tmp_path / "both.pth", {"model": state, "ema_model": averaged})
+        level = state["transformer.level_embed"]
+        assert torch.equal(import_official(path).state_dict["level_embed"], level)
+        assert torch.equal(import_official(path, ema=True).state_dict["level_embed"], level + 1)
+
+    def test_other_class_counts(self, tmp_path: Path) -> None:
+        imported = import_official(saved(tmp_path / "own.pth", official_state(4)))
+        assert imported.meta.model.num_classes == 4
+        assert imported.meta.classes.names == ("class 0", "class 1", "class 2", "class 3")
+
+    def test_longer_label_book(self, tmp_path: Path) -> None:
+        content = official_state(4)
+        content["label_enc.weight"] = torch.arange(92.0)[:, None].expand(92, 256)
+        imported = import_official(saved(tmp_path / "own.pth", content))
+        assert torch.equal(imported.state_dict["label_enc.weight"][:, 0], torch.arange(5.0))
+        content["label_enc.weight"] = content["label_enc.weight"][:3]
+        with pytest.raises(CheckpointError, match="3 rows, expected 5"):
+            import_official(saved(tmp_path / "short.pth", content))
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"transformer.encoder.layers.5.norm1.bias": None}, "encoder.layers.5.norm1.bias"),
+            ({"transformer.mystery": torch.zeros(1)}, "1 unknown tensors: transformer.mystery"),
+            ({"transformer.encoder.layers.6.norm1.bias": torch.zeros(256)}, "without a place"),
+            ({"input_proj.1.0.bias": torch.zeros(3)}, r"is \(3,\), expected \(256,\)"),
+            ({"bbox_embed.3.layers.2.bias": torch.ones(4)}, "one head for all decoder layers"),
+            ({"class_embed.0.weight": None,
+              "transformer.decoder.class_embed.0.weight": None}, "lacks class_embed"),
+            ({"transformer.level_embed": torch.zeros(5, 256)}, "5 scales"),
+            ({"transformer.level_embed": None}, "not a checkpoint of the official"),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_match_is_named(
+        self, tmp_path: Path, state: dict[str, Tensor], change: dict[str, Any], words: str
+    ) -> None:
+        content = {n: t for n, t in {**state, **change}.items() if t is not None}
+        with pytest.raises(CheckpointError, match=words):
+            import_official(saved(tmp_path / "bad.pth", content))
+
+    def test_other_backbones_are_refused(self, tmp_path: Path) -> None:
+        keys = json.loads((PARITY / "keys_4scale_swinl.json").read_text())
+        content = {n: torch.tensor(0.0).expand(shape) for n, shape in keys.items()}
+        with pytest.raises(CheckpointError, match="other backbone"):
+            import_official(saved(tmp_path / "swin.pth", content))
+
+
+def test_files_of_other_projects(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a checkpoint of the official"):
+        import_official(saved(tmp_path / "a.pth", {"model": {"fc.weight": torch.zeros(2)}}))
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        import_official(saved(tmp_path / "b.pth", {"epoch": 3}))
+    torch.save([1, 2], tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        import_official(tmp_path / "c.pth")
+
+
+def test_coco_slots() -> None:
+    classes = official_coco_classes()
+    assert len(classes) == 91
+    assert sum(name == "" for name in classes.names) == 11
+    assert (classes.names[1], classes.names[18], classes.names[90]) == (
+        "person", "dog", "toothbrush",
+    )  # fmt: skip
+    assert classes.source_ids == tuple(range(91))
+    assert [i for i, n in enumerate(classes.names) if not n] == [
+        0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83,
+    ]  # fmt: skip

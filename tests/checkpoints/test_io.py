@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from factories import CLASS_NAMES, TINY_INPUT, tiny_checkpoint, tiny_config
+
+from dino_core.checkpoints.io import (
+    Checkpoint,
+    build_model,
+    load_checkpoint,
+    read_tensors,
+    save_checkpoint,
+    write_tensors,
+)
+from dino_core.detections import ClassMap
+from dino_core.errors import CheckpointError
+from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
+from dino_core.models.dino import Dino
+
+META = CheckpointMeta(
+    "dino-tiny",
+    tiny_config(),
+    TINY_INPUT,
+    ClassMap(CLASS_NAMES, (7, 3)),
+    training={"steps": 3},
+    metrics={"ap": 0.25, "ap_small": None},
+    provenance={"start": "größe"},
+)
+
+
+class TestRoundTrip:
+    def test_everything_comes_back(self, tmp_path: Path) -> None:
+        state = Dino(META.model).state_dict()
+        save_checkpoint(tmp_path / "m.safetensors", state, META)
+        loaded = load_checkpoint(tmp_path / "m.safetensors")
+        assert loaded.meta == META
+        assert loaded.state_dict.keys() == state.keys()
+        assert all(torch.equal(loaded.state_dict[n], t) for n, t in state.items())
+        assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_storage_comes_back_as_float32(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        state = {"w": torch.tensor([1.0, 1 / 3]), "n": torch.tensor([2**40 + 1])}
+        save_checkpoint(tmp_path / "m.safetensors", state, META, storage_dtype=dtype)
+        loaded = load_checkpoint(tmp_path / "m.safetensors").state_dict
+        assert loaded["w"].dtype == torch.float32
+        assert torch.equal(loaded["w"], state["w"].to(dtype).float())
+        assert torch.equal(loaded["n"], state["n"])
+        assert safetensors.torch.load_file(tmp_path / "m.safetensors")["w"].dtype == dtype
+
+    def test_tied_tensors_are_stored_once_and_stay_tied(self, tmp_path: Path) -> None:
+        shared = torch.arange(6.0)
+        path = tmp_path / "t.safetensors"
+        write_tensors(path, {"a": shared, "b": shared, "part": shared[:3]}, {"k": "v"})
+        assert set(safetensors.torch.load_file(path)) == {"a", "part"}
+        tensors, metadata = read_tensors(path)
+        assert tensors["a"].data_ptr() == tensors["b"].data_ptr()
+        assert torch.equal(tensors["part"], torch.arange(3.0))
+        assert metadata == {"k": "v"}
+
+    def test_build_model_predicts_like_the_saved_one(self, tmp_path: Path) -> None:
+        torch.manual_seed(1)
+        model = Dino(META.model).eval()
+        save_checkpoint(tmp_path / "m.safetensors", model.state_dict(), META)
+        again = build_model(load_checkpoint(tmp_path / "m.safetensors"))
+        assert not again.training
+        images, mask = torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+        with torch.inference_mode():
+            assert torch.equal(model(images, mask).logits, again(images, mask).logits)
+
+    def test_build_model_refuses_other_weights(self) -> None:
+        state = Dino(META.model).state_dict()
+        other = replace(META, model=replace(META.model, hidden_dim=64))
+        with pytest.raises(CheckpointError, match="do not fit"):
+            build_model(Checkpoint(other, state))
+        del state["level_embed"]
+        with pytest.raises(CheckpointError, match="level_embed"):
+            build_model(Checkpoint(META, state))
+
+
+class TestMetadata:
+    def test_json_round_trip(self) -> None:
+        assert from_json(to_json(META)) == META
+
+    def test_class_count_must_be_the_models(self) -> None:
+        with pytest.raises(CheckpointError, match="3 class names for a model with 2"):
+            replace(META, classes=ClassMap.from_names("abc"))
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"format": 99}, "format 99"),
+            ({"format": None}, "no format version"),
+            ({"classes": None}, "does not fit"),
+            ({"model": {"hidden_dims": 3}}, "hidden_dims"),
+            ({"classes": {"names": ["a"], "source_ids": [1]}}, "1 class names"),
+        ],
+    )
+    def test_malformed(self, change: dict[str, object], words: str) -> None:
+        text = json.dumps({**json.loads(to_json(META)), **change})
+        with pytest.raises(CheckpointError, match=words):
+            from_json(text, "m.safetensors")
+
+    def test_not_json_or_incomplete(self) -> None:
+        with pytest.raises(CheckpointError, match="not JSON"):
+            from_json("{")
+        with pytest.raises(CheckpointError, match="not a JSON object"):
+            from_json("[]")
+        with pytest.raises(CheckpointError, match="lacks 'variant'"):
+            from_json('{"format": 1}')
+
+
+class TestBadFiles:
+    def test_missing_folder_or_empty(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="no such file"):
+            load_checkpoint(tmp_path / "gone.safetensors")
+        with pytest.raises(CheckpointError, match="a folder"):
+            load_checkpoint(tmp_path)
+        empty = tmp_path / "empty.safetensors"
+        empty.touch()
+        with pytest.raises(CheckpointError, match="truncated"):
+            load_checkpoint(empty)
+
+    @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+    def test_truncated(self, tmp_path: Path, share: float) -> None:
+        path = tiny_checkpoint(tmp_path / "m.safetensors")
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(CheckpointError, match="truncated"):
+            load_checkpoint(path)
+
+    def test_not_a_model_at_all(self, tmp_path: Path) -> None:
+        path = tmp_path / "photo.safetensors"
+        path.write_bytes(b"\xff\xd8\xff\xe0" * 1000)
+        with pytest.raises(CheckpointError, match="not a safetensors file") as error:
+            load_checkpoint(path)
+        assert "dino models import" in error.value.hint
+
+    def test_somebody_elses_safetensors(self, tmp_path: Path) -> None:
+        safetensors.torch.save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
+        with pytest.raises(CheckpointError, match="not one of dino's"):
+            load_checkpoint(tmp_path / "other.safetensors")
+
+    def test_newer_format(self, tmp_path: Path) -> None:
+        text = to_json(META).replace('"format": 1', '"format": 2')
+        write_tensors(tmp_path / "m.safetensors", {"w": torch.zeros(2)}, {METADATA_KEY: text})
+        with pytest.raises(CheckpointError, match="format 2") as error:
+            load_checkpoint(tmp_path / "m.safetensors")
+        assert "upgrade" in error.value.hint
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from dino_core.checkpoints.io import write_tensors
+from dino_core.errors import CheckpointError
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    write_tensors(Path(sys.argv[1]), {"w": torch.zeros(100_000)}, {})
+except CheckpointError as error:
+    print(error.message)
+"""
+
+
+class TestWriting:
+    def test_full_disk_keeps_the_previous_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "m.safetensors"
+        write_tensors(path, {"w": torch.ones(3)}, {})
+        # A limit on file sizes fails in the same place as a full disk, with an errno of its own.
+        done = subprocess.run(
+            [sys.executable, "-c", FULL_DISK, str(path)],
+            capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        assert "the disk is full" in done.stdout
+        assert torch.equal(read_tensors(path)[0]["w"], torch.ones(3))
+        assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+    def test_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            write_tensors(tmp_path / "gone" / "m.safetensors", {"w": torch.ones(3)}, {})
+
+    def test_permissions_follow_the_umask(self, tmp_path: Path) -> None:
+        write_tensors(tmp_path / "m.safetensors", {"w": torch.ones(3)}, {})
+        (tmp_path / "plain").touch()
+        assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

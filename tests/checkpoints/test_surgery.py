@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from factories import tiny_config
+
+from dino_core.checkpoints.surgery import transfer
+from dino_core.detections import ClassMap
+from dino_core.errors import CheckpointError
+from dino_core.models.dino import Dino
+
+HEADS = ("decoder.class_embed.0", "query_selection.class_embed")
+
+
+def model_of(classes: ClassMap, seed: int) -> Dino:
+    torch.manual_seed(seed)
+    return Dino(tiny_config(len(classes)))
+
+
+def test_same_classes_copy_everything() -> None:
+    classes = ClassMap.from_names(["cat", "dog"])
+    old, new = model_of(classes, 1), model_of(classes, 2)
+    report = transfer(new, old.state_dict(), classes, classes)
+    assert set(report.copied) == set(old.state_dict())
+    assert not report.kept and not report.unused and not report.by_class
+    for name, tensor in old.state_dict().items():
+        assert torch.equal(new.state_dict()[name], tensor)
+
+
+def test_rows_follow_the_names() -> None:
+    before = ClassMap(("cat", "", "dog", "cow"), (1, 2, 3, 4))
+    after = ClassMap(("dog", "horse", "cat"), (10, 20, 30))
+    old, new = model_of(before, 1), model_of(after, 2)
+    with torch.no_grad():
+        for name in HEADS:
+            old.get_parameter(f"{name}.bias").copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    fresh = {n: t.clone() for n, t in new.state_dict().items()}
+    report = transfer(new, old.state_dict(), before, after)
+    assert report.classes == ("dog", "cat")
+    assert set(report.by_class) == {*(f"{h}.{k}" for h in HEADS for k in ("weight", "bias")),
+                                    "label_enc.weight"}  # fmt: skip
+    ours, theirs = new.state_dict(), old.state_dict()
+    prior = -math.log(99)
+    for head in HEADS:
+        weight = ours[f"{head}.weight"]
+        assert torch.equal(weight[0], theirs[f"{head}.weight"][2])
+        assert torch.equal(weight[1], fresh[f"{head}.weight"][1])
+        assert torch.equal(weight[2], theirs[f"{head}.weight"][0])
+        torch.testing.assert_close(ours[f"{head}.bias"], torch.tensor([3.0, prior, 1.0]))
+    assert torch.equal(ours["label_enc.weight"][0], theirs["label_enc.weight"][2])
+    assert torch.equal(ours["label_enc.weight"][1], fresh["label_enc.weight"][1])
+    assert torch.equal(ours["level_embed"], theirs["level_embed"])
+    assert prior == pytest.approx(-4.595, abs=1e-3)
+
+
+def test_equal_counts_of_other_names_are_not_copied_by_position() -> None:
+    before, after = ClassMap.from_names(["cat", "dog"]), ClassMap.from_names(["dog", "car"])
+    old, new = model_of(before, 1), model_of(after, 2)
+    transfer(new, old.state_dict(), before, after)
+    weight = new.state_dict()["decoder.class_embed.0.weight"]
+    assert torch.equal(weight[0], old.state_dict()["decoder.class_embed.0.weight"][1])
+    assert not torch.equal(weight[1], old.state_dict()["decoder.class_embed.0.weight"][0])
+
+
+def test_other_shapes_and_names_are_reported() -> None:
+    classes = ClassMap.from_names(["cat", "dog"])
+    old, new = model_of(classes, 1), model_of(classes, 2)
+    state = dict(old.state_dict())
+    state["tgt_embed.weight"] = state["tgt_embed.weight"][:5]
+    state["extra"] = torch.zeros(1)
+    del state["level_embed"]
+    report = transfer(new, state, classes, classes)
+    assert report.kept == ("level_embed", "tgt_embed.weight")
+    assert report.unused == ("extra",)
+
+
+def test_foreign_weights_are_refused() -> None:
+    classes = ClassMap.from_names(["cat", "dog"])
+    with pytest.raises(CheckpointError, match="none of the starting weights"):
+        transfer(model_of(classes, 1), {"fc.weight": torch.zeros(2, 2)}, classes, classes)
