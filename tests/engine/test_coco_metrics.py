@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dino_core.data.formats.coco import read_coco
 from dino_core.data.records import ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.engine.coco_metrics import Metrics, coco_metrics, coco_predictions
@@ -307,3 +308,47 @@ def test_written_predictions_score_the_same_in_pycocotools(tmp_path: Path) -> No
 
     # Boxes are written to 0.001 px and scores to 1e-6, below the spacing of this case.
     assert_equal_stats(metrics, expected, tolerance=1e-4)
+
+
+GENERAL = Path(__file__).parents[2] / "../shared/data/general"
+
+
+@pytest.mark.skipif(not GENERAL.is_dir(), reason="needs the shared data set")
+def test_equal_to_pycocotools_on_a_real_data_set(tmp_path: Path) -> None:
+    """From its annotation file through the neutral form, against pycocotools on that same file."""
+    dataset = read_coco(GENERAL)
+    records, classes = dataset.splits["val"][:150], dataset.classes
+    rng = np.random.default_rng(5)
+    predictions, rows = [], []
+    for record in records:
+        boxes = record.boxes_xyxy_px.astype(float)
+        side = np.maximum(boxes[:, 2:] - boxes[:, :2], 4.0)
+        boxes = boxes + rng.normal(0, 0.1, boxes.shape) * np.tile(side, 2)
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 2)
+        scores = rng.random(len(boxes)).astype(np.float32)
+        wrong = rng.integers(0, len(classes), len(boxes))
+        labels = np.where(rng.random(len(boxes)) < 0.2, wrong, record.class_indices)
+        boxes_px = boxes.astype(np.float32)
+        predictions.append(Found(boxes_px, scores, labels))
+        for (x0, y0, x1, y1), score, label in zip(
+            boxes_px.astype(float).tolist(), scores.tolist(), labels.tolist(), strict=True
+        ):
+            category, box = classes.source_ids[label], [x0, y0, x1 - x0, y1 - y0]
+            rows.append(
+                {
+                    "image_id": record.image_id,
+                    "category_id": category,
+                    "bbox": box,
+                    "score": score,
+                }
+            )
+    (tmp_path / "results.json").write_text(json.dumps(rows), encoding="utf-8")
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt = COCO(str(GENERAL / "annotations" / "instances_val.json"))
+        evaluation = COCOeval(gt, gt.loadRes(str(tmp_path / "results.json")), "bbox")
+        evaluation.params.imgIds = [record.image_id for record in records]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+
+    assert_equal_stats(coco_metrics(records, predictions, classes), evaluation)
