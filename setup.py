@@ -1,8 +1,8 @@
-"""Builds the operators in csrc/ into libraries that know no Python and no torch version; all else is pyproject.toml.
+"""Builds the operators in csrc/; everything else about the package is in pyproject.toml.
 
-DINO_BUILD chooses: `auto` (default: CPU, and CUDA too where nvcc and a CUDA torch both are), `cpu`, `cuda`, or
-`none` (pure Python). A build that was asked for and fails is an error. Develop with
-`python setup.py build_ext --inplace`.
+DINO_BUILD chooses: `auto` (default: CPU, and CUDA too where nvcc and a CUDA torch both are), `cpu`,
+`cuda`, or `none` (pure Python). A build that was asked for and fails is an error.
+For development: `python setup.py build_ext --inplace`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,22 @@ CUDA_SOURCES = ["csrc/cuda/ms_deform_attn.cu"]
 HEADERS = ["csrc/ms_deform_attn.h", "csrc/cpu/tasks.h", "csrc/cpu/kernels.inc"]
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable ABI of torch 2.10
 CPU_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
-CPU_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi"]  # vector code of floor, if
-CUDA_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+CPU_FLAGS += [
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+]  # vector code of floor, if
+CUDA_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-DUSE_CUDA",
+    "-cudart",
+    "static",
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden",
+]
 CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90"]
 
 
@@ -47,14 +61,20 @@ def wanted() -> list[str]:
         import torch
     except ImportError as error:
         raise SystemExit(
-            "torch is needed to compile the operators: install torch>=2.10 first, leave out --no-build-isolation, "
-            "or set DINO_BUILD=none for a pure-Python install"
+            "torch is needed to compile the operators: install torch>=2.10 first, leave out "
+            "--no-build-isolation, or set DINO_BUILD=none for a pure-Python install"
         ) from error
     has_sources = all((ROOT / source).exists() for source in CUDA_SOURCES)
     can_cuda = bool(find_nvcc()) and torch.version.cuda is not None
     if choice == "cuda" and not (can_cuda and has_sources):
-        raise SystemExit("DINO_BUILD=cuda needs nvcc (on PATH or under CUDA_HOME) and a torch built with CUDA")
-    return ["cpu", "cuda"] if choice == "cuda" or (choice == "auto" and can_cuda and has_sources) else ["cpu"]
+        raise SystemExit(
+            "DINO_BUILD=cuda needs nvcc (on PATH or under CUDA_HOME) and a torch built with CUDA"
+        )
+    return (
+        ["cpu", "cuda"]
+        if choice == "cuda" or (choice == "auto" and can_cuda and has_sources)
+        else ["cpu"]
+    )
 
 
 def torch_flags() -> tuple[list[str], list[str]]:
@@ -62,15 +82,32 @@ def torch_flags() -> tuple[list[str], list[str]]:
     import torch
 
     base = Path(torch.__file__).parent
-    include = ["-isystem", str(base / "include"), "-isystem", str(base / "include/torch/csrc/api/include")]
+    include = [
+        "-isystem",
+        str(base / "include"),
+        "-isystem",
+        str(base / "include/torch/csrc/api/include"),
+    ]
     return [TORCH_TARGET, *include], [f"-L{base / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
 
 
 def cpu_command(output: str) -> list[str]:
     compile_flags, link_flags = torch_flags()
-    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("c++") or "c++"]
+    compiler = shlex.split(os.environ.get("CXX", "")) or [
+        shutil.which("g++") or shutil.which("c++") or "c++"
+    ]
     extra = shlex.split(os.environ.get("CXXFLAGS", ""))
-    return [*compiler, *CPU_FLAGS, *extra, *compile_flags, "-shared", *CPU_SOURCES, "-o", output, *link_flags]
+    return [
+        *compiler,
+        *CPU_FLAGS,
+        *extra,
+        *compile_flags,
+        "-shared",
+        *CPU_SOURCES,
+        "-o",
+        output,
+        *link_flags,
+    ]
 
 
 def cuda_command(output: str) -> list[str]:
@@ -81,7 +118,18 @@ def cuda_command(output: str) -> list[str]:
     nvcc = find_nvcc() or "nvcc"
     extra = shlex.split(os.environ.get("NVCC_FLAGS", ""))
     link = [*link_flags, "-ltorch_cuda"]
-    return [nvcc, *CUDA_FLAGS, *code, *extra, *compile_flags, "-shared", *CUDA_SOURCES, "-o", output, *link]
+    return [
+        nvcc,
+        *CUDA_FLAGS,
+        *code,
+        *extra,
+        *compile_flags,
+        "-shared",
+        *CUDA_SOURCES,
+        "-o",
+        output,
+        *link,
+    ]
 
 
 class BuildOperators(build_ext):
@@ -103,7 +151,9 @@ class BuildOperators(build_ext):
         sys.stderr.write(result.stderr)
         if result.returncode != 0:
             partial.unlink(missing_ok=True)
-            raise CompileError(f"{command[0]} failed:\n{result.stdout}{result.stderr}\n{self.advice()}")
+            raise CompileError(
+                f"{command[0]} failed:\n{result.stdout}{result.stderr}\n{self.advice()}"
+            )
         partial.replace(target)  # whoever has the old one loaded keeps it
 
     @staticmethod
@@ -115,11 +165,13 @@ class BuildOperators(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """Tags the wheel py3-none-<platform>: the libraries depend on neither Python nor the torch version."""
+    """Tags the wheel py3-none-<platform>: the libraries depend on no version of Python or torch."""
 
     def get_tag(self) -> tuple[str, str, str]:
         python, abi, platform = super().get_tag()
-        return ("py3", "none", platform) if self.distribution.ext_modules else (python, abi, platform)
+        return (
+            ("py3", "none", platform) if self.distribution.ext_modules else (python, abi, platform)
+        )
 
 
 NAMES = {"cpu": "dino_core.ops.libdino_ops", "cuda": "dino_core.ops.libdino_ops_cuda"}
@@ -129,7 +181,8 @@ BUILDING = not {"sdist", "egg_info", "dist_info"} & set(sys.argv)
 
 setup(
     ext_modules=[
-        Extension(NAMES[kind], SOURCES[kind], depends=HEADERS) for kind in (wanted() if BUILDING else ["cpu"])
+        Extension(NAMES[kind], SOURCES[kind], depends=HEADERS)
+        for kind in (wanted() if BUILDING else ["cpu"])
     ],
     cmdclass={"build_ext": BuildOperators, "bdist_wheel": PlatformWheel},
 )

@@ -1,7 +1,8 @@
 // The schemas of the operators; each device registers its kernels for them in its own file.
 #include "ms_deform_attn.h"
 
-// SymInt[] rather than a tensor of sizes: the sizes stay symbolic under torch.export and need no copy from a device.
+// SymInt[] rather than a tensor of sizes: the sizes stay symbolic under torch.export and need no
+// copy from a device.
 STABLE_TORCH_LIBRARY(dino, m) {
   m.def(
       "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "

@@ -1,4 +1,5 @@
-// Multi-scale deformable attention: the sizes of one call and every argument check, shared by all devices.
+// Multi-scale deformable attention: the sizes of one call and every argument check, shared by all
+// devices.
 //
 // The operators (schemas in ms_deform_attn.cpp):
 //   value               (B, S, M, D)        float32, float64, bfloat16 or float16
@@ -6,8 +7,8 @@
 //   sampling_locations  (B, Q, M, L, P, 2)  xy in [0, 1] of the level; accumulation type of value
 //   attention_weights   (B, Q, M, L, P)     accumulation type of value
 //   output              (B, Q, M * D)       type of value
-// The accumulation type is float64 for float64 and float32 for every other type: coordinates never lose bits.
-// All tensors are contiguous. Everything here uses only PyTorch's stable ABI.
+// The accumulation type is float64 for float64 and float32 for every other type: coordinates never
+// lose bits. All tensors are contiguous. Everything here uses only PyTorch's stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -61,19 +62,22 @@ inline ScalarType accumulation_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void check_shape(const char* name, const Tensor& t, const std::vector<int64_t>& expected, const char* meaning) {
+inline void check_shape(const char* name, const Tensor& t, const std::vector<int64_t>& expected,
+                        const char* meaning) {
   bool same = t.dim() == static_cast<int64_t>(expected.size());
-  for (size_t i = 0; same && i < expected.size(); ++i) same = t.size(static_cast<int64_t>(i)) == expected[i];
+  for (size_t i = 0; same && i < expected.size(); ++i)
+    same = t.size(static_cast<int64_t>(i)) == expected[i];
   if (same) return;
   std::ostringstream text;
   for (size_t i = 0; i < expected.size(); ++i) text << (i ? ", " : "") << expected[i];
   fail(name, " must have shape ", meaning, " = (", text.str(), "), found ", shape_text(t));
 }
 
-inline void check_like_value(const char* name, const Tensor& t, const Tensor& value, ScalarType expected) {
+inline void check_like_value(const char* name, const Tensor& t, const Tensor& value,
+                             ScalarType expected) {
   if (t.scalar_type() != expected) {
-    fail(name, " must be ", dtype_text(expected), " when value is ", dtype_text(value.scalar_type()), ", found ",
-         dtype_text(t.scalar_type()));
+    fail(name, " must be ", dtype_text(expected), " when value is ",
+         dtype_text(value.scalar_type()), ", found ", dtype_text(t.scalar_type()));
   }
   if (t.is_cuda() != value.is_cuda() || t.get_device_index() != value.get_device_index()) {
     fail(name, " must be on the device of value; they are on different devices");
@@ -83,14 +87,16 @@ inline void check_like_value(const char* name, const Tensor& t, const Tensor& va
 
 inline std::vector<Level> check_levels(const std::vector<int64_t>& shapes, int64_t S) {
   if (shapes.empty() || shapes.size() % 2 != 0) {
-    fail("spatial_shapes must hold one (height, width) pair a level, found ", shapes.size(), " numbers");
+    fail("spatial_shapes must hold one (height, width) pair a level, found ", shapes.size(),
+         " numbers");
   }
   std::vector<Level> levels;
   int64_t start = 0;
   for (size_t i = 0; i < shapes.size(); i += 2) {
     const int64_t height = shapes[i], width = shapes[i + 1];
     if (height < 1 || width < 1 || height > S || width > S) {
-      fail("spatial_shapes: level ", i / 2, " is ", height, " x ", width, "; both must be from 1 to S = ", S);
+      fail("spatial_shapes: level ", i / 2, " is ", height, " x ", width,
+           "; both must be from 1 to S = ", S);
     }
     levels.push_back({height, width, start});
     start += height * width;
@@ -99,16 +105,20 @@ inline std::vector<Level> check_levels(const std::vector<int64_t>& shapes, int64
   return levels;
 }
 
-// Checks every argument of the forward operator; throws std::runtime_error that says what was expected and found.
-inline Problem check(
-    const Tensor& value, const std::vector<int64_t>& spatial_shapes, const Tensor& locations, const Tensor& weights) {
-  if (value.dim() != 4) fail("value must have 4 dimensions (B, S, M, D), found shape ", shape_text(value));
+// Checks every argument of the forward operator; throws std::runtime_error that says what was
+// expected and found.
+inline Problem check(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+                     const Tensor& locations, const Tensor& weights) {
+  if (value.dim() != 4)
+    fail("value must have 4 dimensions (B, S, M, D), found shape ", shape_text(value));
   if (locations.dim() != 6) {
-    fail("sampling_locations must have 6 dimensions (B, Q, M, L, P, 2), found shape ", shape_text(locations));
+    fail("sampling_locations must have 6 dimensions (B, Q, M, L, P, 2), found shape ",
+         shape_text(locations));
   }
   Problem p;
   p.B = value.size(0), p.S = value.size(1), p.M = value.size(2), p.D = value.size(3);
-  p.Q = locations.size(1), p.L = static_cast<int64_t>(spatial_shapes.size()) / 2, p.P = locations.size(4);
+  p.Q = locations.size(1), p.L = static_cast<int64_t>(spatial_shapes.size()) / 2,
+  p.P = locations.size(4);
   if (p.S * p.M * p.D > std::numeric_limits<int32_t>::max()) {
     fail("value of one image must have fewer than 2^31 elements, found shape ", shape_text(value));
   }
@@ -123,9 +133,9 @@ inline Problem check(
 }
 
 // The same for the backward operator, with the gradient of the output.
-inline Problem check_backward(
-    const Tensor& grad_output, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
-    const Tensor& locations, const Tensor& weights) {
+inline Problem check_backward(const Tensor& grad_output, const Tensor& value,
+                              const std::vector<int64_t>& spatial_shapes, const Tensor& locations,
+                              const Tensor& weights) {
   Problem p = check(value, spatial_shapes, locations, weights);
   check_shape("grad_output", grad_output, {p.B, p.Q, p.M * p.D}, "(B, Q, M * D)");
   check_like_value("grad_output", grad_output, value, value.scalar_type());
@@ -136,10 +146,12 @@ inline Problem check_backward(
 //   Tensor ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
 //   std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
 //       grad_output, value, spatial_shapes, sampling_locations, attention_weights)
-//   -> gradients of value (type of value), sampling_locations and attention_weights (accumulation type)
+//   -> gradients of value (type of value), sampling_locations and attention_weights (accumulation
+//   type)
 //
-// Meaning of a location (x, y) on a level of H x W: the bilinear sample at pixel (x * W - 0.5, y * H - 0.5), where
-// pixels outside the level are zero. A location with a pixel coordinate not in (-1, W) x (-1, H), NaN and infinity
-// included, contributes zero and receives zero gradients (of its weight too).
+// Meaning of a location (x, y) on a level of H x W: the bilinear sample at pixel (x * W - 0.5, y *
+// H - 0.5), where pixels outside the level are zero. A location with a pixel coordinate not in (-1,
+// W) x (-1, H), NaN and infinity included, contributes zero and receives zero gradients (of its
+// weight too).
 
 }  // namespace dino

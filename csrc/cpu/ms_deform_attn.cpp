@@ -1,9 +1,10 @@
-// CPU multi-scale deformable attention, forward and backward: threads, memory and the choice of instruction set.
+// CPU multi-scale deformable attention, forward and backward: threads, memory and the choice of
+// instruction set.
 //
-// A head's tokens lie M * D elements apart, so the head uses only 1 in M of the cache's sets. Both directions
-// therefore work on dense copies of one head (forward, if there are enough queries to pay for it) or of one level of
-// one head (backward). In the backward each such level belongs to one task: no atomics, and the same bits at any
-// number of threads.
+// A head's tokens lie M * D elements apart, so the head uses only 1 in M of the cache's sets. Both
+// directions therefore work on dense copies of one head (forward, if there are enough queries to
+// pay for it) or of one level of one head (backward). In the backward each such level belongs to
+// one task: no atomics, and the same bits at any number of threads.
 #include "../ms_deform_attn.h"
 
 #include <algorithm>
@@ -63,7 +64,8 @@ namespace {
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-// The best instruction set of this processor; DINO_CPU=baseline|avx2|avx512 asks for no more than that one.
+// The best instruction set of this processor; DINO_CPU=baseline|avx2|avx512 asks for no more than
+// that one.
 Isa best_isa() {
   Isa best = Isa::kBaseline;
 #ifdef DINO_X86
@@ -116,7 +118,8 @@ inline A widen(A x) {
 inline void narrow(float x, BFloat16* out) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const uint32_t rounded =
+      (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   out->bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
 }
 template <typename A>
@@ -137,7 +140,8 @@ template <typename T>
 class Buffer {
  public:
   explicit Buffer(int64_t count) {
-    if (count > 0) memory_.reset(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))));
+    if (count > 0)
+      memory_.reset(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))));
   }
   T* data() const { return memory_.get(); }
 
@@ -165,18 +169,21 @@ struct Table {
     }
   }
 
-  PointTable<A> view() const { return {width.data(), height.data(), columns.data(), rows.data(), start.data()}; }
+  PointTable<A> view() const {
+    return {width.data(), height.data(), columns.data(), rows.data(), start.data()};
+  }
 };
 
 // A dense copy of a head pays when there are at least this many queries for each 100 tokens.
 constexpr int64_t kDenseQueriesPer100Tokens = 25;
 constexpr int64_t kQueriesPerTask = 256;
 
-// Runs the queries [first, first + kQueriesPerTask) of one head, given its token 0 and what lies between tokens.
+// Runs the queries [first, first + kQueriesPerTask) of one head, given its token 0 and what lies
+// between tokens.
 template <typename T, typename V>
-ForwardTask<T, V> forward_task(
-    const Problem& p, const PointTable<acc_t<T>>& table, const V* tokens, int64_t token_stride,
-    const acc_t<T>* locations, const acc_t<T>* weights, T* output, int64_t head, int64_t first) {
+ForwardTask<T, V> forward_task(const Problem& p, const PointTable<acc_t<T>>& table, const V* tokens,
+                               int64_t token_stride, const acc_t<T>* locations,
+                               const acc_t<T>* weights, T* output, int64_t head, int64_t first) {
   const int64_t points = p.L * p.P;
   const int64_t query = (head / p.M * p.Q + first) * p.M + head % p.M;
   ForwardTask<T, V> t{};
@@ -196,7 +203,8 @@ ForwardTask<T, V> forward_task(
 }
 
 template <typename T>
-void forward(const Problem& p, const T* value, const acc_t<T>* locations, const acc_t<T>* weights, T* output) {
+void forward(const Problem& p, const T* value, const acc_t<T>* locations, const acc_t<T>* weights,
+             T* output) {
   using A = acc_t<T>;
   const Kernels<T> kernel = kernels<T>();
   const Table<A> table(p);
@@ -221,10 +229,12 @@ void forward(const Problem& p, const T* value, const acc_t<T>* locations, const 
         function(t);
       };
       if (dense) {
-        run(forward_task<T, A>(p, table.view(), copy.data(), p.D, locations, weights, output, head, first),
+        run(forward_task<T, A>(p, table.view(), copy.data(), p.D, locations, weights, output, head,
+                               first),
             kernel.forward_dense);
       } else {
-        run(forward_task<T, T>(p, table.view(), tokens, p.M * p.D, locations, weights, output, head, first),
+        run(forward_task<T, T>(p, table.view(), tokens, p.M * p.D, locations, weights, output, head,
+                               first),
             kernel.forward);
       }
     }
@@ -232,9 +242,9 @@ void forward(const Problem& p, const T* value, const acc_t<T>* locations, const 
 }
 
 template <typename T>
-void backward(
-    const Problem& p, const T* grad_output, const T* value, const acc_t<T>* locations, const acc_t<T>* weights,
-    T* grad_value, acc_t<T>* grad_locations, acc_t<T>* grad_weights) {
+void backward(const Problem& p, const T* grad_output, const T* value, const acc_t<T>* locations,
+              const acc_t<T>* weights, T* grad_value, acc_t<T>* grad_locations,
+              acc_t<T>* grad_weights) {
   using A = acc_t<T>;
   const Kernels<T> kernel = kernels<T>();
   const int64_t points = p.L * p.P;
@@ -272,7 +282,8 @@ void backward(
       t.factor_scratch = factors.data();
       kernel.backward(t);
       for (int64_t s = 0; s < tokens; ++s) {
-        for (int64_t d = 0; d < p.D; ++d) narrow(grad.data()[s * p.D + d], &grad_value[base + s * stride + d]);
+        for (int64_t d = 0; d < p.D; ++d)
+          narrow(grad.data()[s * p.D + d], &grad_value[base + s * stride + d]);
       }
     }
   });
@@ -293,8 +304,8 @@ void dispatch(ScalarType type, const Run& run) {
   }
 }
 
-Tensor ms_deform_attn(
-    const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& locations, const Tensor& weights) {
+Tensor ms_deform_attn(const Tensor& value, std::vector<int64_t> spatial_shapes,
+                      const Tensor& locations, const Tensor& weights) {
   const Problem p = check(value, spatial_shapes, locations, weights);
   Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
   dispatch(value.scalar_type(), [&](auto zero) {
@@ -305,9 +316,11 @@ Tensor ms_deform_attn(
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
-    const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& locations,
-    const Tensor& weights) {
+std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_output,
+                                                           const Tensor& value,
+                                                           std::vector<int64_t> spatial_shapes,
+                                                           const Tensor& locations,
+                                                           const Tensor& weights) {
   const Problem p = check_backward(grad_output, value, spatial_shapes, locations, weights);
   Tensor grad_value = torch::stable::empty_like(value);
   Tensor grad_locations = torch::stable::empty_like(locations);
@@ -315,9 +328,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
   dispatch(value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
-    backward<T>(
-        p, data<T>(grad_output), data<T>(value), data<A>(locations), data<A>(weights), data<T>(grad_value),
-        data<A>(grad_locations), data<A>(grad_weights));
+    backward<T>(p, data<T>(grad_output), data<T>(value), data<A>(locations), data<A>(weights),
+                data<T>(grad_value), data<A>(grad_locations), data<A>(grad_weights));
   });
   return {grad_value, grad_locations, grad_weights};
 }

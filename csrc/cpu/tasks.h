@@ -1,4 +1,5 @@
-// What one thread does: plain structs shared by the dispatcher and the kernels of every instruction set.
+// What one thread does: plain structs shared by the dispatcher and the kernels of every instruction
+// set.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +21,14 @@ struct Accumulate<double> {
 template <typename T>
 using acc_t = typename Accumulate<T>::type;
 
-// Queries prepared together: enough to amortise loop ends, few enough for all coefficients to stay in L1.
+// Queries prepared together: enough to amortise loop ends, few enough for all coefficients to stay
+// in L1.
 constexpr int kQueryBlock = 8;
 constexpr int kForwardPlanes = 7;
 constexpr int kBackwardPlanes = 14;
 
-// The level of each of the kQueryBlock * L * P points of a block, in arrays that the coordinate loop reads as vectors.
+// The level of each of the kQueryBlock * L * P points of a block, in arrays that the coordinate
+// loop reads as vectors.
 template <typename A>
 struct PointTable {
   const A* width;
@@ -35,8 +38,8 @@ struct PointTable {
   const int32_t* start;  // first token of the level
 };
 
-// The head m of `queries` consecutive queries of one image. Strides are in elements. `value` is in type V: T itself,
-// or its accumulation type in a dense copy.
+// The head m of `queries` consecutive queries of one image. Strides are in elements. `value` is in
+// type V: T itself, or its accumulation type in a dense copy.
 template <typename T, typename V>
 struct ForwardTask {
   const V* value;  // token 0 of the head
@@ -51,8 +54,8 @@ struct ForwardTask {
   acc_t<T>* factor_scratch;  // kForwardPlanes * kQueryBlock * points
 };
 
-// One level of head m for all queries of one image. `value` and `grad_value` are dense (rows * columns, channels)
-// copies owned by the thread, so that no two threads ever add to one place.
+// One level of head m for all queries of one image. `value` and `grad_value` are dense (rows *
+// columns, channels) copies owned by the thread, so that no two threads ever add to one place.
 template <typename T>
 struct BackwardTask {
   const T* grad_output;

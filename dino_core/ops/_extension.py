@@ -1,4 +1,4 @@
-"""Finds and loads the compiled operators: PyTorch stable-ABI libraries that lie beside this file and know no Python."""
+"""Finds and loads the compiled operators: stable-ABI libraries that lie beside this file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _load(library: Path) -> str | None:
     if not library.exists():
         return f"{library.name} was not built"
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"{library.name} does not load under torch {torch.__version__}: {error}"
     return None

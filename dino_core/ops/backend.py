@@ -52,7 +52,7 @@ def _forced() -> Backend | None:
 
 @contextmanager
 def use_backend(name: Backend) -> Iterator[None]:
-    """Forces a backend inside a `with` block, whatever DINO_OPS says: ONNX export traces the reference."""
+    """Forces a backend in a `with` block, whatever DINO_OPS says, as ONNX export must."""
     global _override
     before, _override = _override, name
     try:
@@ -79,18 +79,22 @@ def backend_report(device: str = "cpu") -> BackendReport:
     if kind in EXTENSION.devices:
         found = EXTENSION.cuda if kind == "cuda" else EXTENSION.cpu
         return BackendReport(device, "compiled", f"{why}, {found}" if forced else found)
-    missing = {"cpu": EXTENSION.cpu, "cuda": EXTENSION.cuda}.get(kind, f"there are no kernels for {kind}")
+    missing = {"cpu": EXTENSION.cpu, "cuda": EXTENSION.cuda}.get(
+        kind, f"there are no kernels for {kind}"
+    )
     if forced == "compiled":
         raise ExtensionError(
             f"{why}, but the compiled operators cannot run on {kind}: {missing}",
-            "reinstall with a C++ compiler (and nvcc for CUDA) on the path, with DINO_BUILD=cpu or cuda to see why "
-            f"the build fails, or unset {VARIABLE}",
+            "reinstall with a C++ compiler (and nvcc for CUDA) on the path, with DINO_BUILD=cpu or "
+            f"cuda to see why the build fails, or unset {VARIABLE}",
         )
     return BackendReport(device, "reference", missing)
 
 
 def choose_backend(value: torch.Tensor) -> Backend:
-    """The backend for the tensors of one call; cheap, and constant while torch.compile or torch.export traces."""
-    if torch.onnx.is_in_onnx_export() or (value.dtype == torch.float16 and value.device.type == "cpu"):
+    """The backend for one call; cheap, and constant to torch.compile and torch.export."""
+    if torch.onnx.is_in_onnx_export() or (
+        value.dtype == torch.float16 and value.device.type == "cpu"
+    ):
         return "reference"  # no compiled node exists in ONNX; no float16 kernel exists for a CPU
     return backend_report(value.device.type).name

@@ -1,7 +1,7 @@
-"""Multi-scale deformable attention (Deformable DETR, section 4.1): the public function over the compiled operators.
+"""Multi-scale deformable attention (Deformable DETR, section 4.1) by the compiled operators.
 
 Fake tensors and gradients are registered here, so torch.compile and torch.export see one operator.
-Unlike the original CUDA extension it runs on CPUs, under any torch >= 2.10, and is deterministic on them.
+Unlike the original CUDA extension it runs on CPUs too, deterministically, under any torch >= 2.10.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def ms_deform_attn(
 ) -> Tensor:
     """Weighted sum of bilinear samples of every level, by the best backend for the device.
 
-    Under autocast `value` takes autocast's dtype; locations and weights are always float32 (float64 with a float64
-    `value`), so that coordinates never lose bits.
+    Under autocast `value` takes autocast's dtype; locations and weights are always float32 (float64
+    with a float64 `value`), so that coordinates never lose bits.
 
     Args:
         value: (B, S, M, D), the tokens of all levels, row-major, one level after the other.
@@ -35,23 +35,30 @@ def ms_deform_attn(
         attention_weights: (B, Q, M, L, P).
 
     Returns:
-        (B, Q, M * D) in the dtype of `value`. A location outside its level contributes zero, as do NaN and infinity.
+        (B, Q, M * D) in the dtype of `value`. A location outside its level contributes zero, as do
+        NaN and infinity.
 
     Raises:
         ValueError: Shapes or devices do not fit together.
         TypeError: A tensor does not hold floating-point numbers.
         ExtensionError: The compiled operators are demanded by DINO_OPS and absent.
     """
-    if not torch.jit.is_tracing():  # a tracer turns sizes into tensors
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # sizes are tensors
         _check(value, spatial_shapes, sampling_locations, attention_weights)
     kind = value.device.type
-    if value.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if (
+        value.dtype == torch.float32
+        and torch.amp.is_autocast_available(kind)
+        and torch.is_autocast_enabled(kind)
+    ):
         value = value.to(torch.get_autocast_dtype(kind))
     precise = torch.float64 if value.dtype == torch.float64 else torch.float32
     sampling_locations = sampling_locations.to(precise)
     attention_weights = attention_weights.to(precise)
     if choose_backend(value) == "reference":
-        return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
+        return ms_deform_attn_reference(
+            value, spatial_shapes, sampling_locations, attention_weights
+        )
     flat = [size for shape in spatial_shapes for size in shape]
     result = torch.ops.dino.ms_deform_attn(
         value.contiguous(), flat, sampling_locations.contiguous(), attention_weights.contiguous()
@@ -60,7 +67,10 @@ def ms_deform_attn(
 
 
 def _check(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
 ) -> None:
     """The checks that cost nothing; the operators check the rest (and these again)."""
     tensors = {
@@ -70,18 +80,24 @@ def _check(
     }
     for name, (tensor, dimensions, meaning) in tensors.items():
         if tensor.dim() != dimensions:
-            raise ValueError(f"ms_deform_attn: {name} must have shape {meaning}, found {tuple(tensor.shape)}")
+            raise ValueError(
+                f"ms_deform_attn: {name} must have shape {meaning}, found {tuple(tensor.shape)}"
+            )
         if not tensor.is_floating_point():
-            raise TypeError(f"ms_deform_attn: {name} must hold floating-point numbers, found {tensor.dtype}")
+            raise TypeError(
+                f"ms_deform_attn: {name} must hold floating-point numbers, found {tensor.dtype}"
+            )
         if tensor.device != value.device:
-            raise ValueError(f"ms_deform_attn: {name} is on {tensor.device}, value is on {value.device}")
+            raise ValueError(
+                f"ms_deform_attn: {name} is on {tensor.device}, value is on {value.device}"
+            )
     batch, tokens, heads, _ = value.shape
     _, queries, _, _, points, _ = sampling_locations.shape
     expected = (batch, queries, heads, len(spatial_shapes), points, 2)
     if sampling_locations.shape != expected:
         raise ValueError(
-            f"ms_deform_attn: sampling_locations must have shape (B, Q, M, L, P, 2) = {expected} to fit value and "
-            f"spatial_shapes, found {tuple(sampling_locations.shape)}"
+            f"ms_deform_attn: sampling_locations must have shape (B, Q, M, L, P, 2) = {expected} "
+            f"to fit value and spatial_shapes, found {tuple(sampling_locations.shape)}"
         )
     if attention_weights.shape != expected[:-1]:
         raise ValueError(
@@ -91,12 +107,14 @@ def _check(
     total = sum(height * width for height, width in spatial_shapes)
     if total != tokens:
         raise ValueError(
-            f"ms_deform_attn: spatial_shapes {[tuple(shape) for shape in spatial_shapes]} sum to {total} tokens, "
-            f"value has S = {tokens}"
+            f"ms_deform_attn: spatial_shapes {[tuple(shape) for shape in spatial_shapes]} sum to "
+            f"{total} tokens, value has S = {tokens}"
         )
 
 
-def _fake(value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+def _fake(
+    value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
     batch, _, heads, channels = value.shape
     return value.new_empty((batch, sampling_locations.shape[1], heads * channels))
 
@@ -108,10 +126,16 @@ def _fake_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(value), torch.empty_like(sampling_locations), torch.empty_like(attention_weights)
+    return (
+        torch.empty_like(value),
+        torch.empty_like(sampling_locations),
+        torch.empty_like(attention_weights),
+    )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor
+) -> None:
     value, spatial_shapes, sampling_locations, attention_weights = inputs
     ctx.save_for_backward(value, sampling_locations, attention_weights)
     ctx.spatial_shapes = spatial_shapes

@@ -1,6 +1,7 @@
-"""Multi-scale deformable attention in plain PyTorch (Deformable DETR, section 4.1), by `grid_sample`.
+"""Multi-scale deformable attention (Deformable DETR, section 4.1) in plain PyTorch.
 
-The compiled operators are tested against it, it runs where they are absent, and ONNX export traces it.
+The compiled operators are tested against it, it runs where they are absent, and ONNX export
+traces it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def ms_deform_attn_reference(
 ) -> Tensor:
     """Weighted sum of bilinear samples of every level.
 
-    Coordinates keep their own precision; the sampling itself runs in that of the locations, so that float16 and
-    bfloat16 values are accumulated in float32.
+    Coordinates keep their own precision; the sampling itself runs in that of the locations, so that
+    float16 and bfloat16 values are accumulated in float32.
 
     Args:
         value: (B, S, M, D), the tokens of all levels, row-major, one level after the other.
@@ -30,10 +31,15 @@ def ms_deform_attn_reference(
         attention_weights: (B, Q, M, L, P).
 
     Returns:
-        (B, Q, M * D) in the dtype of `value`. A location outside its level contributes zero, as do NaN and infinity.
+        (B, Q, M * D) in the dtype of `value`. A location outside its level contributes zero, as do
+        NaN and infinity.
     """
     batch, _, heads, channels = value.shape
-    queries, levels, points = sampling_locations.shape[1], len(spatial_shapes), sampling_locations.shape[4]
+    queries, levels, points = (
+        sampling_locations.shape[1],
+        len(spatial_shapes),
+        sampling_locations.shape[4],
+    )
     # grid_sample turns infinite and NaN coordinates into NaN; -1 lies outside every level.
     known = (sampling_locations > -1) & (sampling_locations < 2)
     grids = torch.where(known, sampling_locations, -1.0) * 2 - 1
@@ -44,7 +50,9 @@ def ms_deform_attn_reference(
         tokens = wide[:, start : start + height * width].flatten(2)  # (B, H * W, M * D)
         image = tokens.transpose(1, 2).reshape(batch * heads, channels, height, width)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * M, Q, P, 2)
-        samples.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+        samples.append(
+            F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        )
         start += height * width
     weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
     stacked = torch.stack(samples, dim=-2).flatten(-2)  # (B * M, D, Q, L * P)
