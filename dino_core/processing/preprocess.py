@@ -123,10 +123,10 @@ def _pillow_to_rgb(image: Image.Image) -> UInt8Image:
         image = ImageOps.exif_transpose(image)
     except (ValueError, TypeError, KeyError, SyntaxError, OSError):
         pass  # a damaged EXIF block says nothing about the orientation
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        return _on_white(image.convert("RGBA"))
     if image.mode.startswith(("I", "F")):
         return to_rgb_array(_to_eight_bits(image))
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        return _on_white(image.convert("RGBA"))
     return np.array(image.convert("RGB"))
 
 

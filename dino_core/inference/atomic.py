@@ -1,0 +1,50 @@
+"""Writing a file so that it appears whole or not at all, with an error people understand."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from dino_core.errors import DinoError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes its name when the block ends, and vanishes when it raises.
+
+    Raises:
+        DinoError: it cannot be written, e.g. the disk is full.
+    """
+    part = part_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            yield file
+        os.replace(part, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def part_path(path: Path) -> Path:
+    """Where a file lies while it is being written: hidden, in the same folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def write_error(path: Path, error: OSError) -> DinoError:
+    """What to tell about a failed write."""
+    if error.errno in _FULL:
+        return DinoError(
+            f"{path}: the disk is full; nothing half-written is left",
+            "free some space, or choose another --out",
+        )
+    reason = error.strerror or str(error)
+    return DinoError(f"{path}: cannot be written ({reason})", "choose another --out")

@@ -1,0 +1,220 @@
+"""Boxes and labels on a picture: readable at any size, one stable colour a class."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import io
+import math
+import unicodedata
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dino_core.detections import Detections
+from dino_core.errors import DinoError
+from dino_core.processing.preprocess import UInt8Image
+
+Color = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Rect = tuple[float, float, float, float]  # x1, y1, x2, y2
+
+_SMALLEST_SIDE = 400  # a picture whose long side is below is enlarged
+_SMALLEST_FONT = 12
+_UNICODE_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "wqy-microhei.ttc",
+    "Arial Unicode.ttf",
+    "arial.ttf",
+    "msyh.ttc",
+    "PingFang.ttc",
+)
+_FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+_JPEG_MAX_SIDE = 65_500
+
+
+def class_color(label: str) -> Color:
+    """The colour of a class: always the same for a name, vivid, neither near black nor white."""
+    digest = hashlib.sha256(label.encode()).digest()
+    hue = int.from_bytes(digest[:2], "big") / 65536
+    saturation, value = ((0.95, 0.95), (0.7, 1.0), (0.9, 0.75))[digest[2] % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def text_color(background: Color) -> Color:
+    """Black or white, whichever contrasts more (WCAG relative luminance)."""
+    linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in background]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
+def draw_detections(image: UInt8Image, detections: Detections) -> UInt8Image:
+    """A copy of `image` with the boxes and labels of `detections`.
+
+    A picture whose long side is under 400 pixels is enlarged by a whole factor first, so that its
+    labels can be read.
+
+    Args:
+        image: (H, W, 3) RGB uint8.
+        detections: Boxes in pixels of `image`.
+    """
+    factor = max(1, math.ceil(_SMALLEST_SIDE / max(image.shape[:2])))
+    canvas = Image.fromarray(image)
+    if factor > 1:
+        canvas = canvas.resize((canvas.width * factor, canvas.height * factor))
+    pen = ImageDraw.Draw(canvas)
+    typical = math.sqrt(canvas.width * canvas.height)
+    line = max(1, round(typical / 300))
+    size = max(_SMALLEST_FONT, round(typical / 36))
+    size = min(size, max(6, int(canvas.height * 0.8)), max(6, canvas.width // 4))
+    boxes = [tuple(float(v) * factor for v in box) for box in detections.boxes_xyxy_px]
+    texts = [
+        f"{label} {score:.2f}"
+        for label, score in zip(detections.labels, detections.scores, strict=True)
+    ]
+    for box, label in reversed(list(zip(boxes, detections.labels, strict=True))):
+        _draw_box(pen, box, class_color(label), line, canvas.size)
+    placed: list[Rect] = []  # best first, so that the best labels get the best places
+    labels: list[tuple[Rect, str, Font, Color]] = []
+    for box, text, label in zip(boxes, texts, detections.labels, strict=True):
+        font, shown = _font_for(text, size)
+        place = _place_label(pen, box, shown, font, canvas.size, placed)
+        placed.append(place)
+        labels.append((place, shown, font, class_color(label)))
+    for place, shown, font, color in reversed(labels):
+        pen.rectangle(place, fill=color)
+        middle = (place[0] + _padding(font), (place[1] + place[3]) / 2)
+        pen.text(middle, shown, fill=text_color(color), font=font, anchor="lm")
+    return np.array(canvas)
+
+
+def _draw_box(
+    pen: ImageDraw.ImageDraw,
+    box: tuple[float, ...],
+    color: Color,
+    line: int,
+    size: tuple[int, int],
+) -> None:
+    """The outline, drawn inwards so that it stays in the picture; at least as large as a line."""
+    x1, y1 = min(box[0], size[0] - 1), min(box[1], size[1] - 1)
+    x2, y2 = min(max(box[2] - 1, x1 + line), size[0] - 1), min(max(box[3] - 1, y1 + line), size[1] - 1)
+    pen.rectangle((max(0, x1), max(0, y1), x2, y2), outline=color, width=line)
+
+
+def _padding(font: Font) -> float:
+    return max(1.0, getattr(font, "size", _SMALLEST_FONT) / 5)
+
+
+def _place_label(
+    pen: ImageDraw.ImageDraw,
+    box: tuple[float, ...],
+    text: str,
+    font: Font,
+    size: tuple[int, int],
+    placed: list[Rect],
+) -> Rect:
+    """Above the box if there is room, else inside or below it; not on another label if possible."""
+    pad = _padding(font)
+    left, top, right, bottom = pen.textbbox((0, 0), "Ág" + text, font=font, anchor="lt")
+    width = pen.textlength(text, font=font) + 2 * pad
+    height = bottom - top + pad
+    x1, y1, x2, y2 = box
+    corners = [
+        (x1, y1 - height),
+        (x1, y1),
+        (x2 - width, y1 - height),
+        (x2 - width, y1),
+        (x1, y2),
+        (x1, y2 - height),
+        (x2 - width, y2 - height),
+    ]
+    best: tuple[float, Rect] | None = None
+    for x, y in corners:
+        x = max(0.0, min(x, size[0] - width))
+        if not 0 <= y <= size[1] - height:
+            continue
+        rect = (x, y, x + width, y + height)
+        covered = sum(_overlap(rect, other) for other in placed)
+        if covered == 0:
+            return rect
+        if best is None or covered < best[0]:
+            best = (covered, rect)
+    if best is not None:
+        return best[1]
+    x = max(0.0, min(x1, size[0] - width))
+    y = max(0.0, min(y1, size[1] - height))
+    return (x, y, x + width, y + height)
+
+
+def _overlap(a: Rect, b: Rect) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def _font_for(text: str, size: int) -> tuple[Font, str]:
+    """A font that has every letter of `text`; where none is found, the text without accents."""
+    if text.isascii():
+        return _ascii_font(size), text
+    for name in _UNICODE_FONTS:
+        font = _system_font(name, size)
+        if font is not None and not any(_lacks(name, char) for char in text):
+            return font, text
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return _ascii_font(size), plain if plain[:1].strip() else f"?{plain}"
+
+
+@lru_cache(maxsize=32)
+def _ascii_font(size: int) -> Font:
+    return ImageFont.load_default(size)
+
+
+@lru_cache(maxsize=64)
+def _system_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _lacks(name: str, char: str) -> bool:
+    """Whether the font shows `char` as the box of unknown letters."""
+    font = _system_font(name, 20)
+    if font is None:
+        return True
+    unknown, shown = font.getmask("\U0010fffd"), font.getmask(char)
+    return shown.size == unknown.size and list(shown) == list(unknown)
+
+
+def encode_image(image: UInt8Image, suffix: str) -> bytes:
+    """(H, W, 3) RGB uint8 as the bytes of an image file.
+
+    Raises:
+        DinoError: no such format, or the picture is too large for it.
+    """
+    name = _FORMATS.get(suffix.lower())
+    if name is None:
+        raise DinoError(
+            f"'{suffix}' is no image format that can be written", f"use {', '.join(_FORMATS)}"
+        )
+    if name == "JPEG" and max(image.shape[:2]) > _JPEG_MAX_SIDE:
+        raise DinoError(
+            f"a JPEG has at most {_JPEG_MAX_SIDE} pixels a side, this picture {image.shape[:2]}",
+            "save it as .png",
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, name, **({"quality": 92} if name == "JPEG" else {}))
+    return buffer.getvalue()

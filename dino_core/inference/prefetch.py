@@ -1,0 +1,66 @@
+"""Running an iterator ahead in a thread, so that decoding overlaps the model."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class _Item(Generic[T]):
+    value: T
+
+
+@dataclass(frozen=True)
+class _End:
+    error: BaseException | None
+
+
+def prefetched(items: Iterator[T], ahead: int) -> Iterator[T]:
+    """The same items in the same order, up to `ahead` of them made in advance.
+
+    An exception of `items` is raised here, after the items before it. Closing this iterator
+    stops the thread and closes `items`.
+    """
+    ready: queue.Queue[_Item[T] | _End] = queue.Queue(maxsize=ahead)
+    stop = threading.Event()
+
+    def put(entry: _Item[T] | _End) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(entry, timeout=_POLL_S)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                put(_Item(item))
+                if stop.is_set():
+                    break
+        except BaseException as raised:
+            error = raised
+        put(_End(error))
+
+    # a daemon: a read that blocks for ever (stdin, webcam) must not keep the process alive
+    thread = threading.Thread(target=work, name="dino-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            entry = ready.get()
+            if isinstance(entry, _End):
+                if entry.error is not None:
+                    raise entry.error
+                return
+            yield entry.value
+    finally:
+        stop.set()

@@ -1,0 +1,42 @@
+"""Fetching one picture over http(s), within limits; the only network access of inference."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+
+from dino_core.errors import DataError
+
+MAX_BYTES = 200_000_000
+TIMEOUT_S = 20.0
+
+
+def is_offline() -> bool:
+    """Whether DINO_OFFLINE forbids the network."""
+    return os.environ.get("DINO_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+
+
+def fetch(url: str) -> bytes:
+    """The body at an http(s) URL.
+
+    Raises:
+        DataError: offline, unreachable, refused by the server, or more than MAX_BYTES.
+    """
+    if is_offline():
+        raise DataError(f"{url}: the network is forbidden", "unset DINO_OFFLINE to allow it")
+    request = urllib.request.Request(url, headers={"User-Agent": "dino-detector"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            body: bytes = response.read(MAX_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise DataError(f"{url}: the server answered {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise DataError(f"{url}: cannot be reached ({error.reason})") from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise DataError(f"{url}: the download failed ({error})") from error
+    if len(body) > MAX_BYTES:
+        raise DataError(f"{url}: larger than {MAX_BYTES:,} bytes")
+    return body
