@@ -23,7 +23,8 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD_BYTES))
-    return all([mallopt(key, value) == 1 for key, value in settings])
+    results = [mallopt(key, value) for key, value in settings]
+    return all(result == 1 for result in results)
 
 
 def peak_memory_mb() -> float:

@@ -153,10 +153,10 @@ def test_infinite_losses_are_left_out_and_then_stop_the_run(
 ) -> None:
     # An infinite weight makes the loss infinite without changing any code of ours.
     recipe = replace(RECIPE, steps=30, loss=replace(RECIPE.loss, weight_class=float("inf")))
-    warnings = []
+    warnings: list[Warned] = []
+    events = fit(recipe, data, out=tmp_path / "run", model=start)
     with pytest.raises(DinoError, match="10 steps in a row"):
-        for event in fit(recipe, data, out=tmp_path / "run", model=start):
-            warnings += [event] if isinstance(event, Warned) else []
+        warnings.extend(event for event in events if isinstance(event, Warned))
     assert len(warnings) == 10
     assert not (tmp_path / "run" / "last.safetensors").exists()
 
