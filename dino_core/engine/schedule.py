@@ -6,7 +6,6 @@ import math
 
 from dino_core.config import TrainConfig
 
-
 WARMUP_SHARE = 0.1
 """The warm-up ends here at the latest, as a fraction of the run."""
 

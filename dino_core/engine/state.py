@@ -68,7 +68,7 @@ class RngState:
     def now(cls) -> RngState:
         in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         cuda = torch.cuda.get_rng_state() if in_use else None
-        numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  augmentations may use it
+        numpy_state = np.random.get_state(legacy=False)
         assert isinstance(numpy_state, dict)
         return cls(torch.get_rng_state(), cuda, numpy_state, random.getstate())
 
@@ -76,14 +76,14 @@ class RngState:
         torch.set_rng_state(self.torch_cpu)
         if self.torch_cuda is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(self.torch_cuda)
-        np.random.set_state(self.numpy)  # noqa: NPY002
+        np.random.set_state(self.numpy)
         random.setstate(self.python)
 
 
 def seed_everything(seed: int) -> None:
     """Seed the global generators, which initialise weights and may serve augmentations."""
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
