@@ -41,7 +41,7 @@ _FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-_JPEG_MAX_SIDE = 65_500
+MAX_JPEG_SIDE = 65_500
 
 
 def class_color(label: str) -> Color:
@@ -55,7 +55,9 @@ def class_color(label: str) -> Color:
 
 def text_color(background: Color) -> Color:
     """Black or white, whichever contrasts more (WCAG relative luminance)."""
-    linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in background]
+    linear = [
+        (c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in background
+    ]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
@@ -109,7 +111,10 @@ def _draw_box(
 ) -> None:
     """The outline, drawn inwards so that it stays in the picture; at least as large as a line."""
     x1, y1 = min(box[0], size[0] - 1), min(box[1], size[1] - 1)
-    x2, y2 = min(max(box[2] - 1, x1 + line), size[0] - 1), min(max(box[3] - 1, y1 + line), size[1] - 1)
+    x2, y2 = (
+        min(max(box[2] - 1, x1 + line), size[0] - 1),
+        min(max(box[3] - 1, y1 + line), size[1] - 1),
+    )
     pen.rectangle((max(0, x1), max(0, y1), x2, y2), outline=color, width=line)
 
 
@@ -127,7 +132,7 @@ def _place_label(
 ) -> Rect:
     """Above the box if there is room, else inside or below it; not on another label if possible."""
     pad = _padding(font)
-    left, top, right, bottom = pen.textbbox((0, 0), "Ág" + text, font=font, anchor="lt")
+    _, top, _, bottom = pen.textbbox((0, 0), "Ág" + text, font=font, anchor="lt")
     width = pen.textlength(text, font=font) + 2 * pad
     height = bottom - top + pad
     x1, y1, x2, y2 = box
@@ -210,9 +215,9 @@ def encode_image(image: UInt8Image, suffix: str) -> bytes:
         raise DinoError(
             f"'{suffix}' is no image format that can be written", f"use {', '.join(_FORMATS)}"
         )
-    if name == "JPEG" and max(image.shape[:2]) > _JPEG_MAX_SIDE:
+    if name == "JPEG" and max(image.shape[:2]) > MAX_JPEG_SIDE:
         raise DinoError(
-            f"a JPEG has at most {_JPEG_MAX_SIDE} pixels a side, this picture {image.shape[:2]}",
+            f"a JPEG has at most {MAX_JPEG_SIDE} pixels a side, this picture {image.shape[:2]}",
             "save it as .png",
         )
     buffer = io.BytesIO()

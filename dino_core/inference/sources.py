@@ -23,13 +23,10 @@ from dino_core.inference.video import VideoInfo, probe_video, read_video, read_w
 from dino_core.inference.web import fetch, is_offline
 from dino_core.processing.preprocess import UInt8Image, decode_image, load_image
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif "
-    ".tga".split()
-)
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .avi .mov .mkv .webm .m4v .mpg .mpeg .wmv .flv .ts .m2ts .mts .3gp .ogv".split()
-)
+_IMAGES = "jpg jpeg jpe jfif png bmp dib webp tif tiff gif ppm pgm pbm pnm jp2 avif tga"
+_VIDEOS = "mp4 avi mov mkv webm m4v mpg mpeg wmv flv ts m2ts mts 3gp ogv"
+IMAGE_SUFFIXES = frozenset(f".{name}" for name in _IMAGES.split())
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _VIDEOS.split())
 STDIN = "-"
 
 

@@ -143,7 +143,8 @@ class VideoFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._container = av.open(str(self._part), "w", format="mp4")
             codec = next(c for c in _CODECS if c in av.codecs_available)
-            self._stream: Any = self._container.add_stream(codec, rate=rate)
+            stream: Any = self._container.add_stream(codec, rate=rate)
+            self._stream = stream
             self._stream.height, self._stream.width = self._even_hw
             self._stream.pix_fmt = "yuv420p"
             self._stream.codec_context.time_base = Fraction(1, _CLOCK)
@@ -160,8 +161,10 @@ class VideoFile:
         pad = [(0, e - s) for e, s in zip(self._even_hw, image.shape, strict=False)]
         if any(after for _, after in pad):
             image = np.pad(image, [*pad, (0, 0)], mode="edge")
-        next_tick = self._last_tick + 1 if self._last_tick < 0 else (
-            self._last_tick + self._ticks_per_frame
+        next_tick = (
+            self._last_tick + 1
+            if self._last_tick < 0
+            else (self._last_tick + self._ticks_per_frame)
         )
         tick = next_tick if time_s is None else max(self._last_tick + 1, round(time_s * _CLOCK))
         self._last_tick = tick

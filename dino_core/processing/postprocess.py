@@ -50,10 +50,7 @@ def decode(
     columns = np.arange(logits.shape[1]) if allowed_classes is None else np.array(allowed_classes)
     columns = columns.astype(np.int64)
     scores = _sigmoid(logits[:, columns].astype(np.float32)).reshape(-1)
-    if threshold > 0:
-        candidates = np.flatnonzero(scores >= threshold)
-    else:
-        candidates = np.arange(scores.size)
+    candidates = np.flatnonzero(scores >= threshold)
     if candidates.size > num_select > 0:
         kth = np.partition(scores[candidates], -num_select)[-num_select]
         candidates = candidates[scores[candidates] >= kth]

@@ -6,9 +6,11 @@ not. Nothing here needs torch.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -119,10 +121,9 @@ def to_rgb_array(image: Image.Image | NDArray[np.generic]) -> UInt8Image:
 def _pillow_to_rgb(image: Image.Image) -> UInt8Image:
     if 0 in image.size:
         raise DataError(f"an image of {image.width}x{image.height} pixels has no content")
-    try:
+    # a damaged EXIF block says nothing about the orientation
+    with contextlib.suppress(ValueError, TypeError, KeyError, SyntaxError, OSError):
         image = ImageOps.exif_transpose(image)
-    except (ValueError, TypeError, KeyError, SyntaxError, OSError):
-        pass  # a damaged EXIF block says nothing about the orientation
     if image.mode.startswith(("I", "F")):
         return to_rgb_array(_to_eight_bits(image))
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
@@ -175,6 +176,14 @@ def resized_size(size_hw: tuple[int, int], config: PreprocessConfig) -> tuple[in
     else:
         new_long = max(1, int(new_short * long / short))
     return (new_long, new_short) if width < height else (new_short, new_long)
+
+
+def at_image_size(config: PreprocessConfig, image_size: int | None) -> PreprocessConfig:
+    """`config` scaled so that its long side is `image_size`; unchanged where None."""
+    if image_size is None or image_size == config.max_side:
+        return config
+    short = max(1, round(config.short_side * image_size / config.max_side))
+    return replace(config, short_side=short, max_side=image_size)
 
 
 def fit_size(size_hw: tuple[int, int], limit_hw: tuple[int, int]) -> tuple[int, int]:
