@@ -22,6 +22,8 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).parent
 CPU_SOURCES = ["csrc/ms_deform_attn.cpp", "csrc/cpu/ms_deform_attn.cpp"]
 CUDA_SOURCES = ["csrc/cuda/ms_deform_attn.cu"]
+NAMES = {"cpu": "dino_core.ops.libdino_ops", "cuda": "dino_core.ops.libdino_ops_cuda"}
+SOURCES = {"cpu": CPU_SOURCES, "cuda": CUDA_SOURCES}
 HEADERS = ["csrc/ms_deform_attn.h", "csrc/cpu/tasks.h", "csrc/cpu/kernels.inc"]
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable ABI of torch 2.10
 CPU_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
@@ -138,6 +140,12 @@ class BuildOperators(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")).with_suffix(".so"))  # no Python tag: no Python in it
 
+    def run(self) -> None:
+        wanted_names = {extension.name for extension in self.extensions}
+        for name in set(NAMES.values()) - wanted_names:  # what an earlier build left behind
+            Path(self.build_lib, self.get_ext_filename(name)).unlink(missing_ok=True)
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         target = ROOT / self.get_ext_fullpath(ext.name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -174,8 +182,6 @@ class PlatformWheel(bdist_wheel):
         )
 
 
-NAMES = {"cpu": "dino_core.ops.libdino_ops", "cuda": "dino_core.ops.libdino_ops_cuda"}
-SOURCES = {"cpu": CPU_SOURCES, "cuda": CUDA_SOURCES}
 # Packing sources needs no compiler: `build_ext` and `bdist_wheel` do.
 BUILDING = not {"sdist", "egg_info", "dist_info"} & set(sys.argv)
 
