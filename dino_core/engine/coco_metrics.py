@@ -132,7 +132,7 @@ def coco_predictions(
 def _run_cocoeval(
     records: Sequence[ImageRecord], predictions: Sequence[PredictedBoxes], classes: ClassMap
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """pycocotools' stats (12,) and precision (10 IoUs, 101 recalls, C, 4 areas, 3 limits)."""
+    """The library's stats (12,) and precision (10 IoUs, 101 recalls, C, 4 areas, 3 limits)."""
     from pycocotools.cocoeval import COCOeval
 
     truth = _coco_index(len(records), len(classes), _truth_rows(records))

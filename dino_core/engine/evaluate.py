@@ -32,8 +32,9 @@ from dino_core.processing.preprocess import (
 )
 
 if TYPE_CHECKING:
-    from dino_core.inference.detector import Detector
     from torch import nn
+
+    from dino_core.inference.detector import Detector
 
 Arrays: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
 Run: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.bool_]], Arrays]

@@ -157,7 +157,7 @@ class _Session:
 
     def __init__(self, artifact: Path) -> None:
         import onnx
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
 
         try:
             proto = onnx.load(str(artifact))
@@ -187,7 +187,7 @@ class _Session:
     def run(
         self, images: NDArray[np.float32], padding_mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """logits (B, Q, C), boxes_cxcywh (B, Q, 4), token_indices (B, Q)."""
+        """Returns logits (B, Q, C), boxes_cxcywh (B, Q, 4), token_indices (B, Q)."""
         inputs = {"images": images, "padding_mask": padding_mask}
         logits, boxes, tokens = self._session.run(["logits", "boxes", _TOKENS], inputs)
         return logits, boxes, tokens

@@ -8,25 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories import make_coco_dataset, tiny_checkpoint
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from dino_core.config import PreprocessConfig
+from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.engine.evaluate import (
     EvaluationProgress,
     EvaluationResult,
+    EvaluationStarted,
     Run,
+    evaluate,
     evaluate_model,
+    evaluation_steps,
     match_classes,
     model_steps,
     score,
     shape_groups,
     split_records,
 )
-from dino_core.errors import DataError
+from dino_core.errors import CheckpointError, DataError
+from dino_core.inference.detector import Detector
 
 RAW = PreprocessConfig(short_side=64, max_side=96, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 CLASSES = ClassMap.from_names(["red", "green"], first_id=5)
@@ -230,3 +236,38 @@ def test_a_missing_split_names_those_there(records: list[ImageRecord]) -> None:
     assert len(split_records(dataset, "train")) == 5
     with pytest.raises(DataError, match=r"split 'val'.*train \(5\), val \(0\)"):
         split_records(dataset, "val")
+
+
+def test_a_model_file_on_a_data_set(tmp_path: Path) -> None:
+    """The public function: names, paths, a loaded Detector and a loaded data set mean the same."""
+    model = tiny_checkpoint(tmp_path / "tiny.safetensors")
+    data = make_coco_dataset(tmp_path / "data")
+    metrics = evaluate(model, data, batch=2, device="cpu")
+    assert metrics.images == 3
+    assert list(metrics.per_class) == ["square", "disc"]
+    assert sum(c.boxes for c in metrics.per_class.values()) == 2 + 1 + 2  # as the factory draws
+    again = evaluate(Detector.load(model, device="cpu"), load_dataset(data), "val")
+    assert again.ap == pytest.approx(metrics.ap, abs=1e-6)
+    assert evaluate(model, data, "train").images == 6
+
+
+def test_the_start_tells_what_does_not_fit(tmp_path: Path) -> None:
+    classes = ClassMap.from_names(["disc", "triangle"])
+    model = tiny_checkpoint(tmp_path / "tiny.safetensors", classes)
+    data = make_coco_dataset(tmp_path / "data")
+    started, *_, result = evaluation_steps(model, data)
+    assert isinstance(started, EvaluationStarted)
+    assert started.images == 3
+    assert any(w.endswith("missed: square") for w in started.warnings)
+    assert isinstance(result, EvaluationResult)
+    assert result.metrics.per_class["square"].ap == pytest.approx(0.0)
+    assert {row["category_id"] for row in result.to_coco()} == {2}  # disc, in the data's own ids
+
+
+def test_a_wrong_split_or_model_is_an_error(tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "tiny.safetensors")
+    data = make_coco_dataset(tmp_path / "data")
+    with pytest.raises(DataError, match="split 'test'"):
+        evaluate(model, data, "test")
+    with pytest.raises(CheckpointError, match="no such file"):
+        evaluate(tmp_path / "other.safetensors", data)

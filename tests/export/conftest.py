@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from factories import make_images, tiny_checkpoint
 
 from dino_core.checkpoints.io import build_model, load_checkpoint
 from dino_core.export.api import ExportReport, export
 from dino_core.models.dino import Dino
-from tests.factories import make_images, tiny_checkpoint
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

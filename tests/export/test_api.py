@@ -61,3 +61,10 @@ def test_the_package_can_be_called_like_the_function(tmp_path: Path) -> None:
     # `from dino_core import export` finds the package once any module of it was imported.
     with pytest.raises(CheckpointError, match=r"none\.safetensors"):
         dino_core.export(tmp_path / "none.safetensors", tmp_path / "out.onnx")  # type: ignore[operator]
+
+
+def test_the_public_name_is_the_function_or_the_package(tmp_path: Path) -> None:
+    from dino_core import export as public
+
+    with pytest.raises(CheckpointError, match=r"none\.safetensors"):
+        public(tmp_path / "none.safetensors", tmp_path / "out.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +12,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from factories import CLASS_NAMES, TINY_INPUT, make_coco_dataset, tiny_config
 from torch import Tensor, nn
 
 from dino_core.config import PreprocessConfig
+from dino_core.engine.evaluate import EvaluationResult, evaluation_steps
 from dino_core.errors import ExportError
 from dino_core.export.onnx import default_input_hw, export_onnx
+from dino_core.inference.detector import Detector
+from dino_core.inference.torch_runtime import TorchRuntime
 from dino_core.metadata import CheckpointMeta, from_json
 from dino_core.ops.backend import use_backend
-from tests.factories import CLASS_NAMES, TINY_INPUT, tiny_config
 
 if TYPE_CHECKING:
     from tests.export.conftest import Exported
@@ -112,3 +116,25 @@ def test_missing_packages_are_named_with_the_extra(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"onnx, onnxscript, onnxruntime.*dino-detector\[onnx\]"):
         export_onnx(Untraceable(), tiny_meta(), tmp_path / "a.onnx")  # type: ignore[arg-type]
+
+
+def test_evaluating_the_file_predicts_what_torch_predicts(
+    exported: Exported, tmp_path: Path
+) -> None:
+    # Images of exactly the fixed size: nothing is resized or padded on either side.
+    data = make_coco_dataset(tmp_path / "data", size_hw=(64, 96))
+    artifact = Detector.load(exported.report.path)
+    torch_model = Detector(TorchRuntime(copy.deepcopy(exported.model), "cpu"), artifact.meta)
+    *_, ours = evaluation_steps(artifact, data, batch=2)
+    *_, expected = evaluation_steps(torch_model, data, batch=2)
+    assert isinstance(ours, EvaluationResult)
+    assert isinstance(expected, EvaluationResult)
+    for one, other in zip(ours.predictions, expected.predictions, strict=True):
+        assert len(one.scores) == 20 * 2
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+        # Nearly equal scores may swap places, so boxes are compared as a set.
+        order, other_order = (np.lexsort(p.boxes_xyxy_px.round(1).T) for p in (one, other))
+        np.testing.assert_allclose(
+            one.boxes_xyxy_px[order], other.boxes_xyxy_px[other_order], atol=0.2
+        )
+    assert ours.metrics.ap == pytest.approx(expected.metrics.ap, abs=1e-3)
