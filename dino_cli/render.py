@@ -114,6 +114,13 @@ class Ticker:
             self._last = now
             note(f"{self._count()} {self._text(now, detail)}")
 
+    def warn(self, text: str) -> None:
+        """A warning above the bar."""
+        if self._bar is None:
+            warn(text)
+        else:
+            self._bar[0].console.print(f"warning: {text}", style="yellow", markup=False)
+
     def rate(self) -> float:
         """Units a second since the start."""
         return self.done / max(time.monotonic() - self._start, 1e-9)

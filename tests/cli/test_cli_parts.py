@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dino_cli import options, output, render
+from dino_cli.gates import parse_gate
 from dino_cli.settings import resolve_settings
 from dino_core.config import TrainConfig
 from dino_core.errors import ConfigError
@@ -135,3 +136,16 @@ def test_progress_in_a_log_is_no_flood(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "20/100 images 2.0/s  ETA 40s"
     assert len(lines) == 5
+
+
+def test_gates() -> None:
+    counts = {"person": 2, "traffic light": 1}
+    assert str(parse_gate(" traffic light >= 1 ")) == "traffic light>=1"
+    for text, fails in {
+        "person>1": True, "person>2": False, "person<=2": True, "person!=2": False,
+        "person==2": True, "traffic light>=1": True, "dog<1": True, "any>2": True, "any>3": False,
+    }.items():  # fmt: skip
+        assert parse_gate(text).fails(counts) is fails, text
+    for wrong in ("person", "person>", ">0", "person>x", "person=1", "person>-1"):
+        with pytest.raises(ConfigError, match="expected CLASS"):
+            parse_gate(wrong)

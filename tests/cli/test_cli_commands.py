@@ -1,0 +1,214 @@
+"""Each command end to end with a tiny model and drawn shapes: results, exit codes, words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dino_cli.app import run
+from tests.factories import CLASS_NAMES, make_coco_dataset, make_images, tiny_checkpoint
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_coco_dataset(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_env(capsys: Capture) -> None:
+    assert run(["env", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    import torch
+
+    assert report["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert report["devices"][0] == {"name": "cpu"}
+    assert report["attention"][0]["name"] in ("compiled", "reference")
+    assert run(["env"]) == 0
+    assert "attention:\n" in capsys.readouterr().out
+
+
+def test_env_tells_a_wrong_backend(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINO_OPS", "fast")
+    assert run(["env", "--json"]) == 0
+    attention = json.loads(capsys.readouterr().out)["attention"][0]
+    assert attention["name"] is None
+    assert "DINO_OPS" in attention["reason"]
+
+
+def test_models(model: Path, capsys: Capture) -> None:
+    assert run(["models"]) == run(["models", "list"]) == 0
+    assert "dino-r50-4scale" in capsys.readouterr().out
+    assert run(["models", "list", "--json"]) == 0
+    assert {m["name"] for m in json.loads(capsys.readouterr().out)["models"]} >= {"dino-nano"}
+    assert run(["models", "info", str(model), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["classes"]["names"] == list(CLASS_NAMES)
+    assert len(described["sha256"]) == 64
+    assert run(["models", "info", str(model)]) == 0
+    assert "classes: square, disc" in capsys.readouterr().out
+    assert run(["models", "info", "dino-r50-4scale", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["backbone"] == "resnet50"
+
+
+def test_models_import_refuses(in_empty_folder: Path, model: Path, capsys: Capture) -> None:
+    (in_empty_folder / "not.pth").write_bytes(b"not a checkpoint")
+    assert run(["models", "import", "not.pth", "out.safetensors"]) == 4
+    assert run(["models", "import", "missing.pth", "out.safetensors"]) == 4
+    assert run(["models", "import", "not.pth", "out.onnx"]) == 2
+    assert run(["models", "import", "not.pth", str(model)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert not Path("out.safetensors").exists()
+
+
+def test_convert_there_and_back(data: Path, capsys: Capture) -> None:
+    assert run(["convert", str(data), "yolo", "--to", "yolo"]) == 0
+    capsys.readouterr()
+    assert run(["convert", "yolo", "coco", "--to", "coco", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["images"] == {"train": 6, "val": 3}
+    for split in ("train", "val"):
+        name = f"annotations/instances_{split}.json"
+        before, after = (json.loads((d / name).read_text()) for d in (data, Path("coco")))
+        boxes = [sorted(tuple(a["bbox"]) for a in x["annotations"]) for x in (before, after)]
+        assert boxes[1] == [pytest.approx(box, abs=0.01) for box in boxes[0]]
+    assert run(["convert", str(data), "yolo", "--to", "coco"]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_convert_of_nothing(capsys: Capture) -> None:
+    assert run(["convert", "nowhere", "out", "--to", "coco", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"] == 3
+    assert not Path("out").exists()
+
+
+def test_eval(model: Path, data: Path, capsys: Capture) -> None:
+    assert run(["eval", str(model), str(data), "--json", "--min-ap", "0.99"]) == 5
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    assert (answer["schema"], answer["split"], answer["images"]) == (1, "val", 3)
+    assert {"ap", "ap50", "ap75", "ar_1", "ar_100", "ar_large", "ms_per_image"} < answer.keys()
+    assert answer["per_class"].keys() == set(CLASS_NAMES)
+    assert "gate not met" in captured.err
+    predictions = json.loads(Path("runs/eval/predictions.json").read_text())
+    assert predictions[0].keys() >= {"image_id", "category_id", "bbox", "score"}
+    assert {p["category_id"] for p in predictions} <= {1, 2}
+    assert run(["eval", str(model), str(data), "--out", "table"]) == 0
+    out = capsys.readouterr().out
+    assert "AP  (IoU 0.50:0.95)" in out
+    assert "square" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["nowhere.safetensors", "DATA"], 4),
+        (["MODEL", "nowhere"], 3),
+        (["MODEL", "DATA", "--split", "test"], 3),
+        (["MODEL", "DATA", "--device", "toaster"], 2),
+        (["MODEL", "DATA", "--batch", "0"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_eval_refuses(
+    arguments: list[str], code: int, model: Path, data: Path, capsys: Capture
+) -> None:
+    known = {"MODEL": str(model), "DATA": str(data)}
+    assert run(["eval", *(known.get(a, a) for a in arguments), "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["error"] == code
+    assert not Path("runs").exists()
+
+
+def test_train_then_resume(model: Path, data: Path, capsys: Capture) -> None:
+    length = ["--batch", "2", "--set", "train.log_every_steps=1"]
+    assert run(["train", str(data), "--model", str(model), "--steps", "2", *length]) == 0
+    err = capsys.readouterr().err
+    assert "6 images, 9 boxes, 0 images without boxes" in err
+    assert "step 2/2" in err
+    assert err.endswith("results in runs/train\n")
+    assert {p.name for p in Path("runs/train").iterdir()} >= {
+        "best.safetensors", "last.safetensors", "state", "config.toml", "metrics.csv",
+        "metrics.jsonl", "summary.json", "log.txt",
+    }  # fmt: skip
+    assert run(["train", "--resume", "runs/train", "--steps", "3"]) == 0
+    assert "resumed   after step 2" in capsys.readouterr().err
+    assert json.loads(Path("runs/train/summary.json").read_text())["steps"] == 3
+    config = ["--config", "runs/train/config.toml", "--steps", "1"]
+    assert run(["train", str(data), "--model", str(model), *config]) == 0
+    assert Path("runs/train-2").is_dir()
+    assert run(["eval", "runs/train/best.safetensors", str(data)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["DATA", "--epochs", "1", "--steps", "1"], 2, "only one of"),
+        (["DATA", "--batch", "many"], 2, "a number or auto"),
+        (["DATA", "--model", "dino-nanoo"], 4, "did you mean 'dino-nano'"),
+        (["DATA", "--steps", "1", "--device", "toaster"], 2, "toaster"),
+        (["DATA", "--set", "preprocess.max_side=100"], 2, "--image-size"),
+        (["nowhere"], 3, "nowhere"),
+        ([], 2, "no data given"),
+        (["--resume", "nowhere"], 2, "no training run"),
+        (["--resume", "nowhere", "--out", "x"], 2, "--out"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_train_refuses(
+    arguments: list[str], code: int, words: str, model: Path, data: Path, capsys: Capture
+) -> None:
+    chosen = [str(data) if a == "DATA" else a for a in arguments]
+    chosen += [] if "--model" in chosen else ["--model", str(model)]
+    assert run(["train", *chosen]) == code
+    assert words in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_train_refuses_a_set_without_boxes(model: Path, capsys: Capture) -> None:
+    file = make_coco_dataset(Path("empty")) / "annotations/instances_train.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
+    assert run(["train", "empty", "--model", str(model), "--steps", "1"]) == 3
+    assert "no boxes" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_export_and_its_gate(model: Path, capsys: Capture) -> None:
+    pytest.importorskip("onnxscript")
+    make_images(Path("photos"))
+    arguments = [str(model), "--image-size", "48,64", "--verify", "photos", "--out", "m.onnx"]
+    assert run(["export", *arguments, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["image_size"] == [48, 64]
+    assert answer["parity"]["ok"] is True
+    assert json.loads(Path("m.parity.json").read_text()) == answer["parity"]
+    assert Path("m.onnx").stat().st_size == answer["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["nowhere.safetensors"], 4),
+        (["MODEL", "--image-size", "a,b"], 2),
+        (["MODEL", "--opset", "3"], 2),
+        (["MODEL", "--verify", "nowhere.jpg"], 3),
+        (["MODEL", "--format", "tflite"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_export_refuses(arguments: list[str], code: int, model: Path, capsys: Capture) -> None:
+    assert run(["export", *(str(model) if a == "MODEL" else a for a in arguments)]) == code
+    assert capsys.readouterr().err.startswith(("error:", "exporting"))
+    assert not Path("runs").exists()
