@@ -44,8 +44,9 @@ class OnnxRuntime:
         self.meta = from_json(_metadata_text(self.path, self._session), str(self.path))
         shape = self._input_shape()
         self.input_batch: int | None = shape[0] if isinstance(shape[0], int) else None
-        fixed = isinstance(shape[2], int) and isinstance(shape[3], int)
-        self.input_hw: tuple[int, int] | None = (shape[2], shape[3]) if fixed else None
+        self.input_hw: tuple[int, int] | None = None
+        if isinstance(shape[2], int) and isinstance(shape[3], int):
+            self.input_hw = (shape[2], shape[3])
 
     def _input_shape(self) -> list[int | str | None]:
         inputs = {entry.name: entry for entry in self._session.get_inputs()}
