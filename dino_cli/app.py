@@ -1,4 +1,4 @@
-"""The command `dino`: finds the subcommand, imports only that one, and turns errors into exit codes.
+"""The command `dino`: finds the subcommand, imports only that one, turns errors into exit codes.
 
 `dino --help` must answer at once, so nothing here imports torch, numpy or rich, and the help of the
 group comes from `COMMANDS` instead of the command modules.

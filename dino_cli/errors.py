@@ -1,4 +1,4 @@
-"""What an exception means to the person or script that typed the command: words and an exit code."""
+"""What an exception means to whoever typed the command: words and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--fail-if 'person>0'`: a condition on how many objects of a class were found in the whole run."""
+"""`--fail-if 'person>0'`: a condition on how many objects the whole run found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a command's results go: `--out`, else runs/VERB, runs/VERB-2, ...; nothing is left by a failed start."""
+"""Where results go: `--out`, else runs/VERB, runs/VERB-2, ...; a failed start leaves nothing."""
 
 from __future__ import annotations
 

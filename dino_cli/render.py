@@ -1,4 +1,4 @@
-"""What people read: messages, tables and progress; plain lines wherever no person watches a terminal.
+"""What people read: messages, tables, progress; plain lines where nobody watches a terminal.
 
 stdout is data, so everything here except `print_table` goes to stderr.
 """

@@ -114,8 +114,8 @@ def plan_lines(event: RunPlanned) -> list[str]:
     accumulate = f" x {config.accumulate}" if config.accumulate > 1 else ""
     lines = [
         (
-            f"model     {model.variant}: {model.backbone}, {event.parameters / 1e6:.1f} M trainable "
-            f"parameters, {model.num_classes} classes, images up to {size.max_side} px"
+            f"model     {model.variant}: {model.backbone}, {event.parameters / 1e6:.1f} M "
+            f"trainable parameters, {model.num_classes} classes, images up to {size.max_side} px"
         ),
         f"schedule  {'; '.join(event.plan.reasons)}",
         (
@@ -142,7 +142,7 @@ def step_line(event: StepDone) -> str:
     named = {name.removeprefix("loss_"): value for name, value in event.losses.items()}
     terms = " ".join(f"{name} {named[name]:.3f}" for name in _TERMS if name in named)
     return (
-        f"step {event.step}{total}  epoch {event.epoch}  loss {event.losses['total']:.3f} ({terms})  "
+        f"step {event.step}{total}  epoch {event.epoch}  loss {named['total']:.3f} ({terms})  "
         f"lr {event.lr:.1e}  {event.images_per_s:.1f} images/s  {event.memory_mb:.0f} MB  "
         f"ETA {render.duration(event.eta_s)}"
     )

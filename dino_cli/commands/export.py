@@ -78,9 +78,8 @@ def export(
     if as_json:
         print(json.dumps(answer, ensure_ascii=False), flush=True)
     height, width = report.input_hw
-    render.note(
-        f"{report.bytes / 1e6:.1f} MB, input {report.batch}x3x{height}x{width}, opset {report.opset}"
-    )
+    shape = f"{report.batch}x3x{height}x{width}"
+    render.note(f"{report.bytes / 1e6:.1f} MB, input {shape}, opset {report.opset}")
     if report.parity is None:
         render.warn("not compared with torch: give images with --verify")
     else:

@@ -1,4 +1,4 @@
-"""`dino models`: what can be used by name, what a model file holds, and other projects' checkpoints."""
+"""`dino models`: names that can be used, what a model file holds, other projects' checkpoints."""
 
 from __future__ import annotations
 

@@ -107,15 +107,17 @@ def predict(
     tally = Tally()
     for record in finished:
         tally.found.update(found["label"] for found in record["detections"])
-    with output.output_folder(out, "predict") as folder:
-        with Writers(
+    with (
+        output.output_folder(out, "predict") as folder,
+        Writers(
             kinds, folder.path, detector.classes, items=opened.items, previous=finished
-        ) as writers:
-            for prediction in _watched(predictions, todo, tally):
-                writers.add(prediction)
-                folder.keep()
-                if as_json:
-                    _print_line(prediction.to_dict())
+        ) as writers,
+    ):
+        for prediction in _watched(predictions, todo, tally):
+            writers.add(prediction)
+            folder.keep()
+            if as_json:
+                _print_line(prediction.to_dict())
     _conclude(tally, gate, folder.path, skipped=len(finished), nothing=not kinds)
 
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from factories import CLASS_NAMES, make_coco_dataset, make_images, tiny_checkpoint
 
 from dino_cli.app import run
-from tests.factories import CLASS_NAMES, make_coco_dataset, make_images, tiny_checkpoint
 
 Capture = pytest.CaptureFixture[str]
 

@@ -79,10 +79,18 @@ def test_folders_count_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert made == ["runs/predict", "runs/predict-2", "runs/predict-3"]
 
 
-def test_a_failed_start_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="x"), output.output_folder(tmp_path / "a/b", "x") as folder:
-        (folder.path / "half").touch()
+def fail_in(path: Path, keep: bool) -> None:
+    """Write a file into a result folder, then fail."""
+    with output.output_folder(path, "x") as folder:
+        (folder.path / "done").touch()
+        if keep:
+            folder.keep()
         raise ValueError("x")
+
+
+def test_a_failed_start_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="x"):
+        fail_in(tmp_path / "a" / "b", keep=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -96,14 +104,8 @@ def test_kept_and_older_folders_stay(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "file").touch()
     for name, keep in (("new", True), ("old", False)):
-        with (
-            pytest.raises(ValueError, match="x"),
-            output.output_folder(tmp_path / name, "x") as folder,
-        ):
-            (folder.path / "done").touch()
-            if keep:
-                folder.keep()
-            raise ValueError("x")
+        with pytest.raises(ValueError, match="x"):
+            fail_in(tmp_path / name, keep)
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
         "new", "new/done", "old", "old/done", "old/file",
     ]  # fmt: skip
@@ -111,8 +113,9 @@ def test_kept_and_older_folders_stay(tmp_path: Path) -> None:
 
 def test_a_file_cannot_be_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be used"), output.output_folder(
-        tmp_path / "file", "x"
+    with (
+        pytest.raises(ConfigError, match="cannot be used"),
+        output.output_folder(tmp_path / "file", "x"),
     ):
         pass
 
