@@ -182,8 +182,10 @@ class PlatformWheel(bdist_wheel):
         )
 
 
-# Packing sources needs no compiler: `build_ext` and `bdist_wheel` do.
-BUILDING = not {"sdist", "egg_info", "dist_info"} & set(sys.argv)
+# Packing sources and writing metadata need neither a compiler nor torch.
+BUILDING = {"build", "build_ext", "bdist_wheel", "develop", "editable_wheel", "install"} & {
+    *sys.argv
+}
 
 setup(
     ext_modules=[
