@@ -1,0 +1,53 @@
+"""Model files as they describe themselves, and files that only look like them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from factories import CLASS_NAMES, TINY_INPUT, tiny_checkpoint, tiny_config
+
+from dino_core.errors import CheckpointError
+from dino_core.inference.metadata import read_metadata
+
+
+def header(path: Path, content: object, body: bytes = b"") -> Path:
+    text = json.dumps(content).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    return path
+
+
+def test_reads_what_a_checkpoint_says(tmp_path: Path) -> None:
+    meta = read_metadata(tiny_checkpoint(tmp_path / "a b.safetensors"))
+    assert (meta.variant, meta.model, meta.preprocess) == ("dino-tiny", tiny_config(), TINY_INPUT)
+    assert meta.classes.names == CLASS_NAMES
+
+
+def test_truncated_anywhere(tmp_path: Path) -> None:
+    data = tiny_checkpoint(tmp_path / "a.safetensors").read_bytes()
+    for size in (0, 4, 8, 200, len(data) - 1):
+        (tmp_path / "b.safetensors").write_bytes(data[:size])
+        with pytest.raises(CheckpointError, match=r"b\.safetensors: truncated"):
+            read_metadata(tmp_path / "b.safetensors")
+
+
+def test_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_metadata(path)
+    with pytest.raises(CheckpointError, match="a folder"):
+        read_metadata(tmp_path)
+    path.write_bytes(b"PK\x03\x04" + bytes(1000))  # a zip, as torch writes
+    with pytest.raises(CheckpointError, match=r"not a safetensors file.*dino models import"):
+        read_metadata(path)
+    path.write_bytes(struct.pack("<Q", 10) + b"{" * 20)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        read_metadata(path)
+    with pytest.raises(CheckpointError, match="not one of dino's"):
+        read_metadata(header(path, {"__metadata__": {"format": "pt"}}))
+    with pytest.raises(CheckpointError, match="not one of dino's"):
+        read_metadata(header(path, [1, 2]))
+    with pytest.raises(CheckpointError, match="upgrade"):
+        read_metadata(header(path, {"__metadata__": {"dino": '{"format": 99}'}}))

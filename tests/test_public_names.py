@@ -1,0 +1,50 @@
+"""`import dino_core` is light, and each public name is what the README says."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dino_core
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    program = (
+        "import sys; before = set(sys.modules); import dino_core; dino_core.__version__;"
+        "from dino_core import Detections, Detector, load_dataset;"
+        "assert not {'torch', 'torchvision', 'timm', 'cv2', 'av'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", dino_core.__all__)
+def test_every_name_is_there(name: str) -> None:
+    assert getattr(dino_core, name)
+    assert name in dir(dino_core)
+
+
+def test_functions_stay_callable_after_their_packages_were_imported() -> None:
+    importlib.import_module("dino_core.export.api")
+    from dino_core import evaluate, export, load_dataset, train
+
+    assert all(map(callable, (evaluate, export, load_dataset, train)))
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Detectr'"):
+        dino_core.Detectr  # noqa: B018
