@@ -43,17 +43,19 @@ class Backbone(nn.Module):
         info = cast("timm.models.FeatureInfo", body.feature_info)
         self.channels: list[int] = info.channels()
         self.reductions: list[int] = info.reduction()
-        if config.backbone_frozen_stages:
-            stages = [stage["module"] for stage in info.info]
-            self._freeze_through(stages[config.backbone_frozen_stages - 1])
+        stages = [stage["module"] for stage in info.info]
+        frozen = config.backbone_frozen_stages
+        self._frozen_through: str | None = stages[frozen - 1] if frozen else None
+        self._used_through: str = stages[max(config.backbone_out_indices)]
+        self.freeze_stages()
 
-    def _freeze_through(self, stage: str) -> None:
-        """Take the gradient from every parameter registered before or in module `stage`."""
+    def freeze_stages(self) -> None:
+        """Take the gradient from the leading frozen stages, and from what follows the last map."""
         names = [name for name, _ in self.body.named_modules()]
-        last = max(i for i, n in enumerate(names) if n == stage or n.startswith(stage + "."))
-        for name in names[1 : last + 1]:
-            module = self.body.get_submodule(name)
-            for parameter in module.parameters(recurse=False):
+        first = 0 if self._frozen_through is None else _last_of(self._frozen_through, names)
+        last = _last_of(self._used_through, names)
+        for name in names[1 : first + 1] + names[last + 1 :]:
+            for parameter in self.body.get_submodule(name).parameters(recurse=False):
                 parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -77,6 +79,11 @@ class Backbone(nn.Module):
                         setattr(parent, conv_name, FoldedConv2d(conv, norm))
                         setattr(parent, name, norm)
                     conv = None
+
+
+def _last_of(stage: str, names: list[str]) -> int:
+    """Where module `stage` with all it holds ends in registration order."""
+    return max(i for i, n in enumerate(names) if n == stage or n.startswith(stage + "."))
 
 
 _FROZEN_NORMS = (FrozenBatchNorm2d, FrozenBatchNormAct2d)

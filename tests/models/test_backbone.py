@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from factories import tiny_config
+
+from dino_core.errors import ConfigError
+from dino_core.models.backbone import Backbone, FoldedConv2d
+
+
+def randomised(name: str, indices: tuple[int, ...], frozen: int = 0) -> Backbone:
+    """A backbone whose frozen statistics are not the identity."""
+    torch.manual_seed(0)
+    config = replace(
+        tiny_config(), backbone=name, backbone_out_indices=indices, backbone_frozen_stages=frozen
+    )
+    backbone = Backbone(config)
+    for key, buffer in backbone.named_buffers():
+        if key.endswith("running_var"):
+            buffer.uniform_(0.5, 2.0)
+        elif key.endswith("running_mean"):
+            buffer.normal_(0, 0.1)
+    return backbone
+
+
+@pytest.mark.parametrize(
+    ("name", "indices"),
+    [("resnet18", (2, 3, 4)), ("tf_efficientnet_lite0", (3, 4)), ("test_efficientnet", (2, 3))],
+)
+def test_folding_changes_neither_outputs_nor_names(name: str, indices: tuple[int, ...]) -> None:
+    plain = randomised(name, indices)
+    folded = copy.deepcopy(plain)
+    folded.fold_batch_norm()
+    assert any(isinstance(m, FoldedConv2d) for m in folded.modules())
+    assert plain.state_dict().keys() == folded.state_dict().keys()
+    images = torch.randn(1, 3, 65, 97)
+    for a, b in zip(plain(images), folded(images), strict=True):
+        scale = a.abs().max()
+        torch.testing.assert_close(b / scale, a / scale, atol=1e-5, rtol=0)
+
+
+def test_folded_model_loads_and_copies() -> None:
+    """The convolution must see the statistics that loading and copying put in place."""
+    source, target = randomised("test_efficientnet", (2, 3)), Backbone(tiny_config())
+    target.fold_batch_norm()
+    target.load_state_dict(source.state_dict())
+    target = copy.deepcopy(target)
+    images = torch.randn(1, 3, 64, 64)
+    for a, b in zip(source(images), target(images), strict=True):
+        torch.testing.assert_close(b, a, atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_through_folded_bf16() -> None:
+    """Grouped convolutions run in fp32 under autocast; the gradient is near the fp32 one."""
+    gradients = []
+    for autocast in (False, True):
+        backbone = randomised("test_efficientnet", (2, 3))
+        backbone.fold_batch_norm()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            maps = backbone(torch.ones(1, 3, 32, 32).cumsum(-1) / 32)
+        sum(m.float().sum() for m in maps).backward()  # type: ignore[union-attr]
+        trained = [p for p in backbone.parameters() if p.requires_grad]
+        gradients.append(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
+    cosine = torch.cosine_similarity(gradients[0], gradients[1], dim=0)
+    assert cosine > 0.99
+
+
+def test_frozen_stages() -> None:
+    backbone = randomised("resnet18", (2, 3, 4), frozen=2)
+    frozen = {n.split(".")[1] for n, p in backbone.named_parameters() if not p.requires_grad}
+    trained = {n.split(".")[1] for n, p in backbone.named_parameters() if p.requires_grad}
+    assert frozen == {"conv1", "layer1"}  # batch norms are buffers
+    assert trained == {"layer2", "layer3", "layer4"}
+    assert all("bn" not in n for n, _ in backbone.named_parameters())
+
+
+def test_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
+        Backbone(replace(tiny_config(), backbone="resnet5O"))

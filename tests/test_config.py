@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dino_core.config import (
+    LossConfig,
+    ModelConfig,
+    PreprocessConfig,
+    TrainConfig,
+    apply_overrides,
+    dump_toml,
+    from_dict,
+    load_toml,
+    to_dict,
+)
+from dino_core.errors import ConfigError
+from dino_core.variants import VARIANTS, find_variant
+
+
+@pytest.mark.parametrize("config", [ModelConfig(), PreprocessConfig(), TrainConfig(minutes=3)])
+def test_round_trip_through_toml(config: object, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(dump_toml({"table": to_dict(config)}))
+    assert from_dict(type(config), load_toml(path)["table"]) == config
+
+
+@given(st.text(max_size=30))
+def test_any_text_survives_toml(text: str) -> None:
+    import tomllib
+
+    dumped = dump_toml({"t": {"variant": text}})
+    assert tomllib.loads(dumped)["t"]["variant"] == text
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="a.toml: unknown setting 'bach'.*did you mean 'batch'"):
+        from_dict(TrainConfig, {"bach": 3}, "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch": "8"}, "batch: expected int, found '8'"),
+        ({"batch": True}, "batch: expected int, found True"),
+        ({"batch": 8.5}, "batch: expected int"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"loss": {"cost_clas": 1.0}}, "loss: unknown setting 'cost_clas'"),
+        ({"step_milestones": 3}, "expected a list"),
+        ({"loss": 3}, "expected a table"),
+    ],
+)
+def test_wrong_values(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(TrainConfig, values)
+
+
+def test_fixed_length_tuple() -> None:
+    with pytest.raises(ConfigError, match="mean: expected 3 values, found 2"):
+        from_dict(PreprocessConfig, {"mean": [0.5, 0.5]})
+
+
+def test_ints_pass_for_floats_and_tables_for_configs() -> None:
+    config = from_dict(TrainConfig, {"lr": 1, "loss": {"cost_giou": 3}, "epochs": None})
+    assert (config.lr, config.loss, config.epochs) == (1.0, LossConfig(cost_giou=3.0), None)
+
+
+def test_overrides() -> None:
+    tables = {"train": {"lr": 1.0, "loss": {"cost_giou": 2.0}}}
+    changed = apply_overrides(
+        tables, ["train.lr=0.5", "train.loss.cost_giou=3", "train.schedule=step", "model.x=[1, 2]"]
+    )
+    assert changed == {
+        "train": {"lr": 0.5, "loss": {"cost_giou": 3}, "schedule": "step"},
+        "model": {"x": [1, 2]},
+    }
+    assert tables["train"]["lr"] == 1.0
+
+
+@pytest.mark.parametrize("text", ["train.lr", "=3", "train.lr.x=1"])
+def test_wrong_overrides(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        apply_overrides({"train": {"lr": 1.0}}, [text])
+
+
+def test_unreadable_toml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_toml(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_toml(tmp_path / "bad.toml")
+
+
+def test_variant_names() -> None:
+    assert all(variant.model.variant == name for name, variant in VARIANTS.items())
+    with pytest.raises(ConfigError, match="did you mean 'dino-nano'"):
+        find_variant("dino-nan")
