@@ -37,6 +37,7 @@ ImageLike: TypeAlias = "str | Path | NDArray[np.generic] | Image.Image | Frame"
 
 _MIN_IMAGE_SIZE = 32
 _WINDOW_BATCHES = 4  # pictures looked ahead, in batches, to find some of one shape
+_WINDOW_PIXELS = 100_000_000  # and no more than these, which take 300 MB
 
 
 class Runtime(Protocol):
@@ -197,7 +198,7 @@ class Detector:
         batch: int,
     ) -> Iterator[Prediction]:
         window = batch * _WINDOW_BATCHES if batch > 1 else 1
-        while chunk := [self._prepare(frame) for frame in islice(frames, window)]:
+        while chunk := [self._prepare(frame) for frame in _take(frames, window)]:
             done: dict[int, Prediction] = {}
             for rows in _batches([p.pixels for p in chunk], batch, self.runtime.input_hw):
                 done |= self._detect(chunk, rows, threshold, max_detections, columns)
@@ -287,6 +288,16 @@ def _frames(images: ImageLike | Iterable[ImageLike]) -> Iterator[Frame]:
                 yield frame
         else:
             yield Frame("", "image", to_rgb_array(image))
+
+
+def _take(frames: Iterator[Frame], count: int) -> Iterator[Frame]:
+    """The next `count` frames, fewer where they are very large."""
+    pixels = 0
+    for frame in islice(frames, count):
+        yield frame
+        pixels += 0 if frame.image is None else frame.image.shape[0] * frame.image.shape[1]
+        if pixels >= _WINDOW_PIXELS:
+            return
 
 
 def _batches(

@@ -106,6 +106,14 @@ def test_a_fixed_input_is_padded_and_never_exceeded() -> None:
         assert result.scores[0] == pytest.approx(sigmoid(value / 255), abs=1e-5)
 
 
+def test_huge_pictures_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dino_core.inference.detector._WINDOW_PIXELS", 2 * 32 * 32)
+    runtime = Recorder()
+    results = list(Detector(runtime, META).predict([gray(n) for n in range(5)], batch=4))
+    assert [s[0] for s in runtime.shapes] == [2, 2, 1]
+    assert len(results) == 5
+
+
 def test_every_form_of_picture(tmp_path: Path) -> None:
     path = tmp_path / "a ü.png"
     Image.fromarray(gray(50)).save(path)

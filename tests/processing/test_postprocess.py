@@ -32,9 +32,7 @@ def logit(score: float) -> float:
 LOGITS = np.array(
     [[logit(0.9), logit(0.2)], [logit(0.3), logit(0.8)], [logit(0.5), logit(0.1)]], np.float32
 )
-BOXES = np.array(
-    [[0.5, 0.5, 0.2, 0.4], [0.25, 0.25, 0.5, 0.5], [0.95, 0.95, 0.2, 0.2]], np.float32
-)
+BOXES = np.array([[0.5, 0.5, 0.2, 0.4], [0.25, 0.25, 0.5, 0.5], [0.95, 0.95, 0.2, 0.2]], np.float32)
 
 
 def test_hand_worked_numbers() -> None:
