@@ -19,7 +19,7 @@ from dino_core.config import PreprocessConfig
 from dino_core.data.colour import ColourJitter
 from dino_core.data.scene import Scene, SizeHW, as_array, crop, flip, pad, resize, select
 from dino_core.errors import ConfigError
-from dino_core.processing.preprocess import resized_size
+from dino_core.processing.preprocess import at_image_size, resized_size
 
 AugmentKind = Literal["none", "default", "strong", "published"]
 
@@ -245,14 +245,6 @@ class DropSmall:
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         return size_hw
-
-
-def at_image_size(preprocess: PreprocessConfig, image_size: int | None) -> PreprocessConfig:
-    """`preprocess` scaled so that its long side is `image_size`; unchanged where None."""
-    if image_size is None or image_size == preprocess.max_side:
-        return preprocess
-    short = max(1, round(preprocess.short_side * image_size / preprocess.max_side))
-    return replace(preprocess, short_side=short, max_side=image_size)
 
 
 def build_transform(

@@ -11,10 +11,10 @@ from dino_core.checkpoints.io import Checkpoint
 from dino_core.checkpoints.surgery import TransferReport, transfer
 from dino_core.checkpoints.zoo import load
 from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig
-from dino_core.data.transforms import at_image_size
 from dino_core.detections import ClassMap
 from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
+from dino_core.processing.preprocess import at_image_size
 from dino_core.variants import VARIANTS
 
 FROM_SCRATCH = "none"

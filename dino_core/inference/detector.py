@@ -203,7 +203,8 @@ class Detector:
             for rows in _batches([p.pixels for p in chunk], batch, self.runtime.input_hw):
                 done |= self._detect(chunk, rows, threshold, max_detections, columns)
             for index, prepared in enumerate(chunk):
-                yield done.get(index) or self._failed(prepared.frame)
+                # Not `done.get(index) or`: a prediction without objects is falsy.
+                yield done[index] if index in done else self._failed(prepared.frame)
 
     def _prepare(self, frame: Frame) -> _Prepared:
         if frame.image is None:
