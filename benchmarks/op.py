@@ -6,8 +6,8 @@
 Encoder: every token of an 800x1066 image asks (levels 100x134, 50x67, 25x34, 13x17, so that
 Q = S = 17,821). Decoder: 900 queries. M = 8, D = 32, P = 4, batch 1. Compiled and reference calls
 alternate in one process, and medians are compared, so that other load on the machine meets both.
-Everything is measured twice, in processes of their own: with the default allocator, and with glibc told to keep
-its memory, where big temporaries cause no page faults (which helps the reference most).
+Everything is measured twice, in processes of their own: with the default allocator, and with glibc
+told to keep its memory, where big temporaries cause no page faults (it helps the reference most).
 The reference is `grid_sample` on each level, and so are the ratios' denominators.
 """
 
