@@ -59,14 +59,14 @@ class TrainView:
                 render.note(line)
 
     def _step(self, event: StepDone) -> None:
-        text = step_line(event)
         if self._progress is not None:
+            text = bar_text(event)
             self._progress.update(self._task, completed=event.progress, detail=text)
             return
         now = time.monotonic()
         if now - self._last_line >= PLAIN_INTERVAL_S or event.step == event.steps_total:
             self._last_line = now
-            self.lines([text])
+            self.lines([step_line(event)])
 
     def _evaluation(self, event: EvaluationDone) -> None:
         metrics = event.metrics
@@ -87,7 +87,7 @@ def train_view() -> Iterator[TrainView]:
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    columns = (BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[detail]}"))
+    columns = (BarColumn(bar_width=10), TaskProgressColumn(), TextColumn("{task.fields[detail]}"))
     with Progress(*columns, console=render.console(sys.stderr), transient=True) as progress:
         yield TrainView(progress)
 
@@ -134,6 +134,15 @@ def plan_lines(event: RunPlanned) -> list[str]:
     if event.resumed_step:
         lines.append(f"resumed   after step {event.resumed_step}")
     return lines
+
+
+def bar_text(event: StepDone) -> str:
+    """What stands behind the bar, so short that it fits a narrow terminal."""
+    memory = f"{event.memory_mb / 1024:.1f} GB"
+    return (
+        f"step {event.step} loss {event.losses['total']:.2f} lr {event.lr:.0e} "
+        f"{event.images_per_s:.1f} img/s {memory} ETA {render.duration(event.eta_s)}"
+    )
 
 
 def step_line(event: StepDone) -> str:

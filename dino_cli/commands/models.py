@@ -45,7 +45,7 @@ def list_models(as_json: options.Json = False) -> None:
                 "levels": variant.model.num_levels,
                 "queries": variant.model.num_queries,
                 "max_side": variant.preprocess.max_side,
-                "weights": "built in" if here else "dino models import",
+                "weights": "built in" if here else "import",
                 "mb": round(here.stat().st_size / 1e6, 1) if here else None,
             }
         )
