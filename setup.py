@@ -40,6 +40,7 @@ CUDA_FLAGS = [
     "-DUSE_CUDA",
     "-cudart",
     "static",
+    "--threads=0",
     "-Xcompiler",
     "-fPIC,-fvisibility=hidden",
 ]
