@@ -105,7 +105,7 @@ def _own_settings(model: str, weights: str | None) -> tuple[ModelConfig, Preproc
 
 def _check_preprocess(settings: Settings, own: PreprocessConfig) -> None:
     """The table may repeat the model's input (a run's config.toml does), not change it."""
-    from dino_core.data.transforms import at_image_size
+    from dino_core.processing.preprocess import at_image_size
 
     size = settings.train.image_size
     resized = to_dict(own if size is None else at_image_size(own, size))
