@@ -93,8 +93,10 @@ def reference_points(
     device = valid_ratios.device
     per_level = []
     for level, (height, width) in enumerate(spatial_shapes):
-        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
-        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+        y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
+        x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
         grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
-        per_level.append(grid.reshape(1, -1, 2) / valid_ratios[:, None, level])
+        # One division by the valid size: with two, the last bits decide near-ties of the top-k.
+        size_wh = torch.tensor([width, height], device=device, dtype=torch.float32)
+        per_level.append(grid.reshape(1, -1, 2) / (valid_ratios[:, None, level] * size_wh))
     return torch.cat(per_level, dim=1)[:, :, None] * valid_ratios[:, None]
