@@ -1,5 +1,11 @@
 """`dino-r50-4scale` with the recipe's weights against the official code's numbers, from its own
-checkpoint format to the gradients. Tolerances: GOLDEN.md measures fp32 noise of 6e-6 (logits)."""
+checkpoint format to the gradients.
+
+Tolerances: the official code differs from itself by 6e-6 (logits) when the thread count changes.
+Five neighbours among the 1,800 chosen tokens have scores within `NEAR_TIE`, and that noise decides
+their order; a content query belongs to a rank, so such a swap moves two queries altogether. What
+follows the selection is therefore compared with the official tokens forced.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +29,7 @@ from dino_core.models.dino import Dino, DinoOutput
 
 pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).parents[1] / "golden"
+NEAR_TIE = 2e-6
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -56,9 +63,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Dino:
 
 @pytest.fixture(scope="module")
 def output(model: Dino) -> DinoOutput:
+    tokens = torch.from_numpy(golden("golden_4scale_r50")["topk_idx"]).long()
     model.eval()
     with torch.no_grad():
-        return model(*recipe.batch(), all_layers=True)
+        return model(*recipe.batch(), all_layers=True, forced_tokens=tokens)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,10 @@ def trained(model: Dino) -> Iterator[tuple[DinoOutput, Losses]]:
     model.train().requires_grad_(True)
     model.backbone.freeze_stages()
     model.zero_grad()
-    output = model(*recipe.batch(), recipe.targets(), noise=recorded_noise())
+    tokens = torch.from_numpy(golden("golden_loss")["topk_idx"]).long()
+    output = model(
+        *recipe.batch(), recipe.targets(), noise=recorded_noise(), forced_tokens=tokens
+    )
     losses = Criterion(LossConfig())(output, recipe.targets())
     losses.total.backward()
     yield output, losses
@@ -80,9 +91,19 @@ def close(ours: Tensor, theirs: np.ndarray, tolerance: float = 1e-4) -> None:
 
 
 class TestForward:
-    def test_the_same_tokens_in_the_same_order(self, output: DinoOutput) -> None:
-        theirs = golden("golden_4scale_r50")["topk_idx"]
-        assert np.array_equal(output.encoder.token_indices.numpy(), theirs)
+    def test_the_same_tokens_in_the_same_order(self, model: Dino) -> None:
+        theirs = golden("golden_4scale_r50")
+        with torch.no_grad():
+            ours = model(*recipe.batch()).encoder.token_indices.numpy()
+        gaps = -np.diff(theirs["topk_scores_sorted_901"], axis=1)[:, :-1]  # (2, 899)
+        assert (gaps < NEAR_TIE).sum() <= 7
+        for image in range(2):
+            expected = theirs["topk_idx"][image].copy()
+            for rank in np.flatnonzero(gaps[image] < NEAR_TIE):
+                pair = [rank, rank + 1]
+                if (ours[image, pair] == expected[pair[::-1]]).all():
+                    expected[pair] = expected[pair[::-1]]
+            assert np.array_equal(ours[image], expected)
 
     def test_logits_and_boxes(self, output: DinoOutput) -> None:
         theirs = golden("golden_4scale_r50")
