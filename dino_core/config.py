@@ -1,4 +1,4 @@
-"""All settings as frozen dataclasses, the only schema: strict `from_dict`, `to_dict`, and TOML files."""
+"""All settings as frozen dataclasses, the only schema: strict `from_dict`, `to_dict`, and TOML."""
 
 from __future__ import annotations
 
@@ -178,7 +178,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             return None
         return _coerce(next(a for a in args if a is not type(None)), value, where)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, typing.cast(type, hint)) else from_dict(hint, value, where)
+        table: type[Any] = typing.cast("type[Any]", hint)
+        return value if isinstance(value, table) else from_dict(table, value, where)
     if origin is Literal:
         if value not in args:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Fine-tune the built-in model on a few made pictures, then evaluate and predict with the result."""
+"""Fine-tune the built-in model on a few made pictures, then evaluate and predict with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def make_data(root: Path, count: int) -> None:
         images, annotations = [], []
         for i in range(1, count + 1):
             picture = Image.new("RGB", (128, 96), (128, 128, 128))
-            x, y, side = (int(v) for v in (rng.integers(80), rng.integers(50), rng.integers(25, 45)))
+            x, y, side = (
+                int(v) for v in (rng.integers(80), rng.integers(50), rng.integers(25, 45))
+            )
             ImageDraw.Draw(picture).ellipse((x, y, x + side, y + side), fill=(200, 30, 30))
             picture.save(root / "images" / split / f"{i}.jpg")
             images.append({"id": i, "file_name": f"{i}.jpg", "width": 128, "height": 96})

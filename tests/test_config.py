@@ -37,7 +37,7 @@ def test_any_text_survives_toml(text: str) -> None:
 
 
 def test_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="a.toml: unknown setting 'bach'.*did you mean 'batch'"):
+    with pytest.raises(ConfigError, match=r"a.toml: unknown setting 'bach'.*did you mean 'batch'"):
         from_dict(TrainConfig, {"bach": 3}, "a.toml")
 
 

@@ -16,7 +16,7 @@ def test_source_ids_with_gaps() -> None:
 
 
 def test_unknown_class_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="no class 'dgo'.*did you mean 'dog'"):
+    with pytest.raises(ConfigError, match=r"no class 'dgo'.*did you mean 'dog'"):
         ClassMap(("cat", "dog"), (0, 1)).indices_of(["dgo"])
 
 

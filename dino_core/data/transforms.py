@@ -1,5 +1,4 @@
-"""Training augmentation on torchvision v2 kernels: the published one (ALGORITHM 28) and two for
-small images.
+"""Training augmentation: the published one (ALGORITHM 28) and two for small images.
 
 Random numbers come from a generator that the caller seeds for each image, not from torch's global
 state, so that threads and worker processes give the same pictures.
@@ -8,7 +7,7 @@ state, so that threads and worker processes give the same pictures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import cv2

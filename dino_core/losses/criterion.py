@@ -1,5 +1,7 @@
-"""DINO's training loss: focal, L1 and GIoU for every decoder layer, the encoder's proposals and
-the denoising queries (ALGORITHM 23-25); all layers are computed stacked."""
+"""DINO's loss: focal, L1 and GIoU of decoder layers, encoder proposals and denoising queries.
+
+ALGORITHM 23-25; all layers are computed stacked.
+"""
 
 from __future__ import annotations
 
@@ -148,9 +150,7 @@ class Criterion(nn.Module):
 def focal_background(logits: Tensor, loss: LossConfig) -> Tensor:
     """Focal loss of logits whose class is absent (arXiv 1708.02002), elementwise."""
     return (
-        (1 - loss.focal_alpha)
-        * logits.sigmoid() ** loss.focal_gamma
-        * functional.softplus(logits)
+        (1 - loss.focal_alpha) * logits.sigmoid() ** loss.focal_gamma * functional.softplus(logits)
     )
 
 
@@ -163,9 +163,7 @@ def focal_foreground(logits: Tensor, loss: LossConfig) -> Tensor:
     )
 
 
-def denoising_matches(
-    layers: int, layout: DenoisingLayout, targets: Sequence[Target]
-) -> Matches:
+def denoising_matches(layers: int, layout: DenoisingLayout, targets: Sequence[Target]) -> Matches:
     """The fixed assignment: slot i of every positive half is box i (ALGORITHM 20, 24)."""
     device = targets[0].labels.device
     image = torch.cat(

@@ -1,9 +1,10 @@
-"""The two attentions of DINO: multi-scale deformable (arXiv 2010.04159) and plain self-attention."""
+"""DINO's two attentions: multi-scale deformable (arXiv 2010.04159) and plain self-attention."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,8 @@ class MultiScaleDeformableAttention(nn.Module):
         else:
             half_size = references[:, :, None, :, None, 2:] * 0.5
             locations = centres + offsets / self.num_points * half_size
-        return self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights))
+        out: Tensor = self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights))
+        return out
 
 
 class SelfAttention(nn.Module):
@@ -102,11 +104,12 @@ class SelfAttention(nn.Module):
         weight, bias = self.in_proj_weight, self.in_proj_bias
         query_key = functional.linear(x + position, weight[: 2 * hidden], bias[: 2 * hidden])
         value = functional.linear(x, weight[2 * hidden :], bias[2 * hidden :])
-        parts = (*query_key.split(hidden, dim=-1), value)
+        parts = (query_key[..., :hidden], query_key[..., hidden:], value)
         q, k, v = (p.view(batch, num_queries, self.num_heads, -1).transpose(1, 2) for p in parts)
         mask = None if blocked is None else ~blocked
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(out.transpose(1, 2).reshape(batch, num_queries, hidden))
+        heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out: Tensor = self.out_proj(heads.transpose(1, 2).reshape(batch, num_queries, hidden))
+        return out
 
 
 class Mlp(nn.Module):
@@ -115,9 +118,7 @@ class Mlp(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
         sizes = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import timm
 import torch
 from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import FrozenBatchNormAct2d
+from timm.layers.norm_act import FrozenBatchNormAct2d, freeze_batch_norm_2d
 from timm.layers.padding import pad_same
-from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -39,7 +39,8 @@ class Backbone(nn.Module):
             features_only=True,
             out_indices=config.backbone_out_indices,
         )
-        self.body: nn.Module = freeze_batch_norm_2d(body)
+        freeze: Callable[[nn.Module], nn.Module] = freeze_batch_norm_2d
+        self.body = freeze(body)
         info = cast("timm.models.FeatureInfo", body.feature_info)
         self.channels: list[int] = info.channels()
         self.reductions: list[int] = info.reduction()
@@ -74,7 +75,7 @@ class Backbone(nn.Module):
                 if isinstance(child, nn.Conv2d):
                     conv_name, conv = name, child
                 elif isinstance(child, _FROZEN_NORMS) and conv is not None:
-                    if conv.out_channels == child.weight.numel():
+                    if conv.out_channels == cast(Tensor, child.weight).numel():
                         norm = FoldedNorm(child)
                         setattr(parent, conv_name, FoldedConv2d(conv, norm))
                         setattr(parent, name, norm)
@@ -92,13 +93,23 @@ _FROZEN_NORMS = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
 class FoldedNorm(nn.Module):
     """The buffers of a frozen batch norm that `FoldedConv2d` applies, and its activation."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         for name, buffer in norm.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
+            self.register_buffer(name, buffer)  # weight, bias, running_mean, running_var
         self.eps: float = cast(float, norm.eps)
         self.drop = getattr(norm, "drop", nn.Identity())
         self.act = getattr(norm, "act", nn.Identity())
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What the norm multiplies each channel with and then adds, each (C,)."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.act(self.drop(x)))
@@ -113,13 +124,11 @@ class FoldedConv2d(nn.Module):
         self.bias = conv.bias
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.same_padding = isinstance(conv, Conv2dSame)
-        self.padding: str | tuple[int, ...] = 0 if self.same_padding else conv.padding
+        self.padding = (0, 0) if self.same_padding else conv.padding
         self._norm = [norm]  # in a list: the buffers are registered where the norm stood
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = self._norm[0]
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        shift = norm.bias - norm.running_mean * scale
+        scale, shift = self._norm[0].scale_and_shift()
         if self.bias is not None:
             shift = shift + self.bias * scale
         if self.same_padding:

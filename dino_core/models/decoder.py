@@ -58,7 +58,8 @@ class DecoderLayer(nn.Module):
         x = self.norm2(x + self.self_attn(x, position, blocked))
         attended = self.cross_attn(x + position, references, memory, spatial_shapes, padding_mask)
         x = self.norm1(x + attended)
-        return self.norm3(x + self.linear2(functional.relu(self.linear1(x))))
+        out: Tensor = self.norm3(x + self.linear2(functional.relu(self.linear1(x))))
+        return out
 
 
 class Decoder(nn.Module):

@@ -103,7 +103,7 @@ class Dino(nn.Module):
             assert isinstance(head, nn.Linear)
             nn.init.constant_(head.bias, bias)
         for mlp in (*self.decoder.bbox_embed, self.query_selection.bbox_embed):
-            last = mlp.layers[-1]  # type: ignore[union-attr,index]
+            last = mlp.layers[-1]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 

@@ -39,7 +39,8 @@ class EncoderLayer(nn.Module):
             tokens + positions, references, tokens, spatial_shapes, padding_mask
         )
         tokens = self.norm1(tokens + attended)
-        return self.norm2(tokens + self.linear2(functional.relu(self.linear1(tokens))))
+        out: Tensor = self.norm2(tokens + self.linear2(functional.relu(self.linear1(tokens))))
+        return out
 
 
 class Encoder(nn.Module):
@@ -79,9 +80,7 @@ class Encoder(nn.Module):
         return tokens
 
 
-def reference_points(
-    spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor
-) -> Tensor:
+def reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
     """Each token's own pixel centre, expressed in each level's padded frame.
 
     Args:

@@ -47,8 +47,7 @@ class Neck(nn.Module):
             map, further ones the level before them.
         """
         levels = [
-            projection(feature)
-            for projection, feature in zip(self.input_proj, maps, strict=False)
+            projection(feature) for projection, feature in zip(self.input_proj, maps, strict=False)
         ]
         feature = maps[-1]
         for projection in self.input_proj[len(maps) :]:

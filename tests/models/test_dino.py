@@ -63,7 +63,7 @@ def test_an_image_alone_equals_the_image_in_a_batch(model: Dino) -> None:
 
 def test_pixels_under_padding_do_not_reach_the_transformer(model: Dino) -> None:
     """A backbone map cell sees beyond its pixels; whole padded cells must not matter."""
-    images, mask = inputs(64, 128)
+    _, mask = inputs(64, 128)
     mask[:, :, 64:] = True
     maps = [torch.randn(2, 32, 8, 16), torch.randn(2, 32, 4, 8)]
     masks = [level_mask(mask, 8, 16), level_mask(mask, 4, 8)]

@@ -76,9 +76,7 @@ def trained(model: Dino) -> Iterator[tuple[DinoOutput, Losses]]:
     model.backbone.freeze_stages()
     model.zero_grad()
     tokens = torch.from_numpy(golden("golden_loss")["topk_idx"]).long()
-    output = model(
-        *recipe.batch(), recipe.targets(), noise=recorded_noise(), forced_tokens=tokens
-    )
+    output = model(*recipe.batch(), recipe.targets(), noise=recorded_noise(), forced_tokens=tokens)
     losses = Criterion(LossConfig())(output, recipe.targets())
     losses.total.backward()
     yield output, losses
