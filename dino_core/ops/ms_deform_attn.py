@@ -16,6 +16,9 @@ from dino_core.ops._extension import EXTENSION
 from dino_core.ops.backend import choose_backend
 from dino_core.ops.reference import ms_deform_attn_reference
 
+# Not torch.amp.is_autocast_available, which torch 2.10's compiler cannot trace.
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
 
 def ms_deform_attn(
     value: Tensor,
@@ -48,7 +51,7 @@ def ms_deform_attn(
     kind = value.device.type
     if (
         value.dtype == torch.float32
-        and torch.amp.is_autocast_available(kind)
+        and kind in _AUTOCAST_DEVICES
         and torch.is_autocast_enabled(kind)
     ):
         value = value.to(torch.get_autocast_dtype(kind))
