@@ -24,6 +24,7 @@ else:
 
 T = TypeVar("T")
 
+NECK_GROUPS = 32  # of each level's GroupNorm (ALGORITHM 2)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -58,17 +59,32 @@ class ModelConfig:
     dn_label_noise_ratio: float = 0.5
     dn_box_noise_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.hidden_dim % self.num_heads or self.hidden_dim % NECK_GROUPS:
+            raise ConfigError(
+                f"hidden_dim is {self.hidden_dim}; it must be a multiple of num_heads "
+                f"({self.num_heads}) and of {NECK_GROUPS}, the groups of the neck's norms"
+            )
+        if self.num_levels < len(self.backbone_out_indices):
+            raise ConfigError(
+                f"num_levels is {self.num_levels}, fewer than the "
+                f"{len(self.backbone_out_indices)} maps of backbone_out_indices"
+            )
+
 
 @dataclass(frozen=True)
 class PreprocessConfig:
     """How an image becomes the network's input; stored in every checkpoint.
 
     The image is resized, aspect kept, so that its short side is `short_side` unless the long side
-    would exceed `max_side`; other side truncated (ALGORITHM 28).
+    would exceed `max_side`; other side truncated (ALGORITHM 28). With a `canvas` it is then padded
+    to that (height, width), so that every image has one shape, in PyTorch as in an exported file;
+    the published models have none.
     """
 
     short_side: int = 800
     max_side: int = 1333
+    canvas: tuple[int, int] | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 

@@ -36,7 +36,7 @@ _NANO = replace(
 )
 
 VARIANTS: dict[str, Variant] = {
-    "dino-nano": Variant(_NANO, PreprocessConfig(short_side=320, max_side=320)),
+    "dino-nano": Variant(_NANO, PreprocessConfig(short_side=320, max_side=320, canvas=(320, 320))),
     "dino-r50-4scale": Variant(_R50_4SCALE, PreprocessConfig()),
 }
 

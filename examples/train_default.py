@@ -17,7 +17,7 @@ from pathlib import Path
 import timm
 import torch
 
-from dino_core.checkpoints.io import save_checkpoint
+from dino_core.checkpoints.io import load_checkpoint, save_checkpoint
 from dino_core.config import TrainConfig
 from dino_core.data.balance import repeat_rare
 from dino_core.data.load import load_dataset
@@ -105,6 +105,10 @@ def main() -> None:
             print(f"{clock} {event.step} {event.images_per_s:.1f} img/s {losses}", flush=True)
         elif isinstance(event, EvaluationDone):
             print(f"step {event.step}: AP {event.metrics.ap:.4f} AP50 {event.metrics.ap50:.4f}")
+    best = load_checkpoint(args.run / "best.safetensors")
+    shipped = args.run / "dino-nano.safetensors"
+    save_checkpoint(shipped, best.state_dict, best.meta, storage_dtype=torch.float16)
+    print(f"to be shipped: {shipped}, {shipped.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

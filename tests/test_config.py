@@ -86,6 +86,19 @@ def test_wrong_overrides(text: str) -> None:
         apply_overrides({"train": {"lr": 1.0}}, [text])
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_heads": 5}, "multiple of num_heads"),
+        ({"hidden_dim": 40, "num_heads": 5}, "groups of the neck"),
+        ({"num_levels": 2}, "fewer than the 3 maps"),
+    ],
+)
+def test_contradictions(values: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(ModelConfig, values)
+
+
 def test_unreadable_toml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_toml(tmp_path / "none.toml")

@@ -145,7 +145,7 @@ def evaluation_steps(
         detector.preprocess,
         batch=batch,
         columns=columns,
-        input_hw=detector.runtime.input_hw,
+        input_hw=detector.input_hw,
     )
 
 
@@ -192,7 +192,7 @@ def model_steps(
     model.eval()
     try:
         run = torch_run(model, device, dtype)
-        yield from score(run, records, classes, preprocess, batch=batch)
+        yield from score(run, records, classes, preprocess, batch=batch, input_hw=preprocess.canvas)
     finally:
         model.train(training)
 
@@ -283,7 +283,7 @@ def score(
         config: The network's input.
         batch: The most images at once.
         columns: Class index of each of the network's columns, -1 for none; None: they are equal.
-        input_hw: The network's fixed input size, if it has one; images are then padded to it.
+        input_hw: Size to which images are padded; None where each keeps its own.
     """
     groups = shape_groups(records, config, batch, input_hw)
     predictions: dict[int, Decoded] = {}

@@ -53,7 +53,7 @@ class _Outputs(nn.Module):
 
 def default_input_hw(config: PreprocessConfig) -> tuple[int, int]:
     """The fixed size of an export that names none: the model's own, landscape."""
-    return config.short_side, config.max_side
+    return config.canvas or (config.short_side, config.max_side)
 
 
 def check_export(out: Path, input_hw: tuple[int, int], batch: int, opset: int) -> None:
@@ -110,7 +110,9 @@ def export_onnx(
     check_export(out, input_hw, batch, opset)
     meta = replace(
         meta,
-        preprocess=replace(meta.preprocess, short_side=min(input_hw), max_side=max(input_hw)),
+        preprocess=replace(
+            meta.preprocess, short_side=min(input_hw), max_side=max(input_hw), canvas=input_hw
+        ),
     )
     example = (
         torch.zeros(batch, 3, height, width),

@@ -71,6 +71,7 @@ class Detector:
         name: The model's name as it stands in results.
         classes: What the columns of the logits mean.
         preprocess: How pictures become network input.
+        input_hw: The size to which pictures are padded; None where each keeps its own.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Detector:
         self.name = name or meta.variant
         self.classes: ClassMap = meta.classes
         self.preprocess: PreprocessConfig = at_image_size(meta.preprocess, image_size)
+        self.input_hw: tuple[int, int] | None = runtime.input_hw or self.preprocess.canvas
 
     @classmethod
     def load(
@@ -200,7 +202,7 @@ class Detector:
         window = batch * _WINDOW_BATCHES if batch > 1 else 1
         while chunk := [self._prepare(frame) for frame in _take(frames, window)]:
             done: dict[int, Prediction] = {}
-            for rows in _batches([p.pixels for p in chunk], batch, self.runtime.input_hw):
+            for rows in _batches([p.pixels for p in chunk], batch, self.input_hw):
                 done |= self._detect(chunk, rows, threshold, max_detections, columns)
             for index, prepared in enumerate(chunk):
                 # Not `done.get(index) or`: a prediction without objects is falsy.
@@ -211,8 +213,8 @@ class Detector:
             return _Prepared(frame, None, 0.0)
         start = time.perf_counter()
         size_hw = resized_size(_size_hw(frame.image), self.preprocess)
-        if self.runtime.input_hw is not None:
-            size_hw = fit_size(size_hw, self.runtime.input_hw)
+        if self.input_hw is not None:
+            size_hw = fit_size(size_hw, self.input_hw)
         pixels = preprocess(frame.image, self.preprocess, size_hw)
         return _Prepared(frame, pixels, _ms_since(start))
 
@@ -231,7 +233,7 @@ class Detector:
         """Predictions of `rows` of `chunk`, which go through the network together."""
         start = time.perf_counter()
         pixels = [cast("NDArray[np.float32]", chunk[row].pixels) for row in rows]
-        logits, boxes = self.runtime.run(*collate(pixels, self.runtime.input_hw))
+        logits, boxes = self.runtime.run(*collate(pixels, self.input_hw))
         model_ms = _ms_since(start) / len(rows)
         if not (np.isfinite(logits).all() and np.isfinite(boxes).all()):
             raise DinoError(

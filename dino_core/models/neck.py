@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-NORM_GROUPS = 32
+from dino_core.config import NECK_GROUPS
 
 
 class Neck(nn.Module):
@@ -18,14 +18,14 @@ class Neck(nn.Module):
         super().__init__()
         self.input_proj = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(channels, hidden_dim, 1, bias=bias), nn.GroupNorm(NORM_GROUPS, hidden_dim)
+                nn.Conv2d(channels, hidden_dim, 1, bias=bias), nn.GroupNorm(NECK_GROUPS, hidden_dim)
             )
             for channels in in_channels
         )
         channels = in_channels[-1]
         for _ in range(num_levels - len(in_channels)):
             conv = nn.Conv2d(channels, hidden_dim, 3, stride=2, padding=1, bias=bias)
-            self.input_proj.append(nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, hidden_dim)))
+            self.input_proj.append(nn.Sequential(conv, nn.GroupNorm(NECK_GROUPS, hidden_dim)))
             channels = hidden_dim
 
     def reset_parameters(self) -> None:

@@ -183,7 +183,11 @@ def at_image_size(config: PreprocessConfig, image_size: int | None) -> Preproces
     if image_size is None or image_size == config.max_side:
         return config
     short = max(1, round(config.short_side * image_size / config.max_side))
-    return replace(config, short_side=short, max_side=image_size)
+    canvas = None
+    if config.canvas is not None:
+        height, width = (round(side * image_size / config.max_side) for side in config.canvas)
+        canvas = (height, width)
+    return replace(config, short_side=short, max_side=image_size, canvas=canvas)
 
 
 def fit_size(size_hw: tuple[int, int], limit_hw: tuple[int, int]) -> tuple[int, int]:

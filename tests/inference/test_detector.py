@@ -283,3 +283,26 @@ assert not heavy, heavy
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "images" / "a.jpg").exists()
+
+
+def test_canvas_pads_every_picture_to_one_size() -> None:
+    """Boxes stay relative to the picture, not to the canvas."""
+    from dataclasses import replace
+
+    runtime = Recorder()
+    meta = replace(META, preprocess=replace(PLAIN, short_side=64, canvas=(64, 64)))
+    pictures = [gray(255, 100, 200), gray(255, 50, 25)]
+    first, second = Detector(runtime, meta).predict(pictures, batch=2)
+    assert runtime.shapes == [(2, 3, 64, 64)]
+    assert runtime.padded == [True]
+    assert first.boxes_xyxy_px[0].tolist() == [50, 25, 150, 75]
+    assert second.boxes_xyxy_px[0].tolist() == [6.25, 12.5, 18.75, 37.5]
+
+
+def test_canvas_follows_the_image_size() -> None:
+    from dataclasses import replace
+
+    runtime = Recorder()
+    meta = replace(META, preprocess=replace(PLAIN, short_side=64, canvas=(64, 64)))
+    list(Detector(runtime, meta, image_size=96).predict(gray(0, 200, 100)))
+    assert runtime.shapes == [(1, 3, 96, 96)]
