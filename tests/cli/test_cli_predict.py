@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from factories import make_images, tiny_checkpoint
 
-import dino_cli
 from dino_cli.app import run
 
 Capture = pytest.CaptureFixture[str]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dino_cli.__file__).parents[1])}
+ENVIRONMENT = dict(os.environ)
 KEYS = {
     "schema", "source", "frame", "time_s", "width", "height", "model", "detections", "ms",
 }  # fmt: skip

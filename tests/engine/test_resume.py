@@ -111,7 +111,7 @@ def test_kill_and_resume_is_exact(
 ) -> None:
     here = Path(__file__).parent
     out = tmp_path / "killed"
-    paths = os.pathsep.join([str(here.parent), str(here.parent.parent), *sys.path])
+    paths = os.pathsep.join([str(here.parent), os.environ["PYTHONPATH"]])
     process = subprocess.Popen(
         [sys.executable, "-c",
          KILLED.format(tests=str(here), data=str(folder), out=str(out), start=start)],

@@ -20,8 +20,6 @@ from dino_core.inference.detector import Detector
 from dino_core.inference.sources import open_sources
 from dino_core.metadata import CheckpointMeta
 
-ROOT = Path(__file__).parents[2]
-
 
 class Recorder:
     """A runtime with known answers: each picture's own mean brightness is its first logit."""
@@ -273,7 +271,7 @@ with Writers(KINDS, folder / "out", detector.classes) as writers:
 heavy = {{"torch", "torchvision", "timm", "typer", "rich"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = dict(os.environ)
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,

@@ -15,7 +15,11 @@ def randomised(name: str, indices: tuple[int, ...], frozen: int = 0) -> Backbone
     """A backbone whose frozen statistics are not the identity."""
     torch.manual_seed(0)
     config = replace(
-        tiny_config(), backbone=name, backbone_out_indices=indices, backbone_frozen_stages=frozen
+        tiny_config(),
+        backbone=name,
+        backbone_out_indices=indices,
+        backbone_frozen_stages=frozen,
+        num_levels=len(indices),
     )
     backbone = Backbone(config)
     for key, buffer in backbone.named_buffers():

@@ -86,7 +86,7 @@ def test_every_instruction_set(isa: str) -> None:
         "        assert_like_reference(make_inputs(channels=channels, dtype=dtype))\n"
     )
     here = Path(__file__).parents[1]
-    path = os.pathsep.join([str(here), *sys.path])
+    path = os.pathsep.join([str(here), os.environ["PYTHONPATH"]])
     environment = {**os.environ, "DINO_CPU": isa, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
