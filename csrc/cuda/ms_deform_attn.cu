@@ -1,13 +1,15 @@
-// Multi-scale deformable attention on CUDA: forward and backward for float32, float64, float16 and bfloat16 values.
+// Multi-scale deformable attention on CUDA: forward and backward for float32, float64, float16 and
+// bfloat16 values.
 //
-// The work is cut into items, one per (batch, query, head). A group of `blockDim.x` neighbouring lanes of one warp
-// (a power of two) owns an item and splits its D channels into packs of N, N * sizeof(T) = 16 bytes where D and the
-// pointers allow it and N = 1 otherwise. Every lane of a group computes the sampling positions of its item itself:
-// that costs less than sharing them. Sums are kept in the accumulation type.
+// The work is cut into items, one per (batch, query, head). A group of `blockDim.x` neighbouring
+// lanes of one warp (a power of two) owns an item and splits its D channels into packs of N, N *
+// sizeof(T) = 16 bytes where D and the pointers allow it and N = 1 otherwise. Every lane of a group
+// computes the sampling positions of its item itself: that costs less than sharing them. Sums are
+// kept in the accumulation type.
 //
-// The backward kernel adds to the gradient of value with atomics, because any query may hit any pixel: the order of
-// these additions, and so the last bits of that gradient, changes from run to run. The gradients of locations and
-// weights are reduced inside a warp and are deterministic.
+// The backward kernel adds to the gradient of value with atomics, because any query may hit any
+// pixel: the order of these additions, and so the last bits of that gradient, changes from run to
+// run. The gradients of locations and weights are reduced inside a warp and are deterministic.
 #include "../ms_deform_attn.h"
 
 #include <cuda_runtime.h>
@@ -26,7 +28,8 @@ namespace dino {
 namespace {
 
 constexpr unsigned kThreads = 256;
-constexpr unsigned kMinBlocks = 3;  // a multiprocessor; leaves each thread 80 registers, enough not to spill
+constexpr unsigned kMinBlocks =
+    3;  // a multiprocessor; leaves each thread 80 registers, enough not to spill
 constexpr unsigned kWarp = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr unsigned kPackBytes = 16;
@@ -40,8 +43,9 @@ struct LevelSize {
   int height, width, start;
 };
 
-// Sizes of one call as the kernels need them, passed by value. Item numbers fit 31 bits (see geometry_of) and so do
-// offsets inside the value of one image (see check); every other offset has 64 bits.
+// Sizes of one call as the kernels need them, passed by value. Item numbers fit 31 bits (see
+// geometry_of) and so do offsets inside the value of one image (see check); every other offset has
+// 64 bits.
 struct Geometry {
   int64_t image_size;    // S * M * D
   unsigned items;        // B * Q * M
@@ -69,7 +73,8 @@ __device__ __forceinline__ int64_t head_offset(const Geometry& g, unsigned item)
   return item / g.image_items * g.image_size + item % g.heads * g.channels;
 }
 
-// The four pixels around a sampling position, in the order upper left, upper right, lower left, lower right.
+// The four pixels around a sampling position, in the order upper left, upper right, lower left,
+// lower right.
 template <typename A>
 struct Corners {
   int left, upper;
@@ -78,7 +83,8 @@ struct Corners {
   __device__ __forceinline__ int column(int corner) const { return left + corner % 2; }
   __device__ __forceinline__ int row(int corner) const { return upper + corner / 2; }
   __device__ __forceinline__ bool inside(int corner, const LevelSize& level) const {
-    return column(corner) >= 0 && column(corner) < level.width && row(corner) >= 0 && row(corner) < level.height;
+    return column(corner) >= 0 && column(corner) < level.width && row(corner) >= 0 &&
+           row(corner) < level.height;
   }
   // Index of a corner that is inside among the tokens of its image.
   __device__ __forceinline__ int token(int corner, const LevelSize& level) const {
@@ -92,13 +98,16 @@ struct Corners {
   }
 };
 
-// Whether any pixel of the level is within reach of the location; finds its corners if so. The comparisons are false
-// for NaN, and run before any conversion to an integer, so that no location is undefined behaviour.
+// Whether any pixel of the level is within reach of the location; finds its corners if so. The
+// comparisons are false for NaN, and run before any conversion to an integer, so that no location
+// is undefined behaviour.
 template <typename A>
-__device__ __forceinline__ bool find_corners(const A* location, const LevelSize& level, Corners<A>& corners) {
+__device__ __forceinline__ bool find_corners(const A* location, const LevelSize& level,
+                                             Corners<A>& corners) {
   const A x = location[0] * static_cast<A>(level.width) - static_cast<A>(0.5);
   const A y = location[1] * static_cast<A>(level.height) - static_cast<A>(0.5);
-  if (!(x > -1 && x < static_cast<A>(level.width) && y > -1 && y < static_cast<A>(level.height))) return false;
+  if (!(x > -1 && x < static_cast<A>(level.width) && y > -1 && y < static_cast<A>(level.height)))
+    return false;
   corners.left = static_cast<int>(floor(x));
   corners.upper = static_cast<int>(floor(y));
   corners.x_fraction = x - floor(x);
@@ -107,12 +116,14 @@ __device__ __forceinline__ bool find_corners(const A* location, const LevelSize&
 }
 
 template <typename T, unsigned N>
-__global__ void __launch_bounds__(kThreads, kMinBlocks) forward_kernel(
-    const T* __restrict__ value, const Accumulate<T>* __restrict__ locations,
-    const Accumulate<T>* __restrict__ weights, T* __restrict__ output, const __grid_constant__ Geometry g) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    forward_kernel(const T* __restrict__ value, const Accumulate<T>* __restrict__ locations,
+                   const Accumulate<T>* __restrict__ weights, T* __restrict__ output,
+                   const __grid_constant__ Geometry g) {
   using A = Accumulate<T>;
   const int64_t item_points = g.levels * g.points;
-  for (unsigned item = blockIdx.x * blockDim.y + threadIdx.y; item < g.items; item += gridDim.x * blockDim.y) {
+  for (unsigned item = blockIdx.x * blockDim.y + threadIdx.y; item < g.items;
+       item += gridDim.x * blockDim.y) {
     const T* const head_value = value + head_offset(g, item);
     for (unsigned channel = threadIdx.x * N; channel < g.channels; channel += blockDim.x * N) {
       const A* location = locations + item * item_points * 2;
@@ -127,21 +138,24 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks) forward_kernel(
 #pragma unroll
           for (int corner = 0; corner < 4; ++corner) {
             if (corners.inside(corner, level)) {
-              pixel[corner] = load<N>(head_value + corners.token(corner, level) * g.token_stride + channel);
+              pixel[corner] =
+                  load<N>(head_value + corners.token(corner, level) * g.token_stride + channel);
             }
           }
 #pragma unroll
           for (int corner = 0; corner < 4; ++corner) {
             const A corner_weight = *weight * corners.weight(corner);
 #pragma unroll
-            for (unsigned n = 0; n < N; ++n) sum[n] += corner_weight * static_cast<A>(pixel[corner].at[n]);
+            for (unsigned n = 0; n < N; ++n)
+              sum[n] += corner_weight * static_cast<A>(pixel[corner].at[n]);
           }
         }
       }
       Pack<T, N> result;
 #pragma unroll
       for (unsigned n = 0; n < N; ++n) result.at[n] = static_cast<T>(sum[n]);
-      *reinterpret_cast<Pack<T, N>*>(output + static_cast<int64_t>(item) * g.channels + channel) = result;
+      *reinterpret_cast<Pack<T, N>*>(output + static_cast<int64_t>(item) * g.channels + channel) =
+          result;
     }
   }
 }
@@ -159,8 +173,8 @@ template <unsigned N>
 __device__ __forceinline__ void atomic_add(float* address, const float (&addend)[N]) {
 #pragma unroll
   for (unsigned n = 0; n < N; n += 4) {
-    atomicAdd(
-        reinterpret_cast<float4*>(address + n), make_float4(addend[n], addend[n + 1], addend[n + 2], addend[n + 3]));
+    atomicAdd(reinterpret_cast<float4*>(address + n),
+              make_float4(addend[n], addend[n + 1], addend[n + 2], addend[n + 3]));
   }
 }
 #endif
@@ -175,15 +189,18 @@ __device__ __forceinline__ A group_sum(A number, int lanes) {
 }
 
 template <typename T, unsigned N>
-__global__ void __launch_bounds__(kThreads, kMinBlocks) backward_kernel(
-    const T* __restrict__ grad_output, const T* __restrict__ value, const Accumulate<T>* __restrict__ locations,
-    const Accumulate<T>* __restrict__ weights, Accumulate<T>* __restrict__ grad_value,
-    Accumulate<T>* __restrict__ grad_locations, Accumulate<T>* __restrict__ grad_weights,
-    const __grid_constant__ Geometry g) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    backward_kernel(const T* __restrict__ grad_output, const T* __restrict__ value,
+                    const Accumulate<T>* __restrict__ locations,
+                    const Accumulate<T>* __restrict__ weights,
+                    Accumulate<T>* __restrict__ grad_value,
+                    Accumulate<T>* __restrict__ grad_locations,
+                    Accumulate<T>* __restrict__ grad_weights, const __grid_constant__ Geometry g) {
   using A = Accumulate<T>;
   const int64_t item_points = g.levels * g.points;
   for (unsigned first = blockIdx.x * blockDim.y; first < g.items; first += gridDim.x * blockDim.y) {
-    // Groups past the last item stay in the loop without work, so that whole warps meet in group_sum.
+    // Groups past the last item stay in the loop without work, so that whole warps meet in
+    // group_sum.
     const bool has_item = first + threadIdx.y < g.items;
     const unsigned item = has_item ? first + threadIdx.y : first;
     const T* const item_gradient = grad_output + static_cast<int64_t>(item) * g.channels;
@@ -196,13 +213,16 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks) backward_kernel(
         Corners<A> corners;
         if (has_item && find_corners(locations + point * 2, level, corners)) {
           const A weight = weights[point];
-          A product[4] = {};  // of the output's gradient and each pixel, summed over this lane's channels
-          for (unsigned channel = threadIdx.x * N; channel < g.channels; channel += blockDim.x * N) {
+          A product[4] =
+              {};  // of the output's gradient and each pixel, summed over this lane's channels
+          for (unsigned channel = threadIdx.x * N; channel < g.channels;
+               channel += blockDim.x * N) {
             const Pack<T, N> gradient = load<N>(item_gradient + channel);
 #pragma unroll
             for (int corner = 0; corner < 4; ++corner) {
               if (!corners.inside(corner, level)) continue;
-              const int64_t offset = item_offset + corners.token(corner, level) * g.token_stride + channel;
+              const int64_t offset =
+                  item_offset + corners.token(corner, level) * g.token_stride + channel;
               const Pack<T, N> pixel = load<N>(value + offset);
               const A corner_weight = weight * corners.weight(corner);
               A addend[N];
@@ -254,7 +274,8 @@ Geometry geometry_of(const Problem& problem) {
   g.points = static_cast<int>(problem.P);
   for (size_t l = 0; l < problem.levels.size(); ++l) {
     const Level& level = problem.levels[l];
-    g.level[l] = {static_cast<int>(level.height), static_cast<int>(level.width), static_cast<int>(level.start)};
+    g.level[l] = {static_cast<int>(level.height), static_cast<int>(level.width),
+                  static_cast<int>(level.start)};
   }
   return g;
 }
@@ -266,7 +287,8 @@ cudaLaunchConfig_t launch_config(const Geometry& g, unsigned pack, const Tensor&
   const unsigned groups = kThreads / lanes;
   const unsigned blocks = std::min((g.items + groups - 1) / groups, kMaxBlocks);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream));
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(lanes, groups);
@@ -275,23 +297,25 @@ cudaLaunchConfig_t launch_config(const Geometry& g, unsigned pack, const Tensor&
 }
 
 bool fits_packs(const Geometry& g, unsigned pack, std::initializer_list<const void*> pointers) {
-  return g.channels % pack == 0 && std::all_of(pointers.begin(), pointers.end(), [](const void* pointer) {
+  return g.channels % pack == 0 &&
+         std::all_of(pointers.begin(), pointers.end(), [](const void* pointer) {
            return reinterpret_cast<uintptr_t>(pointer) % kPackBytes == 0;
          });
 }
 
 template <typename T>
-Tensor forward(const Geometry& g, const Tensor& value, const Tensor& locations, const Tensor& weights, Tensor output) {
+Tensor forward(const Geometry& g, const Tensor& value, const Tensor& locations,
+               const Tensor& weights, Tensor output) {
   using A = Accumulate<T>;
   constexpr unsigned kPack = kPackBytes / sizeof(T);
   const T* value_data = static_cast<const T*>(value.const_data_ptr());
   T* output_data = static_cast<T*>(output.mutable_data_ptr());
   const bool packs = fits_packs(g, kPack, {value_data, output_data});
   const cudaLaunchConfig_t config = launch_config(g, packs ? kPack : 1, value);
-  STD_CUDA_CHECK(cudaLaunchKernelEx(
-      &config, packs ? forward_kernel<T, kPack> : forward_kernel<T, 1>, value_data,
-      static_cast<const A*>(locations.const_data_ptr()), static_cast<const A*>(weights.const_data_ptr()), output_data,
-      g));
+  STD_CUDA_CHECK(
+      cudaLaunchKernelEx(&config, packs ? forward_kernel<T, kPack> : forward_kernel<T, 1>,
+                         value_data, static_cast<const A*>(locations.const_data_ptr()),
+                         static_cast<const A*>(weights.const_data_ptr()), output_data, g));
   return output;
 }
 
@@ -300,9 +324,8 @@ struct Gradients {
 };
 
 template <typename T>
-void backward(
-    const Geometry& g, const Tensor& grad_output, const Tensor& value, const Tensor& locations, const Tensor& weights,
-    Gradients& gradients) {
+void backward(const Geometry& g, const Tensor& grad_output, const Tensor& value,
+              const Tensor& locations, const Tensor& weights, Gradients& gradients) {
   using A = Accumulate<T>;
   constexpr unsigned kPack = kPackBytes / sizeof(T);
   const T* grad_output_data = static_cast<const T*>(grad_output.const_data_ptr());
@@ -311,9 +334,10 @@ void backward(
   const bool packs = fits_packs(g, kPack, {grad_output_data, value_data, grad_value_data});
   const cudaLaunchConfig_t config = launch_config(g, packs ? kPack : 1, value);
   STD_CUDA_CHECK(cudaLaunchKernelEx(
-      &config, packs ? backward_kernel<T, kPack> : backward_kernel<T, 1>, grad_output_data, value_data,
-      static_cast<const A*>(locations.const_data_ptr()), static_cast<const A*>(weights.const_data_ptr()),
-      grad_value_data, static_cast<A*>(gradients.locations.mutable_data_ptr()),
+      &config, packs ? backward_kernel<T, kPack> : backward_kernel<T, 1>, grad_output_data,
+      value_data, static_cast<const A*>(locations.const_data_ptr()),
+      static_cast<const A*>(weights.const_data_ptr()), grad_value_data,
+      static_cast<A*>(gradients.locations.mutable_data_ptr()),
       static_cast<A*>(gradients.weights.mutable_data_ptr()), g));
 }
 
@@ -334,8 +358,8 @@ void for_type(ScalarType type, Function function) {
   }
 }
 
-Tensor ms_deform_attn(
-    const Tensor& value, const std::vector<int64_t>& spatial_shapes, const Tensor& locations, const Tensor& weights) {
+Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+                      const Tensor& locations, const Tensor& weights) {
   const Problem problem = check(value, spatial_shapes, locations, weights);
   const Geometry g = geometry_of(problem);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
@@ -353,13 +377,13 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
   const Geometry g = geometry_of(problem);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   const ScalarType accumulation = accumulation_type(value.scalar_type());
-  Gradients gradients{
-      torch::stable::new_zeros(value, value.sizes(), accumulation), torch::stable::empty_like(locations),
-      torch::stable::empty_like(weights)};
+  Gradients gradients{torch::stable::new_zeros(value, value.sizes(), accumulation),
+                      torch::stable::empty_like(locations), torch::stable::empty_like(weights)};
   for_type(value.scalar_type(), [&](auto zero) {
     if (g.items > 0) backward<decltype(zero)>(g, grad_output, value, locations, weights, gradients);
   });
-  return {torch::stable::to(gradients.value, value.scalar_type()), gradients.locations, gradients.weights};
+  return {torch::stable::to(gradients.value, value.scalar_type()), gradients.locations,
+          gradients.weights};
 }
 
 }  // namespace

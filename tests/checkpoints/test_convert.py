@@ -18,14 +18,13 @@ from dino_core.config import ModelConfig
 from dino_core.errors import CheckpointError
 from dino_core.models.dino import Dino
 
-PARITY = Path(__file__).parents[2] / "../shared/parity"
-needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="needs ../shared/parity")
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def official_state(num_classes: int = 91) -> dict[str, Tensor]:
     """Names and shapes of the official R50 4-scale file; every tensor one value, heads tied."""
-    keys = json.loads((PARITY / "keys_4scale_r50.json").read_text())
-    aliases = json.loads((PARITY / "aliases_4scale_r50.json").read_text())
+    keys = json.loads((GOLDEN / "keys_4scale_r50.json").read_text())
+    aliases = json.loads((GOLDEN / "aliases_4scale_r50.json").read_text())
     first = {other: name for name, others in aliases.items() for other in others}
     state = {}
     for index, (name, shape) in enumerate(keys.items()):
@@ -46,7 +45,6 @@ def state() -> dict[str, Tensor]:
     return official_state()
 
 
-@needs_parity
 class TestImport:
     def test_every_tensor_finds_its_place(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
         path = saved(tmp_path / "official.pth", {"model": state, "args": argparse.Namespace(a=1)})
@@ -61,8 +59,8 @@ class TestImport:
         assert build_model(imported).level_embed[0, 0] == state["transformer.level_embed"][0, 0]
 
     def test_map_is_onto_and_one_to_one_up_to_the_tied_heads(self) -> None:
-        keys = json.loads((PARITY / "keys_4scale_r50.json").read_text())
-        aliases = json.loads((PARITY / "aliases_4scale_r50.json").read_text())
+        keys = json.loads((GOLDEN / "keys_4scale_r50.json").read_text())
+        aliases = json.loads((GOLDEN / "aliases_4scale_r50.json").read_text())
         groups: dict[str, set[str]] = {}
         for name in keys:
             groups.setdefault(our_name(name) or "?", set()).add(name)
@@ -123,7 +121,7 @@ class TestImport:
             import_official(saved(tmp_path / "bad.pth", content))
 
     def test_other_backbones_are_refused(self, tmp_path: Path) -> None:
-        keys = json.loads((PARITY / "keys_4scale_swinl.json").read_text())
+        keys = json.loads((GOLDEN / "keys_4scale_swinl.json").read_text())
         content = {n: torch.tensor(0.0).expand(shape) for n, shape in keys.items()}
         with pytest.raises(CheckpointError, match="other backbone"):
             import_official(saved(tmp_path / "swin.pth", content))
