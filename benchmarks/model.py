@@ -54,6 +54,7 @@ def measure_train(args: argparse.Namespace) -> dict[str, Any]:
 
     model, images, padding_mask = _model_and_input(args, TRAIN_HW, TRAIN_BATCH)
     model.train()
+    model.backbone.fold_batch_norm()  # as fit() does
     config = TrainConfig()
     optimizer = build_optimizer(model, config)
     criterion = Criterion(config.loss)
