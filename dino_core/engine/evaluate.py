@@ -201,17 +201,12 @@ def torch_run(model: nn.Module, device: str, dtype: str) -> Run:
     """A torch model as a function of arrays, under inference mode and autocast."""
     import torch
 
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    kind = torch.device(device).type
+    from dino_core.inference.torch_runtime import resolve_dtype, run_model
+
+    where, arithmetic = torch.device(device), resolve_dtype(dtype)
 
     def run(images: NDArray[np.float32], padding_mask: NDArray[np.bool_]) -> Arrays:
-        autocast = torch.autocast(kind, kinds.get(dtype), enabled=dtype in kinds)
-        with torch.inference_mode(), autocast:
-            output = model(
-                torch.from_numpy(images).to(device), torch.from_numpy(padding_mask).to(device)
-            )
-        logits, boxes = output.logits.float().cpu(), output.boxes_cxcywh.float().cpu()
-        return logits.numpy(), boxes.numpy()
+        return run_model(model, images, padding_mask, where, arithmetic)
 
     return run
 

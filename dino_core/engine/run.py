@@ -25,7 +25,7 @@ from dino_core.engine.events import (
 from dino_core.engine.optimizer import build_optimizer
 from dino_core.engine.plan import Plan, plan
 from dino_core.engine.run_folder import RunFolder, RunSettings, metric_values
-from dino_core.engine.setup import Start, choose_device, choose_dtype, freeze, start_from
+from dino_core.engine.setup import Start, choose_dtype, freeze, start_from
 from dino_core.engine.state import (
     Counters,
     RngState,
@@ -36,6 +36,7 @@ from dino_core.engine.state import (
 )
 from dino_core.engine.step import Stepper
 from dino_core.errors import ConfigError
+from dino_core.inference.torch_runtime import resolve_device
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
 
@@ -196,7 +197,7 @@ def prepare(
     elif rank() == 0:
         folder.check_new()
     the_plan = plan(config, dataset, world_size())
-    device, seed = choose_device(config.device), config.seed
+    device, seed = resolve_device(config.device), config.seed
     seed_everything(seed)
     if saved is not None:
         start = Start(Dino(saved.meta.model), saved.meta.preprocess, None, "resume")

@@ -79,21 +79,6 @@ def freeze(model: Dino, what: str) -> None:
         model.backbone.requires_grad_(False)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device to train on. Raises ConfigError when it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device '{name}' is unknown", "auto, cpu, cuda, cuda:1, mps") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("no CUDA device is available", "--device cpu, or see `dino env`")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("no MPS device is available", "--device cpu")
-    return device
-
-
 def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     """Arithmetic inside the network: bfloat16 where the hardware multiplies it, else float32."""
     if config.dtype != "auto":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
@@ -55,16 +56,24 @@ class TorchRuntime:
         Returns:
             logits (B, Q, C) and boxes_cxcywh (B, Q, 4), float32.
         """
-        autocast = torch.autocast(
-            self.device.type, self.dtype, enabled=self.dtype is not torch.float32
+        return run_model(self.model, images, padding_mask, self.device, self.dtype)
+
+
+def run_model(
+    model: nn.Module,
+    images: NDArray[np.float32],
+    padding_mask: NDArray[np.bool_],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One forward pass on arrays, as `TorchRuntime.run`, of a model that is on `device` already."""
+    autocast = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+    with torch.inference_mode(), autocast:
+        output = model(
+            torch.from_numpy(images).to(device), torch.from_numpy(padding_mask).to(device)
         )
-        with torch.inference_mode(), autocast:
-            output = self.model(
-                torch.from_numpy(images).to(self.device),
-                torch.from_numpy(padding_mask).to(self.device),
-            )
-        logits, boxes = output.logits.float().cpu(), output.boxes_cxcywh.float().cpu()
-        return logits.numpy(), boxes.numpy()
+    logits, boxes = output.logits.float().cpu(), output.boxes_cxcywh.float().cpu()
+    return logits.numpy(), boxes.numpy()
 
 
 def resolve_device(name: str) -> torch.device:
