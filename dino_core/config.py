@@ -101,6 +101,7 @@ class LossConfig:
     weight_giou: float = 2.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
+    encoder_repeats: int = 1  # proposals matched to each box; 1 as published, more: H-DETR's way
 
 
 @dataclass(frozen=True)

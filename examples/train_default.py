@@ -18,7 +18,7 @@ import timm
 import torch
 
 from dino_core.checkpoints.io import load_checkpoint, save_checkpoint
-from dino_core.config import TrainConfig
+from dino_core.config import LossConfig, TrainConfig
 from dino_core.data.balance import repeat_rare
 from dino_core.data.load import load_dataset
 from dino_core.detections import ClassMap
@@ -88,7 +88,8 @@ def main() -> None:
         warmup_steps=300,
         ema_decay=0.999,
         augment="default",
-        eval_every_epochs=2,
+        loss=LossConfig(encoder_repeats=4),
+        eval_every_epochs=3,
         log_every_steps=50,
         checkpoint_every_steps=500,
         seed=args.seed,

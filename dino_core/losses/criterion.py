@@ -97,7 +97,10 @@ class Criterion(nn.Module):
         all_boxes = [*output.layer_boxes_cxcywh, output.encoder.boxes_cxcywh]
         stacked_logits, stacked_boxes = torch.stack(logits), torch.stack(all_boxes)
         matches = match(stacked_logits, stacked_boxes, targets, self.loss)
-        matching = self._losses(stacked_logits, stacked_boxes, matches, targets, boxes)
+        # One-to-many proposals weigh as one-to-one ones do: H-DETR (arXiv 2207.13080), section 3.
+        normalisers = stacked_logits.new_full((len(logits),), boxes)
+        normalisers[-1] *= self.loss.encoder_repeats
+        matching = self._losses(stacked_logits, stacked_boxes, matches, targets, normalisers)
         total = matching.weighted(self.loss)
         denoising = None
         if output.denoising is not None:
@@ -108,7 +111,7 @@ class Criterion(nn.Module):
                 output.denoising.boxes_cxcywh,
                 fixed,
                 targets,
-                boxes * layout.groups,
+                stacked_logits.new_full((len(output.layer_logits),), boxes * layout.groups),
             )
             total = total + denoising.weighted(self.loss)
         return Losses(total, matching, denoising, matches)
@@ -119,9 +122,9 @@ class Criterion(nn.Module):
         boxes_cxcywh: Tensor,
         matches: Matches,
         targets: Sequence[Target],
-        num_boxes: float,
+        num_boxes: Tensor,
     ) -> GroupLosses:
-        """(G, B, Q, C) logits and (G, B, Q, 4) boxes -> losses of each group."""
+        """(G, B, Q, C) logits, (G, B, Q, 4) boxes, (G,) normalisers -> losses of each group."""
         groups = logits.shape[0]
         first = torch.tensor([0] + [len(t.labels) for t in targets[:-1]]).cumsum(0)
         row = first.to(logits.device)[matches.image] + matches.box

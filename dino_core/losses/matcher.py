@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -61,6 +62,9 @@ def match(
 ) -> Matches:
     """Assign each ground-truth box one prediction in every group, at least total cost.
 
+    In the last group, the encoder's, each box is given `loss.encoder_repeats` predictions, or as
+    many as there are.
+
     Args:
         logits: (G, B, Q, C) float32.
         boxes_cxcywh: (G, B, Q, 4) float32.
@@ -76,7 +80,9 @@ def match(
         # A diverged prediction must not abort the run here: the engine sees the NaN loss.
         cost = torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6).cpu()
         for group in range(groups):
-            query, box = linear_sum_assignment(cost[group].numpy())
+            repeats = loss.encoder_repeats if group == groups - 1 else 1
+            query, column = linear_sum_assignment(np.tile(cost[group].numpy(), repeats))
+            box = column % len(target.labels)
             rows.append((group, image, torch.as_tensor(query), torch.as_tensor(box)))
     device = logits.device
     if not rows:

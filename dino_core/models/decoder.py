@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dino_core.boxes import inverse_sigmoid
 from dino_core.config import ModelConfig
 from dino_core.models.attention import Mlp, MultiScaleDeformableAttention, SelfAttention
+from dino_core.models.feed_forward import feed_forward
 from dino_core.models.position import query_position_encoding
 
 
@@ -58,7 +58,7 @@ class DecoderLayer(nn.Module):
         x = self.norm2(x + self.self_attn(x, position, blocked))
         attended = self.cross_attn(x + position, references, memory, spatial_shapes, padding_mask)
         x = self.norm1(x + attended)
-        out: Tensor = self.norm3(x + self.linear2(functional.relu(self.linear1(x))))
+        out: Tensor = self.norm3(x + feed_forward(x, self.linear1, self.linear2))
         return out
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dino_core.config import ModelConfig
 from dino_core.models.attention import MultiScaleDeformableAttention
+from dino_core.models.feed_forward import feed_forward
 
 
 class EncoderLayer(nn.Module):
@@ -39,7 +39,7 @@ class EncoderLayer(nn.Module):
             tokens + positions, references, tokens, spatial_shapes, padding_mask
         )
         tokens = self.norm1(tokens + attended)
-        out: Tensor = self.norm2(tokens + self.linear2(functional.relu(self.linear1(tokens))))
+        out: Tensor = self.norm2(tokens + feed_forward(tokens, self.linear1, self.linear2))
         return out
 
 

@@ -76,3 +76,19 @@ def test_nan_predictions_do_not_abort() -> None:
     logits, boxes = recipe.matcher_inputs()
     matches = match(logits[None] * float("nan"), boxes[None], recipe.targets(), LossConfig())
     assert len(matches.query) == 8
+
+
+def test_repeats_give_the_encoder_alone_more_proposals() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 1, 7, 3, generator=generator).repeat(2, 1, 1, 1)
+    boxes = torch.rand(1, 1, 7, 4, generator=generator).repeat(2, 1, 1, 1) * 0.5 + 0.2
+    target = Target(torch.tensor([0, 2]), torch.rand(2, 4, generator=generator) * 0.5 + 0.2)
+    matches = match(logits, boxes, [target], LossConfig(encoder_repeats=3))
+    decoder, encoder = matches.group == 0, matches.group == 1
+    assert matches.box[decoder].bincount().tolist() == [1, 1]
+    assert matches.box[encoder].bincount().tolist() == [3, 3]
+    assert len(matches.query[encoder].unique()) == 6
+    once = match(logits, boxes, [target], LossConfig())
+    assert set(once.query[once.group == 1].tolist()) <= set(matches.query[encoder].tolist())
+    many = match(logits, boxes, [target], LossConfig(encoder_repeats=9))
+    assert (many.group == 1).sum() == 7  # all proposals there are
