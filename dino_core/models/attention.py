@@ -72,10 +72,10 @@ class MultiScaleDeformableAttention(nn.Module):
             size_wh = torch.tensor(
                 [(w, h) for h, w in spatial_shapes], dtype=torch.float32, device=query.device
             )
-            locations = centres + offsets / size_wh[None, None, None, :, None, :]
+            locations = torch.addcdiv(centres, offsets, size_wh[None, None, None, :, None, :])
         else:
-            half_size = references[:, :, None, :, None, 2:] * 0.5
-            locations = centres + offsets / self.num_points * half_size
+            step = references[:, :, None, :, None, 2:] * (0.5 / self.num_points)
+            locations = torch.addcmul(centres, offsets, step)
         out: Tensor = self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights))
         return out
 
