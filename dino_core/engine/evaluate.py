@@ -168,7 +168,7 @@ def evaluate_model(
         preprocess: The model's input.
         batch: The most images at once.
         device: Where the model is.
-        dtype: "fp32", or "bf16"/"fp16" for autocast.
+        dtype: "auto", "fp32", or "bf16"/"fp16" for autocast.
     """
     *_, last = model_steps(
         model, records, classes, preprocess, batch=batch, device=device, dtype=dtype

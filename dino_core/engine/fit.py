@@ -142,7 +142,7 @@ def _evaluate(run: Run) -> Iterator[Event]:
         run.start.preprocess,
         batch=run.config.batch,
         device=str(run.stepper.device),
-        dtype="bf16" if run.stepper.autocasts else "fp32",
+        dtype="auto",  # not the training's: `dino eval` shall say the same of the saved model
     )
     run.rng.restore()
     counters.evaluation_s = time.monotonic() - started
