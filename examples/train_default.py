@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--augment", choices=("default", "strong"), default="default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
@@ -87,7 +88,7 @@ def main() -> None:
         backbone_lr_factor=0.25,
         warmup_steps=300,
         ema_decay=0.999,
-        augment="default",
+        augment=args.augment,
         loss=LossConfig(encoder_repeats=4),
         eval_every_epochs=3,
         log_every_steps=50,
