@@ -103,6 +103,10 @@ class LossConfig:
     focal_gamma: float = 2.0
     encoder_repeats: int = 1  # proposals matched to each box; 1 as published, more: H-DETR's way
 
+    def __post_init__(self) -> None:
+        if self.encoder_repeats < 1:
+            raise ConfigError(f"encoder_repeats is {self.encoder_repeats}; it must be at least 1")
+
 
 @dataclass(frozen=True)
 class TrainConfig:

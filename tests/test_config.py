@@ -111,3 +111,8 @@ def test_variant_names() -> None:
     assert all(variant.model.variant == name for name, variant in VARIANTS.items())
     with pytest.raises(ConfigError, match="did you mean 'dino-nano'"):
         find_variant("dino-nan")
+
+
+def test_repeats_of_the_encoder_are_at_least_one() -> None:
+    with pytest.raises(ConfigError, match="encoder_repeats is 0"):
+        LossConfig(encoder_repeats=0)
