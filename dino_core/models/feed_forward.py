@@ -27,7 +27,7 @@ def feed_forward(x: Tensor, linear1: nn.Linear, linear2: nn.Linear) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu")
         x, parameters = x.to(dtype), tuple(p.to(dtype) for p in parameters)
     rows = x.reshape(-1, x.shape[-1])
-    if torch.is_grad_enabled() and (x.requires_grad or linear1.weight.requires_grad):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (rows, *parameters)):
         result: Tensor = _Blocked.apply(rows, *parameters)
     else:
         width = linear1.out_features

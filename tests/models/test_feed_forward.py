@@ -61,3 +61,11 @@ def test_frozen_layers_pass_the_gradient_on(layers: tuple[nn.Linear, nn.Linear])
     plain(x, layers).sum().backward()
     torch.testing.assert_close(given, x.grad)
     assert not feed_forward(x.detach(), *layers).requires_grad
+
+
+def test_the_second_layer_alone_is_trained(layers: tuple[nn.Linear, nn.Linear]) -> None:
+    layers[0].requires_grad_(False)
+    x = torch.randn(3, 6)
+    wanted = torch.autograd.grad(plain(x, layers).sum(), layers[1].weight)
+    given = torch.autograd.grad(feed_forward(x, *layers).sum(), layers[1].weight)
+    torch.testing.assert_close(given, wanted)
