@@ -81,3 +81,23 @@ def test_denoising_assignment_by_hand() -> None:
         zip(matches.image.tolist(), matches.query.tolist(), matches.box.tolist(), strict=True)
     )
     assert found == {(0, 0, 0), (1, 0, 0), (1, 1, 1), (0, 4, 0), (1, 4, 0), (1, 5, 1)}
+
+
+def test_repeated_proposals_share_the_weight_of_one() -> None:
+    torch.manual_seed(0)
+    model = Dino(tiny_config()).train()
+    images, mask = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    output = model(images, mask, TARGETS, torch.Generator().manual_seed(0))
+    once = Criterion(LossConfig())(output, TARGETS)
+    twice = Criterion(LossConfig(encoder_repeats=2))(output, TARGETS)
+    torch.testing.assert_close(twice.matching.bbox[:-1], once.matching.bbox[:-1])
+    matches = twice.matches
+    rows = matches.group == len(output.layer_logits)
+    assert rows.sum() == 6
+    l1 = sum(
+        (output.encoder.boxes_cxcywh[image, query] - TARGETS[image].boxes_cxcywh[box]).abs().sum()
+        for image, query, box in zip(
+            matches.image[rows], matches.query[rows], matches.box[rows], strict=True
+        )
+    )
+    torch.testing.assert_close(twice.matching.bbox[-1], l1 / 6)
