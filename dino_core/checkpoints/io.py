@@ -9,7 +9,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dino_core.errors import CheckpointError
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
@@ -86,7 +87,7 @@ def build_model(checkpoint: Checkpoint) -> Dino:
 
     Raises: CheckpointError when the weights are not those of the network the file describes.
     """
-    with torch.device("meta"):  # initialising would only be overwritten
+    with torch.device("meta"), _NoRandomNumbers():  # they would only be overwritten
         model = Dino(checkpoint.meta.model)
     try:
         model.load_state_dict(checkpoint.state_dict, assign=True)
@@ -98,6 +99,28 @@ def build_model(checkpoint: Checkpoint) -> Dino:
     if left:
         raise CheckpointError(f"{checkpoint.meta.variant}: the file lacks {', '.join(left[:8])}")
     return model.eval()
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Initialisation leaves tensors as they are.
+
+    On the meta device it does so anyway, but PyTorch imports its compiler for it, which takes
+    longer than building the network.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **kwargs)
 
 
 def read_header(path: Path) -> str:

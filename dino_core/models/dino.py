@@ -72,11 +72,11 @@ class DinoOutput:
 class Dino(nn.Module):
     """Backbone, neck, deformable encoder, mixed query selection, decoder."""
 
-    def __init__(self, config: ModelConfig, pretrained_backbone: bool = False) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         dim = config.hidden_dim
-        self.backbone = Backbone(config, pretrained_backbone)
+        self.backbone = Backbone(config)
         self.neck = Neck(self.backbone.channels, dim, config.num_levels, config.neck_bias)
         self.level_embed = nn.Parameter(torch.empty(config.num_levels, dim))
         self.encoder = Encoder(config)
@@ -87,7 +87,9 @@ class Dino(nn.Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        """ALGORITHM 27."""
+        """ALGORITHM 27. On the meta device nothing: the values come from a file."""
+        if self.level_embed.is_meta:
+            return
         for part in (self.encoder, self.query_selection, self.tgt_embed, self.decoder):
             for parameter in part.parameters():
                 if parameter.dim() > 1:

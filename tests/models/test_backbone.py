@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from factories import tiny_config
 
 from dino_core.errors import ConfigError
-from dino_core.models.backbone import Backbone, FoldedConv2d
+from dino_core.models.backbone import Backbone
+from dino_core.models.frozen_norm import FoldedConv2d
 
 
 def randomised(name: str, indices: tuple[int, ...], frozen: int = 0) -> Backbone:
@@ -84,3 +88,35 @@ def test_frozen_stages() -> None:
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
         Backbone(replace(tiny_config(), backbone="resnet5O"))
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet50"])
+def test_own_networks_are_those_of_timm(name: str) -> None:
+    """Same parameter names, stages and outputs, at a size that no stride divides."""
+    own = randomised(name, (1, 3, 4))
+    theirs = timm.create_model(name, features_only=True, out_indices=(1, 3, 4)).eval()
+    info = theirs.feature_info
+    assert own.channels == info.channels()
+    assert own.reductions == info.reduction()
+    assert list(own.body.stages) == [stage["module"] for stage in info.info]  # type: ignore[arg-type]
+    state = theirs.state_dict()
+    ours = own.body.state_dict()
+    assert ours.keys() == {key for key in state if not key.endswith("num_batches_tracked")}
+    theirs.load_state_dict({**state, **ours})
+    images = torch.randn(2, 3, 101, 67)
+    with torch.no_grad():
+        for a, b in zip(theirs(images), own(images), strict=True):
+            scale = a.abs().max()
+            torch.testing.assert_close(b / scale, a / scale, atol=1e-5, rtol=0)
+
+
+def test_default_model_needs_no_timm() -> None:
+    """Importing timm takes longer than the rest of the default model's first prediction."""
+    code = (
+        "import sys\n"
+        "from dino_core import Detector\n"
+        "Detector.load('dino-nano', device='cpu')\n"
+        "print([m for m in ('timm', 'torchvision', 'torch._dynamo', 'scipy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
