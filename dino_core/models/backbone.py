@@ -52,9 +52,13 @@ class Backbone(nn.Module):
         """(B, 3, H, W) normalised images -> maps (B, C_l, H_l, W_l)."""
         return cast(list[Tensor], self.body(images))
 
-    def fold_batch_norm(self) -> None:
-        """Apply each frozen batch norm inside the convolution before it."""
-        fold_batch_norms(self.body)
+    def fold_batch_norm(self, keep: bool = False) -> None:
+        """Apply each frozen batch norm inside the convolution before it.
+
+        Args:
+            keep: Without gradients, fold again only where a weight has changed.
+        """
+        fold_batch_norms(self.body, keep)
 
 
 def _body(name: str, out_indices: Sequence[int]) -> nn.Module:
