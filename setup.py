@@ -20,11 +20,19 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
-CPU_SOURCES = ["csrc/ms_deform_attn.cpp", "csrc/cpu/ms_deform_attn.cpp"]
+CPU_SOURCES = [
+    "csrc/ms_deform_attn.cpp",
+    "csrc/cpu/ms_deform_attn.cpp",
+    "csrc/cpu/depthwise.cpp",
+]
 CUDA_SOURCES = ["csrc/cuda/ms_deform_attn.cu"]
 NAMES = {"cpu": "dino_core.ops.libdino_ops", "cuda": "dino_core.ops.libdino_ops_cuda"}
 SOURCES = {"cpu": CPU_SOURCES, "cuda": CUDA_SOURCES}
-HEADERS = ["csrc/ms_deform_attn.h", "csrc/cpu/tasks.h", "csrc/cpu/kernels.inc"]
+HEADERS = [
+    "csrc/ms_deform_attn.h",
+    *(f"csrc/cpu/{name}" for name in ("isa.h", "tasks.h")),
+    *(f"csrc/cpu/{name}.inc" for name in ("each_isa", "vectors", "kernels", "depthwise")),
+]
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable ABI of torch 2.10
 CPU_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
 CPU_FLAGS += [

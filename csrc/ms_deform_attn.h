@@ -41,11 +41,16 @@ struct Problem {
 };
 
 template <typename... Parts>
-[[noreturn]] inline void fail(const Parts&... parts) {
+[[noreturn]] inline void fail_op(const char* op, const Parts&... parts) {
   std::ostringstream message;
-  message << "ms_deform_attn: ";
+  message << op << ": ";
   ((message << parts), ...);
   throw std::runtime_error(message.str());
+}
+
+template <typename... Parts>
+[[noreturn]] inline void fail(const Parts&... parts) {
+  fail_op("ms_deform_attn", parts...);
 }
 
 inline std::string shape_text(const Tensor& t) {

@@ -8,7 +8,6 @@
 #include "../ms_deform_attn.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -16,79 +15,14 @@
 #include <tuple>
 #include <vector>
 
+#include "isa.h"
 #include "tasks.h"
 
-#define DINO_ISA baseline
-#define DINO_VECTOR 16
-#include "kernels.inc"
-#undef DINO_ISA
-#undef DINO_VECTOR
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define DINO_X86 1
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-#define DINO_ISA avx2
-#define DINO_VECTOR 32
-#include "kernels.inc"
-#undef DINO_ISA
-#undef DINO_VECTOR
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push( \
-    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
-#endif
-#define DINO_ISA avx512
-#define DINO_VECTOR 64
-#include "kernels.inc"
-#undef DINO_ISA
-#undef DINO_VECTOR
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif  // x86-64
+#define DINO_KERNELS "kernels.inc"
+#include "each_isa.inc"
 
 namespace dino::cpu {
 namespace {
-
-enum class Isa { kBaseline, kAvx2, kAvx512 };
-
-// The best instruction set of this processor; DINO_CPU=baseline|avx2|avx512 asks for no more than
-// that one.
-Isa best_isa() {
-  Isa best = Isa::kBaseline;
-#ifdef DINO_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    best = Isa::kAvx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-      best = Isa::kAvx512;
-    }
-  }
-#endif
-  const char* asked = std::getenv("DINO_CPU");
-  if (asked == nullptr || std::strcmp(asked, "avx512") == 0) return best;
-  if (std::strcmp(asked, "avx2") == 0) return std::min(best, Isa::kAvx2);
-  if (std::strcmp(asked, "baseline") == 0) return Isa::kBaseline;
-  fail("DINO_CPU must be baseline, avx2 or avx512, found ", asked);
-}
-
-Isa isa() {
-  static const Isa chosen = best_isa();
-  return chosen;
-}
 
 template <typename T>
 Kernels<T> kernels() {

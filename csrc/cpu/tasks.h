@@ -80,4 +80,14 @@ struct Kernels {
   void (*backward)(const BackwardTask<T>&);
 };
 
+// A depthwise convolution in channels last: all images (B, H, W, C) with their output gradient.
+struct DepthwiseTask {
+  const float* input;
+  const float* grad_output;
+  float* grad_weight;  // (C, K, K)
+  int64_t images;
+  int in_rows, in_columns, out_rows, out_columns;
+  int channels, stride, padding_top, padding_left;
+};
+
 }  // namespace dino::cpu

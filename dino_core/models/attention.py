@@ -47,7 +47,7 @@ class MultiScaleDeformableAttention(nn.Module):
         references: Tensor,
         memory: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
-        padding_mask: Tensor,
+        padding_mask: Tensor | None,
     ) -> Tensor:
         """Sample `memory` around `references`.
 
@@ -56,13 +56,16 @@ class MultiScaleDeformableAttention(nn.Module):
             references: (B, Q, L, 2) points or (B, Q, L, 4) boxes cxcywh, scaled to padded levels.
             memory: (B, S, hidden).
             spatial_shapes: (H, W) of each level.
-            padding_mask: (B, S) bool; padded tokens are zeroed after the value projection.
+            padding_mask: (B, S) bool; padded tokens are zeroed after the value projection. None:
+                there are none.
 
         Returns: (B, Q, hidden).
         """
         batch, num_queries, _ = query.shape
         shape = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
-        value = self.value_proj(memory).masked_fill(padding_mask[..., None], 0.0)
+        value = self.value_proj(memory)
+        if padding_mask is not None:
+            value = value.masked_fill(padding_mask[..., None], 0.0)
         value = value.view(batch, memory.shape[1], self.num_heads, -1)  # (B, S, M, D)
         # Coordinates and the softmax stay fp32 under autocast: bf16 has 8 bits of mantissa.
         offsets = self.sampling_offsets(query).float().view(*shape, 2)

@@ -13,6 +13,7 @@ from dino_core.boxes import inverse_sigmoid
 from dino_core.config import ModelConfig
 from dino_core.models.attention import Mlp, MultiScaleDeformableAttention, SelfAttention
 from dino_core.models.feed_forward import feed_forward
+from dino_core.models.geometry import Geometry
 from dino_core.models.position import query_position_encoding
 
 
@@ -52,7 +53,7 @@ class DecoderLayer(nn.Module):
         references: Tensor,
         memory: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
-        padding_mask: Tensor,
+        padding_mask: Tensor | None,
         blocked: Tensor | None,
     ) -> Tensor:
         x = self.norm2(x + self.self_attn(x, position, blocked))
@@ -82,9 +83,7 @@ class Decoder(nn.Module):
         content: Tensor,
         anchors_logit: Tensor,
         memory: Tensor,
-        padding_mask: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-        valid_ratios: Tensor,
+        geometry: Geometry,
         blocked: Tensor | None,
         all_layers: bool,
     ) -> DecoderOutput:
@@ -94,21 +93,20 @@ class Decoder(nn.Module):
             content: (B, Q, hidden).
             anchors_logit: (B, Q, 4) initial boxes before the sigmoid.
             memory: (B, S, hidden).
-            padding_mask: (B, S) bool.
-            spatial_shapes: (H, W) of each level.
-            valid_ratios: (B, L, 2).
+            geometry: Of the batch.
             blocked: (Q, Q) bool or None.
             all_layers: Predict from every layer (training) or only the last.
         """
         base = anchors_logit.sigmoid()  # what layer i predicts relative to, with its gradient
         x, dim, last = content, content.shape[-1], len(self.layers) - 1
-        scale = torch.cat([valid_ratios, valid_ratios], dim=-1)[:, None]  # (B, 1, L, 4)
+        scale = geometry.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
+        shapes, mask = geometry.spatial_shapes, geometry.token_mask
         logits, boxes = [], []
         for index, layer in enumerate(self.layers):
             reference = base.detach()
             scaled = reference[:, :, None] * scale  # (B, Q, L, 4)
             position = self.ref_point_head(query_position_encoding(scaled[:, :, 0], dim))
-            args = (x, position, scaled, memory, spatial_shapes, padding_mask, blocked)
+            args = (x, position, scaled, memory, shapes, mask, blocked)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, *args, use_reentrant=False)
             else:

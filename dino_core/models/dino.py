@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dino_core.config import ModelConfig
 from dino_core.models.attention import MultiScaleDeformableAttention
@@ -25,8 +24,8 @@ from dino_core.models.denoising import (
     denoising_queries,
 )
 from dino_core.models.encoder import Encoder
+from dino_core.models.geometry import Geometry
 from dino_core.models.neck import Neck
-from dino_core.models.position import image_position_encoding
 from dino_core.models.query_selection import QuerySelection, SelectedQueries
 from dino_core.targets import Target
 
@@ -84,6 +83,7 @@ class Dino(nn.Module):
         self.tgt_embed = nn.Embedding(config.num_queries, dim)
         self.label_enc = nn.Embedding(config.num_classes + 1, dim)
         self.decoder = Decoder(config)
+        self._last_geometry: tuple[Tensor, Geometry] | None = None
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
@@ -137,14 +137,11 @@ class Dino(nn.Module):
             all_layers: Predict from every decoder layer; default: in training mode.
         """
         maps = self.neck(self.backbone(images.contiguous(memory_format=torch.channels_last)))
-        masks = [level_mask(padding_mask, m.shape[-2], m.shape[-1]) for m in maps]
-        spatial_shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
-        valid_ratios = torch.stack([valid_ratio(m) for m in masks], dim=1)  # (B, L, 2)
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # (B, S, hidden)
-        token_mask = torch.cat([m.flatten(1) for m in masks], dim=1)  # (B, S)
-        positions = self._positions(masks)
-        memory = self.encoder(tokens, positions, token_mask, spatial_shapes, valid_ratios)
-        chosen = self.query_selection(memory, token_mask, spatial_shapes, masks, forced_tokens)
+        geometry = self._geometry(padding_mask, [(m.shape[-2], m.shape[-1]) for m in maps])
+        positions = geometry.positions + self.level_embed[geometry.levels]
+        memory = self.encoder(tokens, positions, geometry)
+        chosen = self.query_selection(memory, geometry, forced_tokens)
 
         content = self.tgt_embed.weight[: chosen.logits.shape[1]]
         content = content.expand(len(images), -1, -1)
@@ -161,9 +158,7 @@ class Dino(nn.Module):
             content,
             anchors,
             memory,
-            token_mask,
-            spatial_shapes,
-            valid_ratios,
+            geometry,
             blocked,
             self.training if all_layers is None else all_layers,
         )
@@ -176,28 +171,16 @@ class Dino(nn.Module):
         logits, boxes = decoded.logits[:, :, split:], decoded.boxes_cxcywh[:, :, split:]
         return DinoOutput(logits[-1], boxes[-1], logits, boxes, chosen, denoising)
 
-    def _positions(self, masks: Sequence[Tensor]) -> Tensor:
-        """(B, S, hidden) sine encodings plus each level's embedding."""
-        config = self.config
-        per_level = [
-            image_position_encoding(
-                mask, config.hidden_dim, config.position_temperature, config.position_offset
-            ).flatten(1, 2)
-            + self.level_embed[level]
-            for level, mask in enumerate(masks)
-        ]
-        return torch.cat(per_level, dim=1)
-
-
-def level_mask(padding_mask: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W) bool -> (B, height, width) bool by nearest interpolation (ALGORITHM 3)."""
-    resized = functional.interpolate(padding_mask[:, None].float(), size=(height, width))
-    return resized[:, 0].to(torch.bool)
-
-
-def valid_ratio(mask: Tensor) -> Tensor:
-    """(B, H, W) bool -> (B, 2) valid share of width and height, from the first row and column."""
-    height, width = mask.shape[-2:]
-    valid_w = (~mask[:, 0, :]).sum(dim=1).to(torch.float32) / width
-    valid_h = (~mask[:, :, 0]).sum(dim=1).to(torch.float32) / height
-    return torch.stack([valid_w, valid_h], dim=-1)
+    def _geometry(self, padding_mask: Tensor, spatial_shapes: list[tuple[int, int]]) -> Geometry:
+        """Of the batch; that of the last batch where the caller gave the same mask again."""
+        on_cpu = padding_mask.device.type == "cpu"  # elsewhere comparing would wait for the device
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not on_cpu:
+            return Geometry.of(padding_mask, spatial_shapes, self.config)
+        last = self._last_geometry
+        same = last is not None and last[1].spatial_shapes == spatial_shapes
+        if last is None or not same or not torch.equal(last[0], padding_mask):
+            geometry = Geometry.of(padding_mask, spatial_shapes, self.config)
+            if not padding_mask.any():
+                geometry = replace(geometry, token_mask=None)
+            last = self._last_geometry = (padding_mask.clone(), geometry)
+        return last[1]

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from dino_core.config import ModelConfig
 from dino_core.models.attention import MultiScaleDeformableAttention
 from dino_core.models.feed_forward import feed_forward
+from dino_core.models.geometry import Geometry
 
 
 class EncoderLayer(nn.Module):
@@ -33,7 +34,7 @@ class EncoderLayer(nn.Module):
         positions: Tensor,
         references: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
-        padding_mask: Tensor,
+        padding_mask: Tensor | None,
     ) -> Tensor:
         attended = self.self_attn(
             tokens + positions, references, tokens, spatial_shapes, padding_mask
@@ -55,47 +56,22 @@ class Encoder(nn.Module):
         self,
         tokens: Tensor,
         positions: Tensor,
-        padding_mask: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-        valid_ratios: Tensor,
+        geometry: Geometry,
     ) -> Tensor:
         """Encode all levels together.
 
         Args:
             tokens: (B, S, hidden).
             positions: (B, S, hidden) sine encoding plus level embedding.
-            padding_mask: (B, S) bool, True = padding.
-            spatial_shapes: (H, W) of each level.
-            valid_ratios: (B, L, 2) valid share of width and height.
+            geometry: Of the batch.
 
         Returns: (B, S, hidden).
         """
-        references = reference_points(spatial_shapes, valid_ratios)
+        shapes, mask = geometry.spatial_shapes, geometry.token_mask
         for layer in self.layers:
-            args = (tokens, positions, references, spatial_shapes, padding_mask)
+            args = (tokens, positions, geometry.references, shapes, mask)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(layer, *args, use_reentrant=False)
             else:
                 tokens = layer(*args)
         return tokens
-
-
-def reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
-    """Each token's own pixel centre, expressed in each level's padded frame.
-
-    Args:
-        spatial_shapes: (H, W) of each level.
-        valid_ratios: (B, L, 2).
-
-    Returns: (B, S, L, 2), x then y.
-    """
-    device = valid_ratios.device
-    per_level = []
-    for level, (height, width) in enumerate(spatial_shapes):
-        y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
-        x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
-        grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
-        # One division by the valid size: with two, the last bits decide near-ties of the top-k.
-        size_wh = torch.tensor([width, height], device=device, dtype=torch.float32)
-        per_level.append(grid.reshape(1, -1, 2) / (valid_ratios[:, None, level] * size_wh))
-    return torch.cat(per_level, dim=1)[:, :, None] * valid_ratios[:, None]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dino_core.ops.depthwise import depthwise_conv2d
+
 
 class FrozenBatchNorm(nn.Module):
     """A batch norm whose statistics and parameters are buffers, followed by an activation.
@@ -120,6 +122,8 @@ class FoldedConv2d(nn.Module):
             # And in fp32 its backward for channels last takes half the time or less.
             with torch.autocast("cpu", enabled=False):
                 x = x.to(torch.float32, memory_format=torch.channels_last)
+                if _is_depthwise(conv):
+                    return depthwise_conv2d(x, weight, bias, conv.stride[0], _padding(conv))
                 return _convolve(conv, x, weight, bias)
         return _convolve(conv, x, weight, bias)
 
@@ -138,7 +142,7 @@ class FoldedConv2d(nn.Module):
             self._kept = _Folded(source, weight, bias, _padded_weight(conv, weight))
         kept = self._kept
         if kept.padded_weight is not None and x.shape[-1] % 2 == 0 and x.shape[-2] % 2 == 0:
-            padding = (conv.kernel_size[0] - 1) // 2
+            padding = conv.kernel_size[0] // 2
             return functional.conv2d(
                 x, kept.padded_weight, kept.bias, conv.stride, padding, groups=conv.groups
             )
@@ -147,12 +151,24 @@ class FoldedConv2d(nn.Module):
         return _convolve(conv, x, kept.weight, kept.bias)
 
 
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    """One group a channel, and square in every respect."""
+    square = all(
+        len(set(cast("tuple[int, int]", pair))) == 1
+        for pair in (conv.kernel_size, conv.stride, conv.padding)
+    )
+    channels = conv.groups == conv.in_channels == conv.out_channels
+    return channels and square and conv.dilation == (1, 1)
+
+
+def _padding(conv: nn.Conv2d) -> int:
+    return cast("tuple[int, int]", conv.padding)[0]
+
+
 def _padded_weight(conv: nn.Conv2d, weight: Tensor) -> Tensor | None:
     """For depthwise ones, where the copy of x costs more than the zeros' products."""
-    height, width = conv.kernel_size
-    depthwise = conv.groups == conv.in_channels > 1
-    common = conv.stride == (2, 2) and conv.dilation == (1, 1) and height == width and height % 2
-    if not (isinstance(conv, SameConv2d) and depthwise and common):
+    halving = conv.stride == (2, 2) and conv.kernel_size[0] % 2 == 1
+    if not (isinstance(conv, SameConv2d) and _is_depthwise(conv) and halving):
         return None
     return functional.pad(weight, (1, 0, 1, 0))
 

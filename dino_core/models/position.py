@@ -23,20 +23,31 @@ def image_position_encoding(
 ) -> Tensor:
     """Encode each pixel's position among the valid ones, normalised to 2 pi (ALGORITHM 4).
 
+    Valid pixels are a rectangle at the top left, so a row and a column stand for all; what padded
+    pixels get is never used.
+
     Args:
-        padding_mask: (B, H, W) bool, True = padding.
+        padding_mask: (B, H, W) bool, True = padding, at the bottom and right.
         hidden_dim: Channels of the result; half for y, half for x.
         temperature: 20 in the official model.
         offset: Added to the 1-based pixel count; 0 in the official model, -0.5 in detrex.
 
     Returns: (B, H, W, hidden_dim) float32.
     """
-    valid = (~padding_mask).to(torch.float32)
-    rows, columns = valid.cumsum(dim=1), valid.cumsum(dim=2)
-    y = (rows + offset) / (rows[:, -1:, :] + 1e-6) * (2 * math.pi)
-    x = (columns + offset) / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
+    batch, height, width = padding_mask.shape
     half = hidden_dim // 2
-    return torch.cat([_sine(y, half, temperature), _sine(x, half, temperature)], dim=-1)
+    y, x = (
+        _sine(_normalised(~line, offset), half, temperature)
+        for line in (padding_mask[:, :, 0], padding_mask[:, 0, :])
+    )
+    whole = (batch, height, width, half)
+    return torch.cat([y[:, :, None].expand(whole), x[:, None].expand(whole)], dim=-1)
+
+
+def _normalised(valid: Tensor, offset: float) -> Tensor:
+    """(B, N) bool -> (B, N) angles: the count of valid places so far, as a share of 2 pi."""
+    count = valid.to(torch.float32).cumsum(dim=1)
+    return (count + offset) / (count[:, -1:] + 1e-6) * (2 * math.pi)
 
 
 def query_position_encoding(boxes_cxcywh: Tensor, hidden_dim: int) -> Tensor:

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from factories import tiny_config
 
 from dino_core.config import LossConfig
 from dino_core.losses.criterion import Criterion
-from dino_core.models.dino import Dino, level_mask, valid_ratio
-from dino_core.models.encoder import reference_points
-from dino_core.models.query_selection import anchor_proposals
+from dino_core.models.dino import Dino
+from dino_core.models.geometry import (
+    Geometry,
+    anchor_proposals,
+    level_mask,
+    reference_points,
+)
 from dino_core.targets import Target
 from dino_core.variants import VARIANTS
 
@@ -66,16 +72,14 @@ def test_pixels_under_padding_do_not_reach_the_transformer(model: Dino) -> None:
     _, mask = inputs(64, 128)
     mask[:, :, 64:] = True
     maps = [torch.randn(2, 32, 8, 16), torch.randn(2, 32, 4, 8)]
-    masks = [level_mask(mask, 8, 16), level_mask(mask, 4, 8)]
     tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
-    padded = torch.cat([m.flatten(1) for m in masks], 1)
-    shapes = [(8, 16), (4, 8)]
-    ratios = torch.stack([valid_ratio(m) for m in masks], 1)
-    positions = model._positions(masks)
+    geometry = Geometry.of(mask, [(8, 16), (4, 8)], model.config)
+    padded = geometry.token_mask
+    assert padded is not None
 
     def encode(fill: float) -> torch.Tensor:
         filled = tokens.masked_fill(padded[..., None], fill)
-        return model.encoder(filled, positions, padded, shapes, ratios)[~padded]
+        return model.encoder(filled, geometry.positions, geometry)[~padded]
 
     torch.testing.assert_close(encode(0.0), encode(100.0))
 
@@ -128,6 +132,23 @@ def test_bf16_autocast_keeps_predictions_in_fp32(model: Dino) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         output = model(*inputs())
     assert output.logits.dtype == output.boxes_cxcywh.dtype == torch.float32
+
+
+@torch.inference_mode()
+def test_geometry_of_the_last_batch_is_not_mixed_up(model: Dino) -> None:
+    """Each of these differs from the one before it in padding, size or batch."""
+    images, mask = inputs()
+    unpadded = torch.zeros_like(mask)
+    cases = [(images, mask), (images, unpadded), (images, mask), (images[1:], mask[1:])]
+    cases += [(images[..., :32], unpadded[..., :32]), (images, unpadded)]
+    for each_images, each_mask in cases:
+        fresh = copy.deepcopy(model)
+        fresh._last_geometry = None
+        expected = fresh(each_images, each_mask)
+        for _ in range(2):
+            found = model(each_images, each_mask)
+            torch.testing.assert_close(found.logits, expected.logits, atol=1e-6, rtol=0)
+            torch.testing.assert_close(found.boxes_cxcywh, expected.boxes_cxcywh)
 
 
 class TestGeometry:

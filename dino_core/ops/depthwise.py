@@ -1,0 +1,88 @@
+"""Depthwise convolution whose weight gradient is a compiled operator on CPUs.
+
+oneDNN's takes up to ten times as long (5 x 5 kernels, channels last, float32).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dino_core.ops.backend import choose_backend
+
+_KERNEL_SIZES = (3, 5)
+
+
+def depthwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+) -> Tensor:
+    """`functional.conv2d` with one group a channel, faster in the backward where that is compiled.
+
+    Args:
+        x: (B, C, H, W), channels last in memory for speed.
+        weight: (C, 1, K, K).
+        bias: (C,) or None.
+        stride: Along both axes.
+        padding: Zeros on each side.
+
+    Returns: (B, C, H_out, W_out).
+    """
+    suits = (
+        x.device.type == "cpu"
+        and choose_backend(x) == "compiled"
+        and x.dtype == weight.dtype == torch.float32
+        and weight.shape[-1] == weight.shape[-2]
+        and weight.shape[-1] in _KERNEL_SIZES
+    )
+    if suits and weight.requires_grad and torch.is_grad_enabled():
+        result: Tensor = _DepthwiseConv2d.apply(x, weight, bias, stride, padding)  # type: ignore[no-untyped-call]
+        return result
+    return functional.conv2d(x, weight, bias, stride, padding, groups=x.shape[1])
+
+
+class _DepthwiseConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return functional.conv2d(x, weight, bias, stride, padding, groups=x.shape[1])
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        stride, padding = ctx.stride, ctx.padding
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_x = grad_weight = None
+        if needs_x:
+            grad_x = torch.ops.aten.convolution_backward(
+                grad,
+                x,
+                weight,
+                None,
+                [stride, stride],
+                [padding, padding],
+                [1, 1],
+                False,
+                [0, 0],
+                x.shape[1],
+                [True, False, False],
+            )[0]
+        if needs_weight:
+            grad_weight = torch.ops.dino.depthwise_weight_grad(
+                x.contiguous(memory_format=torch.channels_last),
+                grad,
+                weight.shape[-1],
+                stride,
+                padding,
+                padding,
+            )
+        grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
+        return grad_x, grad_weight, grad_bias, None, None
