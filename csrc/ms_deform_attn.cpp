@@ -11,6 +11,13 @@ STABLE_TORCH_LIBRARY(dino, m) {
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
       "Tensor sampling_locations, Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "deformable_attention(Tensor value, SymInt[] spatial_shapes, Tensor references, "
+      "Tensor sampling_offsets, Tensor attention_logits) -> Tensor");
+  m.def(
+      "deformable_attention_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
+      "Tensor references, Tensor sampling_offsets, Tensor attention_logits) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
       "depthwise_weight_grad(Tensor input, Tensor grad_output, int kernel_size, int stride, "
       "int padding_top, int padding_left) -> Tensor");
 }

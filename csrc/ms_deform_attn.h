@@ -110,24 +110,31 @@ inline std::vector<Level> check_levels(const std::vector<int64_t>& shapes, int64
   return levels;
 }
 
-// Checks every argument of the forward operator; throws std::runtime_error that says what was
-// expected and found.
-inline Problem check(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
-                     const Tensor& locations, const Tensor& weights) {
+// The sizes that `value` and the locations or offsets (B, Q, M, L, P, 2) state.
+inline Problem check_sizes(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+                           const Tensor& points) {
   if (value.dim() != 4)
     fail("value must have 4 dimensions (B, S, M, D), found shape ", shape_text(value));
-  if (locations.dim() != 6) {
-    fail("sampling_locations must have 6 dimensions (B, Q, M, L, P, 2), found shape ",
-         shape_text(locations));
+  if (points.dim() != 6) {
+    fail("sampling locations or offsets must have 6 dimensions (B, Q, M, L, P, 2), found shape ",
+         shape_text(points));
   }
   Problem p;
   p.B = value.size(0), p.S = value.size(1), p.M = value.size(2), p.D = value.size(3);
-  p.Q = locations.size(1), p.L = static_cast<int64_t>(spatial_shapes.size()) / 2,
-  p.P = locations.size(4);
+  p.Q = points.size(1), p.L = static_cast<int64_t>(spatial_shapes.size()) / 2;
+  p.P = points.size(4);
   if (p.S * p.M * p.D > std::numeric_limits<int32_t>::max()) {
     fail("value of one image must have fewer than 2^31 elements, found shape ", shape_text(value));
   }
   p.levels = check_levels(spatial_shapes, p.S);
+  return p;
+}
+
+// Checks every argument of the forward operator; throws std::runtime_error that says what was
+// expected and found.
+inline Problem check(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+                     const Tensor& locations, const Tensor& weights) {
+  const Problem p = check_sizes(value, spatial_shapes, locations);
   check_shape("sampling_locations", locations, {p.B, p.Q, p.M, p.L, p.P, 2}, "(B, Q, M, L, P, 2)");
   check_shape("attention_weights", weights, {p.B, p.Q, p.M, p.L, p.P}, "(B, Q, M, L, P)");
   const ScalarType accumulation = accumulation_type(value.scalar_type());
@@ -147,6 +154,15 @@ inline Problem check_backward(const Tensor& grad_output, const Tensor& value,
   return p;
 }
 
+// With raw points (CPU only; elsewhere the Python side composes it from the above):
+//   Tensor deformable_attention(value, spatial_shapes, references, sampling_offsets,
+//       attention_logits)
+//   std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(grad_output, value, ...)
+//   -> gradients of value, sampling_offsets and attention_logits; references get none
+//   references          (B, Q, L, 2 or 4)   points or boxes cxcywh; accumulation type of value
+//   sampling_offsets    (B, Q, M, L, P, 2)  pixels of the level, or with boxes 0.5 / P of their
+//   size attention_logits    (B, Q, M, L, P)     before the softmax over levels and points
+//
 // What each device implements, under STABLE_TORCH_LIBRARY_IMPL(dino, <device>, m):
 //   Tensor ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
 //   std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(

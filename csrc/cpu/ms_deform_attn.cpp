@@ -112,18 +112,49 @@ struct Table {
 constexpr int64_t kDenseQueriesPer100Tokens = 25;
 constexpr int64_t kQueriesPerTask = 256;
 
+// The points of all queries: ready (locations, weights) or, where locations is null, raw.
+template <typename T>
+struct Points {
+  const acc_t<T>* locations = nullptr;
+  const acc_t<T>* weights = nullptr;
+  const acc_t<T>* references = nullptr;  // (B, Q, L, box)
+  const T* offsets = nullptr;            // (B, Q, M, L, P, 2)
+  const T* logits = nullptr;             // (B, Q, M, L, P)
+  int64_t box = 0;
+};
+
+// The raw points of one head from query `first` (of all images) on.
+template <typename T>
+RawPoints<T> raw_points(const Problem& p, const Points<T>& all, int64_t first, int64_t head) {
+  const int64_t points = p.L * p.P, row = (first * p.M + head) * points;
+  RawPoints<T> raw{};
+  raw.references = all.references + first * p.L * all.box;
+  raw.offsets = all.offsets + row * 2;
+  raw.logits = all.logits + row;
+  raw.reference_stride = p.L * all.box;
+  raw.offset_stride = p.M * points * 2;
+  raw.logit_stride = p.M * points;
+  raw.box = static_cast<int>(all.box);
+  raw.levels = static_cast<int>(p.L);
+  return raw;
+}
+
 // Runs the queries [first, first + kQueriesPerTask) of one head, given its token 0 and what lies
 // between tokens.
 template <typename T, typename V>
 ForwardTask<T, V> forward_task(const Problem& p, const PointTable<acc_t<T>>& table, const V* tokens,
-                               int64_t token_stride, const acc_t<T>* locations,
-                               const acc_t<T>* weights, T* output, int64_t head, int64_t first) {
+                               int64_t token_stride, const Points<T>& all, T* output, int64_t head,
+                               int64_t first) {
   const int64_t points = p.L * p.P;
   const int64_t query = (head / p.M * p.Q + first) * p.M + head % p.M;
   ForwardTask<T, V> t{};
   t.value = tokens;
-  t.locations = locations + query * points * 2;
-  t.weights = weights + query * points;
+  if (all.locations == nullptr) {
+    t.raw = raw_points(p, all, head / p.M * p.Q + first, head % p.M);
+  } else {
+    t.locations = all.locations + query * points * 2;
+    t.weights = all.weights + query * points;
+  }
   t.output = output + query * p.D;
   t.queries = std::min(kQueriesPerTask, p.Q - first);
   t.token_stride = token_stride;
@@ -137,8 +168,7 @@ ForwardTask<T, V> forward_task(const Problem& p, const PointTable<acc_t<T>>& tab
 }
 
 template <typename T>
-void forward(const Problem& p, const T* value, const acc_t<T>* locations, const acc_t<T>* weights,
-             T* output) {
+void forward(const Problem& p, const T* value, const Points<T>& all, T* output) {
   using A = acc_t<T>;
   const Kernels<T> kernel = kernels<T>();
   const Table<A> table(p);
@@ -163,12 +193,10 @@ void forward(const Problem& p, const T* value, const acc_t<T>* locations, const 
         function(t);
       };
       if (dense) {
-        run(forward_task<T, A>(p, table.view(), copy.data(), p.D, locations, weights, output, head,
-                               first),
+        run(forward_task<T, A>(p, table.view(), copy.data(), p.D, all, output, head, first),
             kernel.forward_dense);
       } else {
-        run(forward_task<T, T>(p, table.view(), tokens, p.M * p.D, locations, weights, output, head,
-                               first),
+        run(forward_task<T, T>(p, table.view(), tokens, p.M * p.D, all, output, head, first),
             kernel.forward);
       }
     }
@@ -245,7 +273,9 @@ Tensor ms_deform_attn(const Tensor& value, std::vector<int64_t> spatial_shapes,
   dispatch(value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
-    forward<T>(p, data<T>(value), data<A>(locations), data<A>(weights), data<T>(output));
+    Points<T> all;
+    all.locations = data<A>(locations), all.weights = data<A>(weights);
+    forward<T>(p, data<T>(value), all, data<T>(output));
   });
   return output;
 }
@@ -268,10 +298,118 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_ou
   return {grad_value, grad_locations, grad_weights};
 }
 
+// The sizes of a call with raw points, and its checks.
+Problem check_raw(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+                  const Tensor& references, const Tensor& offsets, const Tensor& logits) {
+  const Problem p = check_sizes(value, spatial_shapes, offsets);
+  check_shape("sampling_offsets", offsets, {p.B, p.Q, p.M, p.L, p.P, 2}, "(B, Q, M, L, P, 2)");
+  check_shape("attention_logits", logits, {p.B, p.Q, p.M, p.L, p.P}, "(B, Q, M, L, P)");
+  const int64_t box = references.dim() == 4 && references.size(3) == 4 ? 4 : 2;
+  check_shape("references", references, {p.B, p.Q, p.L, box}, "(B, Q, L, 2 or 4)");
+  check_like_value("sampling_offsets", offsets, value, value.scalar_type());
+  check_like_value("attention_logits", logits, value, value.scalar_type());
+  check_like_value("references", references, value, accumulation_type(value.scalar_type()));
+  if (!value.is_contiguous()) fail("value must be contiguous");
+  return p;
+}
+
+template <typename T>
+Points<T> raw_of(const Tensor& references, const Tensor& offsets, const Tensor& logits) {
+  Points<T> all;
+  all.references = data<acc_t<T>>(references);
+  all.offsets = data<T>(offsets), all.logits = data<T>(logits);
+  all.box = references.size(3);
+  return all;
+}
+
+Tensor deformable_attention(const Tensor& value, std::vector<int64_t> spatial_shapes,
+                            const Tensor& references, const Tensor& offsets, const Tensor& logits) {
+  const Problem p = check_raw(value, spatial_shapes, references, offsets, logits);
+  Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
+  dispatch(value.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    forward<T>(p, data<T>(value), raw_of<T>(references, offsets, logits), data<T>(output));
+  });
+  return output;
+}
+
+// Locations and weights of all raw points, into memory of the accumulation type.
+template <typename T>
+void make_ready(const Problem& p, const Points<T>& all, acc_t<T>* locations, acc_t<T>* weights) {
+  const Kernels<T> kernel = kernels<T>();
+  const Table<acc_t<T>> table(p);
+  const int64_t points = p.L * p.P;
+  torch::stable::parallel_for(0, p.B * p.Q, kQueriesPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t m = 0; m < p.M; ++m) {
+      const int64_t row = (begin * p.M + m) * points;
+      ReadyTask<T> t{};
+      t.raw = raw_points(p, all, begin, m);
+      t.locations = locations + row * 2;
+      t.weights = weights + row;
+      t.queries = end - begin;
+      t.location_stride = p.M * points * 2;
+      t.weight_stride = p.M * points;
+      t.points = static_cast<int>(points);
+      t.table = table.view();
+      kernel.ready(t);
+    }
+  });
+}
+
+template <typename T>
+void make_raw_grad(const Problem& p, const Points<T>& all, const acc_t<T>* weights,
+                   const acc_t<T>* grad_locations, const acc_t<T>* grad_weights, T* grad_offsets,
+                   T* grad_logits) {
+  const Kernels<T> kernel = kernels<T>();
+  const Table<acc_t<T>> table(p);
+  torch::stable::parallel_for(0, p.B * p.Q, kQueriesPerTask, [&](int64_t begin, int64_t end) {
+    const int64_t row = begin * p.M * p.L * p.P;
+    RawGradTask<T> t{};
+    t.references = all.references + begin * p.L * all.box;
+    t.weights = weights + row;
+    t.grad_locations = grad_locations + row * 2;
+    t.grad_weights = grad_weights + row;
+    t.grad_offsets = grad_offsets + row * 2;
+    t.grad_logits = grad_logits + row;
+    t.queries = end - begin;
+    t.heads = static_cast<int>(p.M), t.levels = static_cast<int>(p.L);
+    t.points = static_cast<int>(p.P), t.box = static_cast<int>(all.box);
+    t.table = table.view();
+    kernel.raw_grad(t);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(
+    const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes,
+    const Tensor& references, const Tensor& offsets, const Tensor& logits) {
+  const Problem p = check_raw(value, spatial_shapes, references, offsets, logits);
+  check_shape("grad_output", grad_output, {p.B, p.Q, p.M * p.D}, "(B, Q, M * D)");
+  check_like_value("grad_output", grad_output, value, value.scalar_type());
+  Tensor grad_value = torch::stable::empty_like(value);
+  Tensor grad_offsets = torch::stable::empty_like(offsets);
+  Tensor grad_logits = torch::stable::empty_like(logits);
+  dispatch(value.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = acc_t<T>;
+    const Points<T> all = raw_of<T>(references, offsets, logits);
+    const int64_t count = p.B * p.Q * p.M * p.L * p.P;
+    const Buffer<A> locations(2 * count), weights(count), grad_locations(2 * count),
+        grad_weights(count);
+    make_ready<T>(p, all, locations.data(), weights.data());
+    backward<T>(p, data<T>(grad_output), data<T>(value), locations.data(), weights.data(),
+                data<T>(grad_value), grad_locations.data(), grad_weights.data());
+    make_raw_grad<T>(p, all, weights.data(), grad_locations.data(), grad_weights.data(),
+                     data<T>(grad_offsets), data<T>(grad_logits));
+  });
+  return {grad_value, grad_offsets, grad_logits};
+}
+
 }  // namespace
 }  // namespace dino::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(dino, CPU, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&dino::cpu::ms_deform_attn));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&dino::cpu::ms_deform_attn_backward));
+  m.impl("deformable_attention", TORCH_BOX(&dino::cpu::deformable_attention));
+  m.impl("deformable_attention_backward", TORCH_BOX(&dino::cpu::deformable_attention_backward));
 }

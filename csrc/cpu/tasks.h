@@ -38,13 +38,26 @@ struct PointTable {
   const int32_t* start;  // first token of the level
 };
 
+// Where the points of the head m of consecutive queries of one image lie and what they weigh, as
+// the network's layers give it. Strides are in elements, from query to query.
+template <typename T>
+struct RawPoints {
+  const acc_t<T>* references;  // (L, box): x, y and, with box 4, width and height
+  const T* offsets;            // (L, P, 2)
+  const T* logits;             // (L, P), before the softmax over both
+  int64_t reference_stride, offset_stride, logit_stride;
+  int box, levels;
+};
+
 // The head m of `queries` consecutive queries of one image. Strides are in elements. `value` is in
-// type V: T itself, or its accumulation type in a dense copy.
+// type V: T itself, or its accumulation type in a dense copy. Points are either ready (locations,
+// weights) or raw.
 template <typename T, typename V>
 struct ForwardTask {
   const V* value;  // token 0 of the head
   const acc_t<T>* locations;
   const acc_t<T>* weights;
+  RawPoints<T> raw;  // used where locations is null
   T* output;
   int64_t queries;
   int64_t token_stride, location_stride, weight_stride, output_stride;
@@ -73,11 +86,40 @@ struct BackwardTask {
   acc_t<T>* factor_scratch;  // kBackwardPlanes * kQueryBlock * points
 };
 
+// Turns the raw points of consecutive queries into locations and weights.
+template <typename T>
+struct ReadyTask {
+  RawPoints<T> raw;
+  acc_t<T>* locations;
+  acc_t<T>* weights;
+  int64_t queries;
+  int64_t location_stride, weight_stride;
+  int points;
+  PointTable<acc_t<T>> table;
+};
+
+// Turns the gradients of the locations and weights of `queries` queries, all heads, into those of
+// offsets and logits.
+template <typename T>
+struct RawGradTask {
+  const acc_t<T>* references;
+  const acc_t<T>* weights;
+  const acc_t<T>* grad_locations;
+  const acc_t<T>* grad_weights;
+  T* grad_offsets;
+  T* grad_logits;
+  int64_t queries;
+  int heads, levels, points, box;  // points: of one level
+  PointTable<acc_t<T>> table;
+};
+
 template <typename T>
 struct Kernels {
   void (*forward)(const ForwardTask<T, T>&);
   void (*forward_dense)(const ForwardTask<T, acc_t<T>>&);
   void (*backward)(const BackwardTask<T>&);
+  void (*ready)(const ReadyTask<T>&);
+  void (*raw_grad)(const RawGradTask<T>&);
 };
 
 // A depthwise convolution in channels last: all images (B, H, W, C) with their output gradient.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dino_core.ops.ms_deform_attn import ms_deform_attn
+from dino_core.ops.deformable_attention import deformable_attention
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -67,19 +67,10 @@ class MultiScaleDeformableAttention(nn.Module):
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
         value = value.view(batch, memory.shape[1], self.num_heads, -1)  # (B, S, M, D)
-        # Coordinates and the softmax stay fp32 under autocast: bf16 has 8 bits of mantissa.
-        offsets = self.sampling_offsets(query).float().view(*shape, 2)
-        weights = self.attention_weights(query).float().view(*shape[:3], -1).softmax(-1).view(shape)
-        centres = references[:, :, None, :, None, :2]
-        if references.shape[-1] == 2:
-            size_wh = torch.tensor(
-                [(w, h) for h, w in spatial_shapes], dtype=torch.float32, device=query.device
-            )
-            locations = torch.addcdiv(centres, offsets, size_wh[None, None, None, :, None, :])
-        else:
-            step = references[:, :, None, :, None, 2:] * (0.5 / self.num_points)
-            locations = torch.addcmul(centres, offsets, step)
-        out: Tensor = self.output_proj(ms_deform_attn(value, spatial_shapes, locations, weights))
+        offsets = self.sampling_offsets(query).view(*shape, 2)
+        logits = self.attention_weights(query).view(shape)
+        sampled = deformable_attention(value, spatial_shapes, references, offsets, logits)
+        out: Tensor = self.output_proj(sampled)
         return out
 
 

@@ -38,7 +38,7 @@ def depthwise_conv2d(
         and weight.shape[-1] in _KERNEL_SIZES
     )
     if suits and weight.requires_grad and torch.is_grad_enabled():
-        result: Tensor = _DepthwiseConv2d.apply(x, weight, bias, stride, padding)  # type: ignore[no-untyped-call]
+        result: Tensor = _DepthwiseConv2d.apply(x, weight, bias, stride, padding)
         return result
     return functional.conv2d(x, weight, bias, stride, padding, groups=x.shape[1])
 
@@ -53,7 +53,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         return functional.conv2d(x, weight, bias, stride, padding, groups=x.shape[1])
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors

@@ -1,0 +1,121 @@
+"""Deformable attention from what a layer computes: references, offsets and logits.
+
+On CPUs one compiled operator goes from these to the result, without locations and weights in
+memory; elsewhere PyTorch computes them for `ms_deform_attn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from dino_core.ops._extension import EXTENSION
+from dino_core.ops.backend import choose_backend
+from dino_core.ops.ms_deform_attn import ms_deform_attn
+
+
+def deformable_attention(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    references: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """Attend to samples of every level around each query's reference.
+
+    Coordinates and the softmax are computed in float32 (float64 with a float64 `value`) whatever
+    the offsets and logits come in.
+
+    Args:
+        value: (B, S, M, D), the tokens of all levels, row-major, one level after the other.
+        spatial_shapes: (height, width) of each level; their products sum to S.
+        references: (B, Q, L, 2) points xy or (B, Q, L, 4) boxes cxcywh, in [0, 1] of the level.
+        sampling_offsets: (B, Q, M, L, P, 2), xy in pixels of the level from a point, in 0.5 / P of
+            its size from a box.
+        attention_logits: (B, Q, M, L, P), before the softmax over levels and points.
+
+    Returns: (B, Q, M * D) in the dtype of `value`.
+
+    Raises:
+        ValueError: Shapes or devices do not fit together.
+        RuntimeError: The same, found by the compiled operator.
+    """
+    fused = (
+        value.device.type == "cpu"
+        and value.dtype == sampling_offsets.dtype == attention_logits.dtype
+        and not references.requires_grad
+        and choose_backend(value) == "compiled"
+    )
+    if fused:
+        precise = torch.float64 if value.dtype == torch.float64 else torch.float32
+        result = torch.ops.dino.deformable_attention(
+            value.contiguous(),
+            [size for shape in spatial_shapes for size in shape],
+            references.to(precise).contiguous(),
+            sampling_offsets.contiguous(),
+            attention_logits.contiguous(),
+        )
+        return cast(Tensor, result)
+    locations = sampling_locations(spatial_shapes, references, sampling_offsets)
+    weights = attention_logits.to(locations.dtype).flatten(-2).softmax(-1)
+    return ms_deform_attn(value, spatial_shapes, locations, weights.view(attention_logits.shape))
+
+
+def sampling_locations(
+    spatial_shapes: Sequence[tuple[int, int]], references: Tensor, sampling_offsets: Tensor
+) -> Tensor:
+    """Where the points lie: (B, Q, M, L, P, 2) xy in [0, 1] of the level; at least float32."""
+    precise = torch.float64 if sampling_offsets.dtype == torch.float64 else torch.float32
+    offsets, references = sampling_offsets.to(precise), references.to(precise)
+    centres = references[:, :, None, :, None, :2]
+    if references.shape[-1] == 2:
+        size_wh = torch.tensor(
+            [(w, h) for h, w in spatial_shapes], dtype=precise, device=offsets.device
+        )
+        return torch.addcdiv(centres, offsets, size_wh[None, None, None, :, None, :])
+    step = references[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])
+    return torch.addcmul(centres, offsets, step)
+
+
+def _fake(
+    value: Tensor, spatial_shapes: list[int], references: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    batch, _, heads, channels = value.shape
+    return value.new_empty((batch, offsets.shape[1], heads * channels))
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(value), torch.empty_like(offsets), torch.empty_like(logits)
+
+
+def _setup_context(
+    ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor, Tensor], output: Tensor
+) -> None:
+    value, ctx.spatial_shapes, *rest = inputs
+    ctx.save_for_backward(value, *rest)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor, Tensor]:
+    value, *rest = ctx.saved_tensors
+    grad_value, grad_offsets, grad_logits = torch.ops.dino.deformable_attention_backward(
+        grad_output.contiguous(), value, ctx.spatial_shapes, *rest
+    )
+    return grad_value, None, None, grad_offsets, grad_logits
+
+
+if EXTENSION.devices:
+    torch.library.register_fake("dino::deformable_attention", _fake)
+    torch.library.register_fake("dino::deformable_attention_backward", _fake_backward)
+    torch.library.register_autograd(
+        "dino::deformable_attention", _backward, setup_context=_setup_context
+    )
