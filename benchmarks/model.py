@@ -38,6 +38,7 @@ def measure_forward(args: argparse.Namespace) -> dict[str, Any]:
 
     model, images, padding_mask = _model_and_input(args, FORWARD_HW, 1)
     model.eval()
+    model.backbone.fold_batch_norm(keep=True)  # as prediction does
     with torch.inference_mode():
         times = _repeat(lambda: model(images, padding_mask), args.repeats)
     return _result(times, images.shape)
@@ -84,6 +85,7 @@ def measure_backends(args: argparse.Namespace) -> dict[str, Any]:
 
     model, images, padding_mask = _model_and_input(args, FORWARD_HW, 1)
     model.eval()
+    model.backbone.fold_batch_norm(keep=True)
     times: dict[str, list[float]] = {"compiled": [], "reference": []}
     outputs = {}
     with torch.inference_mode():
