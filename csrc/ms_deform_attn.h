@@ -144,13 +144,17 @@ inline Problem check(const Tensor& value, const std::vector<int64_t>& spatial_sh
   return p;
 }
 
+inline void check_grad_output(const Problem& p, const Tensor& grad_output, const Tensor& value) {
+  check_shape("grad_output", grad_output, {p.B, p.Q, p.M * p.D}, "(B, Q, M * D)");
+  check_like_value("grad_output", grad_output, value, value.scalar_type());
+}
+
 // The same for the backward operator, with the gradient of the output.
 inline Problem check_backward(const Tensor& grad_output, const Tensor& value,
                               const std::vector<int64_t>& spatial_shapes, const Tensor& locations,
                               const Tensor& weights) {
   Problem p = check(value, spatial_shapes, locations, weights);
-  check_shape("grad_output", grad_output, {p.B, p.Q, p.M * p.D}, "(B, Q, M * D)");
-  check_like_value("grad_output", grad_output, value, value.scalar_type());
+  check_grad_output(p, grad_output, value);
   return p;
 }
 
@@ -160,8 +164,8 @@ inline Problem check_backward(const Tensor& grad_output, const Tensor& value,
 //   std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(grad_output, value, ...)
 //   -> gradients of value, sampling_offsets and attention_logits; references get none
 //   references          (B, Q, L, 2 or 4)   points or boxes cxcywh; accumulation type of value
-//   sampling_offsets    (B, Q, M, L, P, 2)  pixels of the level, or with boxes 0.5 / P of their
-//   size attention_logits    (B, Q, M, L, P)     before the softmax over levels and points
+//   sampling_offsets    (B, Q, M, L, P, 2)  pixels of the level; with boxes, 0.5 / P of their size
+//   attention_logits    (B, Q, M, L, P)     before the softmax over levels and points
 //
 // What each device implements, under STABLE_TORCH_LIBRARY_IMPL(dino, <device>, m):
 //   Tensor ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)

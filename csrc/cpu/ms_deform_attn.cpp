@@ -383,8 +383,7 @@ std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(
     const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes,
     const Tensor& references, const Tensor& offsets, const Tensor& logits) {
   const Problem p = check_raw(value, spatial_shapes, references, offsets, logits);
-  check_shape("grad_output", grad_output, {p.B, p.Q, p.M * p.D}, "(B, Q, M * D)");
-  check_like_value("grad_output", grad_output, value, value.scalar_type());
+  check_grad_output(p, grad_output, value);
   Tensor grad_value = torch::stable::empty_like(value);
   Tensor grad_offsets = torch::stable::empty_like(offsets);
   Tensor grad_logits = torch::stable::empty_like(logits);

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,3 +59,13 @@ def make_inputs(
     weights = torch.rand(size, generator=generator, dtype=precise)
     weights = weights / weights.sum((-2, -1), keepdim=True)
     return Inputs(value.to(device, dtype), shapes, locations.to(device), weights.to(device))
+
+
+def run_with_isa(isa: str, code: str) -> None:
+    """Run Python code that may import `ops.*` with that instruction set.
+
+    A processor without it runs the best one below it: then the case is a repeat.
+    """
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ["PYTHONPATH"]])
+    environment = {**os.environ, "DINO_CPU": isa, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from ops.op_inputs import make_inputs
+from ops.op_inputs import make_inputs, run_with_isa
 from ops.test_ms_deform_attn import TOLERANCE
 from torch import Tensor
 
@@ -81,10 +77,7 @@ def test_every_instruction_set(isa: str) -> None:
         "test_gradients_are_those_of_conv2d(5, 2, 2, (2, 150, 9, 11))\n"
         "test_gradients_are_those_of_conv2d(3, 1, 1, (2, 70, 9, 11))\n"
     )
-    here = Path(__file__).parents[1]
-    path = os.pathsep.join([str(here), os.environ["PYTHONPATH"]])
-    environment = {**os.environ, "DINO_CPU": isa, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    run_with_isa(isa, code)
 
 
 @pytest.mark.parametrize("box", [2, 4])

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from ops.op_inputs import Inputs, make_inputs
+from ops.op_inputs import Inputs, make_inputs, run_with_isa
 from torch import Tensor, nn
 
 from dino_core.ops.backend import use_backend
@@ -78,17 +74,13 @@ def test_sizes(sizes: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa: str) -> None:
-    # A processor without an instruction set runs the best one below it: then the case is a repeat.
     code = (
         "from ops.test_ms_deform_attn import *\n"
         "for dtype in TOLERANCE:\n"
         "    for channels in (7, 24, 32):\n"
         "        assert_like_reference(make_inputs(channels=channels, dtype=dtype))\n"
     )
-    here = Path(__file__).parents[1]
-    path = os.pathsep.join([str(here), os.environ["PYTHONPATH"]])
-    environment = {**os.environ, "DINO_CPU": isa, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    run_with_isa(isa, code)
 
 
 def test_no_queries() -> None:
