@@ -1,64 +1,125 @@
-"""How fast is dino-r50-4scale on a CPU, how much memory does it need, and what do the kernels give?
+"""How fast are the models on a CPU, how much memory do they need, and what does each setting give?
 
     python benchmarks/model.py                 # minutes; wants a quiet machine
-    python benchmarks/model.py --tiny          # seconds; tries the script itself
+    python benchmarks/model.py --tiny          # a minute; tries the script itself
 
-Measured, each in a process of its own: the forward pass of one 800x1066 image in fp32 (median,
-peak memory), and one training step of two 480x640 images (forward, losses, backward, clipping,
-optimiser). The compiled deformable attention and the reference alternate within one more process.
-The official code's figures are quoted, not measured here.
+`dino-r50-4scale`: the forward pass of one 800x1066 image as prediction runs it, and one training
+step of two 480x640 images (forward, losses, backward, clipping, optimiser) as the engine takes it.
+`dino-nano`: from a 320x320 input to boxes, every score decoded. The settings of each alternate in
+one process, so that other load meets all of them; each one's peak memory is that of a process of
+its own. `faster` is against the reference attention in fp32, in the same run; the official code's
+figures are quoted, not measured here.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
-QUOTED_OFFICIAL = {
-    "source": "quoted: official code (IDEA-Research/DINO), same kind of machine, 2 CPU threads",
-    "forward": {"median_s": 10.4, "peak_gb": 2.3},
-    "train": {"median_s": 16.5, "peak_gb": 7.3},
+import torch
+from report import Row, headline, options, table, write
+from subjects import pictures, random_model
+from timing import interleaved, peak_gb, prepare, run_apart
+
+from dino_core.inference.torch_runtime import TorchRuntime
+from dino_core.ops.backend import Backend, use_backend
+from dino_core.processing.postprocess import decode
+
+FORWARD_HW, TRAIN_HW, NANO_HW, TINY_HW = (800, 1066), (480, 640), (320, 320), (96, 128)
+TRAIN_BATCH, BOXES = 2, 10
+OFFICIAL = {  # IDEA-Research/DINO on the same kind of machine, 2 threads, fp32
+    "forward": {"official_s": 10.4, "official_gb": 2.3},
+    "train": {"official_s": 16.5, "official_gb": 7.3},
 }
-FORWARD_HW, TRAIN_HW, TRAIN_BATCH, BOXES = (800, 1066), (480, 640), 2, 10
-TINY_HW = (96, 128)
+COLUMNS = {
+    "what": "what",
+    "setting": "setting",
+    "time": "median_s",
+    "peak": "peak_gb",
+    "goal": "goal",
+    "faster": "ratio",
+    "gain on fp32": "gain_on_fp32",
+    "time of checkpointing": "slowdown",
+    "its memory": "memory_change",
+    "official": "official_s",
+    "memory": "official_gb",
+}
 
 
-def measure_forward(args: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds and peak memory of one image's forward pass."""
-    import torch
+@dataclass(frozen=True)
+class Setting:
+    """One way to run what a group does; `goal` as in a row of report.py."""
 
-    model, images, padding_mask = _model_and_input(args, FORWARD_HW, 1)
-    model.eval()
-    model.backbone.fold_batch_norm(keep=True)  # as prediction does
-    with torch.inference_mode():
-        times = _repeat(lambda: model(images, padding_mask), args.repeats)
-    return _result(times, images.shape)
+    group: str
+    dtype: str
+    backend: Backend = "compiled"
+    checkpointing: bool = False
+    goal: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        reference = ", reference attention" if self.backend == "reference" else ""
+        return self.dtype + reference + (", checkpointing" if self.checkpointing else "")
 
 
-def measure_train(args: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds and peak memory of one optimiser step."""
-    import torch
+SETTINGS = (
+    Setting("forward", "fp32", goal={"median_s": 3.2}),
+    Setting("forward", "auto", goal={"median_s": 1.8}),
+    Setting("forward", "bf16", goal={"median_s": 1.8}),
+    Setting("forward", "fp32", "reference"),
+    Setting("train", "fp32", goal={"median_s": 7.5, "peak_gb": 5}),
+    Setting("train", "bf16", goal={"median_s": 4.1, "peak_gb": 5}),
+    Setting("train", "fp32", checkpointing=True, goal={"slowdown": 1.25, "peak_gb": 4}),
+    Setting("train", "bf16", checkpointing=True, goal={"slowdown": 1.25, "peak_gb": 4}),
+    Setting("train", "fp32", "reference"),
+    Setting("nano", "auto", goal={"median_s": 0.035}),
+    Setting("nano", "fp32"),
+    Setting("nano", "bf16"),
+    Setting("nano", "fp32", "reference"),
+)
 
+
+def forward_call(setting: Setting, args: argparse.Namespace) -> Callable[[], object]:
+    """One image's forward pass, as prediction runs it."""
+    runtime = TorchRuntime(random_model(args.model, args.tiny), "cpu", setting.dtype)
+    images, mask = pictures(1, TINY_HW if args.tiny else FORWARD_HW)
+    return partial(runtime.run, images.numpy(), mask.numpy())
+
+
+def nano_call(setting: Setting, args: argparse.Namespace) -> Callable[[], object]:
+    """One input to boxes; without a threshold, so that decoding has the most to do."""
+    runtime = TorchRuntime(random_model("dino-nano", args.tiny), "cpu", setting.dtype)
+    size_hw = TINY_HW if args.tiny else NANO_HW
+    images, mask = (tensor.numpy() for tensor in pictures(1, size_hw))
+
+    def call() -> object:
+        logits, boxes = runtime.run(images, mask)
+        return decode(logits[0], boxes[0], size_hw)
+
+    return call
+
+
+def train_call(setting: Setting, args: argparse.Namespace) -> Callable[[], object]:
+    """One optimiser step, as the engine takes it; at a rate that leaves the weights finite."""
+    # Imported here, or the memory of prediction would be larger than it is.
     from dino_core.config import TrainConfig
+    from dino_core.data.batching import Batch
     from dino_core.engine.optimizer import build_optimizer
-    from dino_core.losses.criterion import Criterion
+    from dino_core.engine.step import Stepper
     from dino_core.targets import Target
 
-    model, images, padding_mask = _model_and_input(args, TRAIN_HW, TRAIN_BATCH)
-    model.train()
+    model = random_model(args.model, args.tiny)
     model.backbone.fold_batch_norm()  # as fit() does
-    config = TrainConfig()
+    model.set_gradient_checkpointing(setting.checkpointing)
+    config = TrainConfig(lr=1e-7)
+    dtype = torch.bfloat16 if setting.dtype == "bf16" else torch.float32
     optimizer = build_optimizer(model, config)
-    criterion = Criterion(config.loss)
+    stepper = Stepper(config, model, None, optimizer, torch.device("cpu"), dtype)
+    images, mask = pictures(TRAIN_BATCH, TINY_HW if args.tiny else TRAIN_HW)
     generator = torch.Generator().manual_seed(0)
     targets = []
     for _ in range(TRAIN_BATCH):
@@ -66,149 +127,109 @@ def measure_train(args: argparse.Namespace) -> dict[str, Any]:
         sizes = torch.rand(BOXES, 2, generator=generator) * 0.3 + 0.05
         labels = torch.randint(model.config.num_classes, (BOXES,), generator=generator)
         targets.append(Target(labels, torch.cat([centres, sizes], dim=1)))
+    batch = Batch(images, mask, targets, list(range(TRAIN_BATCH)))
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        output = model(images, padding_mask, targets, generator)
-        criterion(output, targets).total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
+    def call() -> None:
+        if not stepper.step([batch], step=config.warmup_steps, progress=0.0).finite:
+            raise SystemExit(f"{setting.name}: the loss or its gradient is not finite")
+        optimizer.zero_grad(set_to_none=True)  # the next setting's memory is its own
 
-    return _result(_repeat(step, args.repeats), images.shape)
-
-
-def measure_backends(args: argparse.Namespace) -> dict[str, Any]:
-    """Forward pass with compiled and reference attention in turn, so that load hits both alike."""
-    import torch
-
-    from dino_core.ops.backend import use_backend
-
-    model, images, padding_mask = _model_and_input(args, FORWARD_HW, 1)
-    model.eval()
-    model.backbone.fold_batch_norm(keep=True)
-    times: dict[str, list[float]] = {"compiled": [], "reference": []}
-    outputs = {}
-    with torch.inference_mode():
-        for repeat in range(args.repeats + 1):
-            for name in times:
-                with use_backend(name):  # type: ignore[arg-type]
-                    start = time.perf_counter()
-                    outputs[name] = model(images, padding_mask)
-                    if repeat:  # the first is warm-up
-                        times[name].append(time.perf_counter() - start)
-    medians = {f"{name}_median_s": statistics.median(t) for name, t in times.items()}
-    ratio = medians["reference_median_s"] / medians["compiled_median_s"]
-    return {**medians, "reference_over_compiled": ratio, "times_s": times}
+    return call
 
 
-def _model_and_input(args: argparse.Namespace, size_hw: tuple[int, int], batch: int) -> Any:
-    """The model with random weights, and pictures of noise without padding."""
-    import torch
-
-    from dino_core.engine.memory import keep_freed_memory
-    from dino_core.models.dino import Dino
-    from dino_core.variants import find_variant
-
-    if args.allocator == "kept" and not keep_freed_memory():
-        raise SystemExit("this C library cannot be told to keep freed memory: --allocator default")
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    if args.tiny:
-        from tiny import TINY
-
-        config, size_hw = TINY, TINY_HW
-    else:
-        config = find_variant(args.model).model
-    images = torch.randn(batch, 3, *size_hw)
-    return Dino(config), images, torch.zeros(batch, *size_hw, dtype=torch.bool)
+CALLS = {"forward": forward_call, "train": train_call, "nano": nano_call}
 
 
-def _repeat(run: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each run after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return times[1:]
+def measure(args: argparse.Namespace) -> list[Row]:
+    """Times of the settings of numbers `args.measure`, and this process's peak memory."""
+    prepare(args.threads, args.allocator)
+    calls = {}
+    for number in args.measure:
+        setting = SETTINGS[number]
+        calls[number] = partial(_with, setting.backend, CALLS[setting.group](setting, args))
+    times = interleaved(calls, args.repeats)
+    return [
+        {"median_s": statistics.median(t), "times_s": t, "peak_gb": peak_gb()}
+        for t in times.values()
+    ]
 
 
-def _result(times: list[float], shape: Any) -> dict[str, Any]:
-    from dino_core.engine.memory import peak_memory_mb
-
-    peak_gb = peak_memory_mb() * 2**20 / 1e9
-    median = statistics.median(times)
-    return {"median_s": median, "peak_gb": peak_gb, "input": list(shape), "times_s": times}
+def _with(backend: Backend, call: Callable[[], object]) -> None:
+    with use_backend(backend):
+        call()
 
 
-MEASURES = {"forward": measure_forward, "train": measure_train, "backends": measure_backends}
+def run_all(args: argparse.Namespace) -> list[Row]:
+    """A row for each setting: times from its group's process, memory from its own."""
+    rows: list[Row] = []
+    for group in CALLS:
+        numbers = [n for n, setting in enumerate(SETTINGS) if setting.group == group]
+        times = _apart(numbers, args.repeats, args)
+        for number, timed in zip(numbers, times, strict=True):
+            # Two runs: the optimiser's state exists from the second on.
+            (alone,) = _apart([number], 1, args)
+            rows.append(_row(SETTINGS[number], timed, alone["peak_gb"], args))
+    return rows
 
 
-def run_apart(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One measurement in a fresh process, so that peak memory is its own."""
-    command = [sys.executable, __file__, "--measure", name, "--model", args.model]
-    command += ["--repeats", str(args.repeats), "--threads", str(args.threads)]
-    command += ["--allocator", args.allocator] + (["--tiny"] if args.tiny else [])
-    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def _apart(numbers: Sequence[int], repeats: int, args: argparse.Namespace) -> list[Row]:
+    arguments = ["--model", args.model, "--allocator", args.allocator, "--repeats", str(repeats)]
+    arguments += ["--tiny"] * args.tiny + ["--measure", *map(str, numbers)]
+    rows: list[Row] = run_apart(arguments, args.threads)
+    return rows
 
 
-def table(results: dict[str, Any], tiny: bool) -> str:
-    """The figures, beside the quoted ones where the sizes are the same."""
-    lines = [f"{'':34}{'time':>9}{'memory':>10}{'official':>11}{'memory':>10}{'time ratio':>12}"]
-    rows = {"forward": "forward, 1 image, fp32", "train": "training step, 2 images, fp32"}
-    for name, title in rows.items():
-        ours, quoted = results[name], QUOTED_OFFICIAL[name]
-        assert isinstance(quoted, dict)
-        size = "x".join(map(str, ours["input"][2:]))
-        line = f"{title + ' ' + size:34}{ours['median_s']:>7.2f} s{ours['peak_gb']:>7.2f} GB"
-        if not tiny:
-            ratio = quoted["median_s"] / ours["median_s"]
-            line += f"{quoted['median_s']:>9.1f} s{quoted['peak_gb']:>7.1f} GB{ratio:>11.1f}x"
-        lines.append(line)
-    backends = results["backends"]
-    lines.append(
-        f"forward by attention backend: compiled {backends['compiled_median_s']:.2f} s, reference "
-        f"{backends['reference_median_s']:.2f} s, {backends['reference_over_compiled']:.1f}x"
-    )
-    return "\n".join(lines)
+def _row(setting: Setting, timed: Row, peak: float, args: argparse.Namespace) -> Row:
+    sizes = {"forward": FORWARD_HW, "train": TRAIN_HW, "nano": NANO_HW}
+    height, width = TINY_HW if args.tiny else sizes[setting.group]
+    model = "dino-tiny" if args.tiny else "dino-nano" if setting.group == "nano" else args.model
+    whats = {"forward": "forward", "train": f"step of {TRAIN_BATCH}", "nano": "forward, decode"}
+    row: Row = {"what": f"{model} {whats[setting.group]} {height}x{width}"}
+    row |= {"group": setting.group, "setting": setting.name, "dtype": setting.dtype}
+    row |= {"backend": setting.backend, "checkpointing": setting.checkpointing}
+    row |= {**timed, "peak_gb": peak}
+    published = model == "dino-r50-4scale" and setting.backend == "compiled"
+    if published or model == "dino-nano":
+        row["goal"] = dict(setting.goal)
+    if published and setting.dtype == "fp32" and not setting.checkpointing:
+        row |= OFFICIAL[setting.group]
+    return row
+
+
+def compare(rows: Sequence[Row]) -> None:
+    """Add each row's ratios to those of its group."""
+    keys = ("group", "dtype", "backend", "checkpointing")
+    found = {tuple(row[key] for key in keys): row for row in rows}
+    for (group, dtype, backend, checkpointing), row in found.items():
+        if backend == "compiled":
+            reference = found[group, "fp32", "reference", False]
+            row["ratio"] = reference["median_s"] / row["median_s"]
+        if dtype != "fp32":
+            fp32 = found[group, "fp32", backend, checkpointing]
+            row["gain_on_fp32"] = fp32["median_s"] / row["median_s"]
+        if checkpointing:
+            without = found[group, dtype, backend, False]
+            row["slowdown"] = row["median_s"] / without["median_s"]
+            row["memory_change"] = row["peak_gb"] / without["peak_gb"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = options(__doc__, repeats=5)
     parser.add_argument("--model", default="dino-r50-4scale", help="a variant's name")
-    parser.add_argument("--repeats", type=int, default=5, help="measured runs after a warm-up")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--allocator", choices=("kept", "default"), default="kept",
         help="kept: glibc keeps freed memory, as the dino command asks it to",
     )  # fmt: skip
-    parser.add_argument("--tiny", action="store_true", help="a tiny model: tries the script")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=int, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(MEASURES[args.measure](args)))
+        print(json.dumps(measure(args)))
         return
-    import torch
-
-    results: dict[str, Any] = {name: run_apart(name, args) for name in MEASURES}
-    print(
-        f"{'dino-tiny' if args.tiny else args.model}, {args.threads} threads, {platform.machine()}"
-    )
-    print(f"torch {torch.__version__}, allocator {args.allocator}, median of {args.repeats}")
-    print(table(results, args.tiny))
-    if not args.tiny:
-        print(f"official: {QUOTED_OFFICIAL['source']}")
-    if args.out:
-        setting = {"model": args.model, "tiny": args.tiny, "threads": args.threads}
-        setting |= {"allocator": args.allocator, "repeats": args.repeats}
-        setting |= {"torch": torch.__version__, "quoted_official": QUOTED_OFFICIAL}
-        args.out.write_text(json.dumps({**setting, **results}, indent=2) + "\n", encoding="utf-8")
+    rows = run_all(args)
+    compare(rows)
+    headline("the models", args, args.allocator)
+    print(table(rows, COLUMNS))
+    write(args, rows, args.allocator)
 
 
 if __name__ == "__main__":

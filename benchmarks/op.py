@@ -1,168 +1,156 @@
 """How many times faster than `grid_sample` is the compiled deformable attention on this CPU?
 
     python benchmarks/op.py                      # minutes: the reference needs seconds a call
-    python benchmarks/op.py --repeats 2 --json op.json
+    python benchmarks/op.py --repeats 3 --out op.json
+    python benchmarks/op.py --tiny               # seconds; tries the script itself
 
 Encoder: every token of an 800x1066 image asks (levels 100x134, 50x67, 25x34, 13x17, so that
-Q = S = 17,821). Decoder: 900 queries. M = 8, D = 32, P = 4, batch 1. Compiled and reference calls
-alternate in one process, and medians are compared, so that other load on the machine meets both.
-Everything is measured twice, in processes of their own: with the default allocator, and with glibc
-told to keep its memory, where big temporaries cause no page faults (it helps the reference most).
-The reference is `grid_sample` on each level, and so are the ratios' denominators.
+Q = S = 17,821). Decoder: 900 queries. M = 8, D = 32, P = 4, batch 1. `ms_deform_attn` starts from
+locations and weights, `deformable_attention`, which the model calls, from references, offsets and
+logits. Compiled and reference calls in both dtypes alternate in one process, and medians are
+compared, so that other load on the machine meets all of them. Everything is measured twice, in
+processes of their own: with the default allocator, and with freed memory kept, where big
+temporaries cause no page faults (it helps the reference most). The reference is `grid_sample` on
+each level, after PyTorch's own softmax and locations for `deformable_attention`. `gain on fp32` is
+the compiled operator's time in fp32 over its time in bf16.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
+import torch
+from report import Row, headline, options, table, write
+from subjects import AttentionInputs, attention_inputs
+from timing import interleaved, prepare, run_apart
+from torch import Tensor
+
+from dino_core.ops.backend import Backend, use_backend
+from dino_core.ops.deformable_attention import deformable_attention, sampling_locations
+from dino_core.ops.ms_deform_attn import ms_deform_attn
+
+SIZE_HW, TINY_HW = (800, 1066), (96, 128)
+QUERIES = {"encoder": None, "decoder": 900}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BACKENDS: tuple[Backend, ...] = ("compiled", "reference")
+GOALS: dict[tuple[str, str, str, str], dict[str, float]] = {  # allocator, dtype, shape, what
+    ("default", "fp32", "encoder", "forward"): {"ratio": 25, "compiled_s": 0.020},
+    ("default", "fp32", "encoder", "forward + backward"): {"ratio": 15},
+    ("default", "fp32", "decoder", "forward"): {"ratio": 8},
+    ("default", "bf16", "encoder", "forward"): {"gain_on_fp32": 1.4},
+    ("kept", "fp32", "encoder", "forward"): {"ratio": 18, "compiled_s": 0.020},
+    ("kept", "bf16", "encoder", "forward"): {"gain_on_fp32": 1.4},
 }
-GOALS = {
-    ("default", "encoder", "forward"): 15,
-    ("no page faults", "encoder", "forward"): 12,
-    ("default", "encoder", "forward + backward"): 10,
-    ("default", "decoder", "forward"): 5,
+COLUMNS = {
+    "allocator": "allocator",
+    "operator": "operator",
+    "dtype": "dtype",
+    "shape": "shape",
+    "what": "what",
+    "compiled": "compiled_s",
+    "reference": "reference_s",
+    "ratio": "ratio",
+    "gain on fp32": "gain_on_fp32",
+    "goal": "goal",
 }
 
 
-def interleaved(calls: list[Callable[[], None]], repeats: int) -> list[float]:
-    """Median seconds of each call; the calls take turns after one round of warming up."""
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats + 1):
-        for call, record in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            if turn:
-                record.append(time.perf_counter() - start)
-    return [statistics.median(record) for record in times]
+def operators(inputs: AttentionInputs) -> dict[str, Callable[[bool], None]]:
+    """Each operator as a function of whether the gradients are wanted too."""
+    levels, references = inputs.levels, inputs.references
+    weights = inputs.logits.float().flatten(-2).softmax(-1).view(inputs.logits.shape)
+    locations = sampling_locations(levels, references, inputs.offsets)
+
+    def plain(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return ms_deform_attn(value, levels, locations, weights)
+
+    def fused(value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        return deformable_attention(value, levels, references, offsets, logits)
+
+    return {
+        "ms_deform_attn": _runner(plain, inputs.value, locations, weights),
+        "deformable_attention": _runner(fused, inputs.value, inputs.offsets, inputs.logits),
+    }
 
 
-def measure(repeats: int, threads: int) -> list[dict[str, Any]]:
-    """All cases in this process, whatever its allocator is."""
-    import torch
+def _runner(function: Callable[..., Tensor], *tensors: Tensor) -> Callable[[bool], None]:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    with torch.no_grad():
+        direction = torch.randn_like(function(*leaves))
 
-    from dino_core.ops.backend import use_backend
-    from dino_core.ops.ms_deform_attn import ms_deform_attn
+    def run(backward: bool) -> None:
+        with torch.set_grad_enabled(backward):
+            output = function(*leaves)
+            if backward:
+                torch.autograd.grad(output, leaves, direction)
 
-    torch.set_num_threads(threads)
-    tokens = sum(height * width for height, width in LEVELS)
+    return run
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
+    """All cases in this process, with the allocator that it was told to use."""
+    prepare(args.threads, args.allocator)
+    size_hw = TINY_HW if args.tiny else SIZE_HW
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for shape, queries in (("encoder", tokens), ("decoder", 900)):
-            generator = torch.Generator().manual_seed(0)
-            value = torch.randn(1, tokens, 8, 32, generator=generator).to(dtype).requires_grad_()
-            size = (1, queries, 8, len(LEVELS), 4)
-            locations = _near_the_query(queries, generator).requires_grad_()
-            weights = torch.rand(size, generator=generator).flatten(-2).softmax(-1).view(size)
-            weights.requires_grad_()
-            direction = torch.randn(1, queries, 256, generator=generator).to(dtype)
-
-            def forward(name: str, inputs: tuple[Any, ...] = (value, locations, weights)) -> None:
-                with use_backend(name), torch.no_grad():  # type: ignore[arg-type]
-                    ms_deform_attn(inputs[0], LEVELS, *inputs[1:])
-
-            def both(
-                name: str,
-                inputs: tuple[Any, ...] = (value, locations, weights),
-                direction: torch.Tensor = direction,
-            ) -> None:
-                with use_backend(name):  # type: ignore[arg-type]
-                    output = ms_deform_attn(inputs[0], LEVELS, *inputs[1:])
-                torch.autograd.grad(output, inputs, direction)
-
-            for kind, function in (("forward", forward), ("forward + backward", both)):
-                compiled, reference = interleaved(
-                    [lambda f=function: f("compiled"), lambda f=function: f("reference")], repeats
-                )
-                rows.append(
-                    {
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "shape": shape,
-                        "kind": kind,
-                        "compiled_ms": compiled * 1e3,
-                        "reference_ms": reference * 1e3,
-                        "ratio": reference / compiled,
-                    }
-                )
+    for shape, queries in QUERIES.items():
+        made = {
+            dtype: operators(attention_inputs(size_hw, queries, 1, kind))
+            for dtype, kind in DTYPES.items()
+        }
+        for operator in made["fp32"]:
+            for what, backward in (("forward", False), ("forward + backward", True)):
+                calls = {
+                    (dtype, backend): partial(_with, backend, made[dtype][operator], backward)
+                    for dtype in DTYPES
+                    for backend in BACKENDS
+                }
+                times = interleaved(calls, args.repeats)
+                case = {"allocator": args.allocator, "operator": operator, "shape": shape}
+                rows += _rows({**case, "what": what}, times, args.tiny)
     return rows
 
 
-def _near_the_query(queries: int, generator: Any) -> Any:
-    """Locations as a trained encoder's: some pixels around the query, on every level."""
-    import torch
+def _with(backend: Backend, run: Callable[[bool], None], backward: bool) -> None:
+    with use_backend(backend):
+        run(backward)
 
-    centres = torch.cat(
-        [
-            torch.stack(
-                torch.meshgrid(
-                    (torch.arange(width) + 0.5) / width,
-                    (torch.arange(height) + 0.5) / height,
-                    indexing="xy",
-                ),
-                -1,
-            ).flatten(0, 1)
-            for height, width in LEVELS
-        ]
-    )
-    if queries < len(centres):
-        centres = centres[torch.randperm(len(centres), generator=generator)[:queries]]
-    pixels = torch.randn(1, queries, 8, len(LEVELS), 4, 2, generator=generator) * 3
-    sizes = torch.tensor([[width, height] for height, width in LEVELS], dtype=torch.float32)
-    return centres.view(1, queries, 1, 1, 1, 2) + pixels / sizes.view(1, 1, 1, -1, 1, 2)
+
+def _rows(case: Row, times: dict[tuple[str, Backend], list[float]], tiny: bool) -> list[Row]:
+    """A row for each dtype."""
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    rows = []
+    for dtype in DTYPES:
+        compiled, reference = (medians[dtype, backend] for backend in BACKENDS)
+        row = {**case, "dtype": dtype, "compiled_s": compiled, "reference_s": reference}
+        row["ratio"] = reference / compiled
+        if dtype == "bf16":
+            row["gain_on_fp32"] = medians["fp32", "compiled"] / compiled
+        goal = GOALS.get((case["allocator"], dtype, case["shape"], case["what"]))
+        if goal and not tiny:
+            row["goal"] = goal
+        row["times_s"] = {backend: times[dtype, backend] for backend in BACKENDS}
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser = options(__doc__, repeats=7)
+    parser.add_argument("--allocator", choices=("default", "kept"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        json.dump(measure(args.repeats, args.threads), sys.stdout)
+    if args.allocator:  # one half, in a process of its own
+        print(json.dumps(measure(args)))
         return
-
-    import torch
-
-    results = []
-    for allocator, changes in (("default", {}), ("no page faults", KEEP_MEMORY)):
-        command = [sys.executable, __file__, "--child"]
-        command += ["--threads", str(args.threads), "--repeats", str(args.repeats)]
-        root = str(Path(__file__).parents[1])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-        environment = {**os.environ, "PYTHONPATH": path, **changes}
-        child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-        results += [{"allocator": allocator, **row} for row in json.loads(child.stdout)]
-
-    print(f"torch {torch.__version__}, {args.threads} threads, medians of {args.repeats}")
-    header = (
-        f"{'allocator':15} {'dtype':9} {'shape':8} {'what':19} {'compiled':>10} {'reference':>10}"
-    )
-    print(f"{header} {'ratio':>7}  goal")
-    for row in results:
-        goal = GOALS.get((row["allocator"], row["shape"], row["kind"]))
-        wanted = f"{goal}x" if goal and row["dtype"] == "float32" else ""
-        case = f"{row['allocator']:15} {row['dtype']:9} {row['shape']:8} {row['kind']:19}"
-        times = f"{row['compiled_ms']:7.1f} ms {row['reference_ms']:7.0f} ms"
-        print(f"{case} {times} {row['ratio']:6.1f}x  {wanted}")
-    if args.json:
-        machine = {"processor": platform.processor(), "torch": torch.__version__}
-        report = {"machine": machine, "threads": args.threads, "rows": results}
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    rows: list[Row] = []
+    for allocator in ("default", "kept"):
+        arguments = ["--allocator", allocator, "--repeats", str(args.repeats)]
+        rows += run_apart(arguments + ["--tiny"] * args.tiny, args.threads)
+    headline("deformable attention, compiled against grid_sample", args, "default and kept")
+    print(table(rows, COLUMNS))
+    write(args, rows, "default and kept")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import shutil
 import statistics
@@ -21,12 +20,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from report import Row, headline, options, table, write
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+COLUMNS = {
+    "": "what",
+    "time": "median_s",
+    "images/s": "images_per_s",
+    "images/s without the start": "warm_images_per_s",
+}
 
 
 def make_photos(folder: Path, count: int, source: Path | None) -> None:
@@ -69,8 +74,8 @@ def timed_predict(source: Path, out: Path, args: argparse.Namespace, model: str)
     return seconds
 
 
-def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Medians for one picture, and the rate for many with and without the start."""
+def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
+    """A row for one picture and one for many, with their rates with and without the start."""
     model = args.model
     if args.tiny:
         from tiny import write_tiny_model
@@ -83,38 +88,32 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     one = [timed_predict(first, folder / f"one{i}", args, model) for i in range(args.repeats)]
     many = [timed_predict(photos, folder / f"many{i}", args, model) for i in range(args.repeats)]
     one_s, many_s = statistics.median(one), statistics.median(many)
-    return {
-        "one_image_s": one_s,
-        "images": args.images,
-        "many_images_s": many_s,
-        "images_per_s": args.images / many_s,
-        "images_per_s_without_start": (args.images - 1) / max(many_s - one_s, 1e-9),
-        "times_s": {"one": one, "many": many},
-    }
+    return [
+        {"what": "1 image", "images": 1, "median_s": one_s, "times_s": one},
+        {
+            "what": f"{args.images} images",
+            "images": args.images,
+            "median_s": many_s,
+            "times_s": many,
+            "images_per_s": args.images / many_s,
+            "warm_images_per_s": (args.images - 1) / max(many_s - one_s, 1e-9),
+        },
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = options(__doc__, repeats=3)
     parser.add_argument("--model", default="dino-nano", help="a model's name or file")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--folder", type=Path, help="take pictures from here")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model: tries the script")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("extra", nargs="*", help="after --: options for dino predict")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(args, Path(folder))
-    print(f"{'dino-tiny' if args.tiny else args.model}, {args.threads} threads, process to exit")
-    print(f"1 image         {result['one_image_s']:8.2f} s")
-    print(f"{args.images:<4} images     {result['many_images_s']:8.2f} s", end="")
-    print(f"   {result['images_per_s']:.1f} images/s with the start,", end="")
-    print(f" {result['images_per_s_without_start']:.1f} without")
-    if args.out:
-        setting = {"model": args.model, "tiny": args.tiny, "threads": args.threads}
-        setting |= {"extra": args.extra, "repeats": args.repeats}
-        args.out.write_text(json.dumps({**setting, **result}, indent=2) + "\n", encoding="utf-8")
+        rows = measure(args, Path(folder))
+    model = "dino-tiny" if args.tiny else args.model
+    headline(f"dino predict, {model}, process start to exit", args, "kept")
+    print(table(rows, COLUMNS))
+    write(args, rows, "kept")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""What the benchmarks measure: models with random weights, pictures of noise, attention inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from tiny import TINY
+from torch import Tensor
+
+from dino_core.models.dino import Dino
+from dino_core.models.geometry import reference_points
+from dino_core.variants import find_variant
+
+HEADS, CHANNELS, POINTS = 8, 32, 4
+STRIDES = (8, 16, 32, 64)
+SPREAD_PX = 3  # of the sampled points around the query, on every level
+
+
+def random_model(variant: str, tiny: bool, queries: int | None = None) -> Dino:
+    """The variant, or a tiny model in its place, with random weights."""
+    config = TINY if tiny else find_variant(variant).model
+    torch.manual_seed(0)
+    return Dino(replace(config, num_queries=queries or config.num_queries))
+
+
+def pictures(batch: int, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Images of noise (B, 3, H, W), and their padding mask: nothing is padded."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, *size_hw, generator=generator)
+    return images, torch.zeros(batch, *size_hw, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What one call of the deformable attention reads, as `deformable_attention` names it."""
+
+    value: Tensor
+    levels: list[tuple[int, int]]
+    references: Tensor
+    offsets: Tensor
+    logits: Tensor
+
+
+def attention_inputs(
+    size_hw: tuple[int, int], queries: int | None, batch: int, dtype: torch.dtype
+) -> AttentionInputs:
+    """Inputs as an image of that size gives; the points lie some pixels around the query.
+
+    Args:
+        size_hw: Of the image.
+        queries: The decoder's, with boxes as references; None: the encoder's, every token asks.
+        batch: B.
+        dtype: Of value, offsets and logits.
+    """
+    levels = [(math.ceil(size_hw[0] / s), math.ceil(size_hw[1] / s)) for s in STRIDES]
+    generator = torch.Generator().manual_seed(0)
+    references = reference_points(levels, torch.ones(batch, len(levels), 2))
+    tokens = references.shape[1]
+    pixels = torch.randn(
+        batch, queries or tokens, HEADS, len(levels), POINTS, 2, generator=generator
+    )
+    offsets = pixels * SPREAD_PX
+    if queries is not None:
+        chosen = torch.randint(tokens, (queries,), generator=generator)
+        centres = references[:, chosen]
+        boxes_wh = torch.rand(batch, queries, 1, 2, generator=generator) * 0.3 + 0.05
+        boxes_wh = boxes_wh.expand_as(centres)
+        references = torch.cat([centres, boxes_wh], dim=-1)
+        sizes_wh = torch.tensor([(w, h) for h, w in levels], dtype=torch.float32)
+        unit = boxes_wh * (0.5 / POINTS) * sizes_wh  # (B, Q, L, 2) pixels
+        offsets = offsets / unit[:, :, None, :, None]
+    return AttentionInputs(
+        value=torch.randn(batch, tokens, HEADS, CHANNELS, generator=generator).to(dtype),
+        levels=levels,
+        references=references,
+        offsets=offsets.to(dtype),
+        logits=torch.randn(offsets.shape[:-1], generator=generator).to(dtype),
+    )
