@@ -12,6 +12,7 @@ from dino_core.config import ModelConfig
 from dino_core.models.attention import MultiScaleDeformableAttention
 from dino_core.models.feed_forward import feed_forward
 from dino_core.models.geometry import Geometry
+from dino_core.ops.linear import Linear
 
 
 class EncoderLayer(nn.Module):
@@ -24,8 +25,8 @@ class EncoderLayer(nn.Module):
             dim, config.num_heads, config.num_levels, config.num_points
         )
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, config.ffn_dim)
-        self.linear2 = nn.Linear(config.ffn_dim, dim)
+        self.linear1 = Linear(dim, config.ffn_dim)
+        self.linear2 = Linear(config.ffn_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(
@@ -36,9 +37,8 @@ class EncoderLayer(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         padding_mask: Tensor | None,
     ) -> Tensor:
-        attended = self.self_attn(
-            tokens + positions, references, tokens, spatial_shapes, padding_mask
-        )
+        value = self.self_attn.value(tokens, padding_mask)
+        attended = self.self_attn(tokens + positions, references, value, spatial_shapes)
         tokens = self.norm1(tokens + attended)
         out: Tensor = self.norm2(tokens + feed_forward(tokens, self.linear1, self.linear2))
         return out

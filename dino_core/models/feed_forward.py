@@ -14,25 +14,28 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-_BLOCK_BYTES = 4 * 2**20  # of hidden activations at a time
+from dino_core.ops.linear import is_plain_cpu, product, to_autocast_dtype
+
+_BLOCK_BYTES = 64 * 2**20  # of hidden activations at a time
 
 
 def feed_forward(x: Tensor, linear1: nn.Linear, linear2: nn.Linear) -> Tensor:
     """linear2(relu(linear1(x))) of x (..., hidden), in blocks on a CPU."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not is_plain_cpu(x):
         plain: Tensor = linear2(functional.relu(linear1(x)))
         return plain
-    parameters: tuple[Tensor, ...] = (linear1.weight, linear1.bias, linear2.weight, linear2.bias)
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        x, parameters = x.to(dtype), tuple(p.to(dtype) for p in parameters)
+    x, *parameters = to_autocast_dtype(
+        x, linear1.weight, linear1.bias, linear2.weight, linear2.bias
+    )
     rows = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled() and any(t.requires_grad for t in (rows, *parameters)):
         result: Tensor = _Blocked.apply(rows, *parameters)
     else:
-        width = linear1.out_features
-        longest = max((block.stop - block.start for block in _blocks(rows, width)), default=0)
-        result = _forward(rows, rows.new_empty(longest, width), *parameters)
+        weight1, bias1, weight2, bias2 = parameters
+        result = rows.new_empty(len(rows), len(weight2))
+        for block in _blocks(rows, len(weight1)):
+            hidden = product(rows[block], weight1, bias1, relu=True)
+            result[block] = product(hidden, weight2, bias2)
     return result.view(*x.shape[:-1], linear2.out_features)
 
 
@@ -42,32 +45,16 @@ def _blocks(x: Tensor, width: int) -> list[slice]:
     return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
 
 
-def _forward(
-    x: Tensor, hidden: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
-) -> Tensor:
-    """The result (N, out) of x (N, in).
-
-    The activations go to `hidden`: (N, width) to keep them all, fewer rows to use them again.
-    """
-    out = x.new_empty(len(x), len(weight2))
-    for rows in _blocks(x, len(weight1)):
-        part = hidden[rows] if len(hidden) == len(x) else hidden[: rows.stop - rows.start]
-        torch.addmm(bias1, x[rows], weight1.t(), out=part)
-        torch.addmm(bias2, part.relu_(), weight2.t(), out=out[rows])
-    return out
-
-
 class _Blocked(torch.autograd.Function):
-    """The same with a gradient for every argument."""
+    """The same with a gradient for every argument; the gradients of activations in blocks."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
     ) -> Tensor:
-        hidden = x.new_empty(len(x), len(weight1))
-        out = _forward(x, hidden, weight1, bias1, weight2, bias2)
+        hidden = product(x, weight1, bias1, relu=True)
         ctx.save_for_backward(x, weight1, weight2, hidden)
-        return out
+        return product(hidden, weight2, bias2)
 
     @staticmethod
     @once_differentiable
@@ -79,8 +66,9 @@ class _Blocked(torch.autograd.Function):
         grad_bias1 = weight1.new_zeros(len(weight1))
         for rows in _blocks(x, len(weight1)):
             part, kept = grad[rows], hidden[rows]
-            inner = torch.ops.aten.threshold_backward(part @ weight2, kept, 0)
-            torch.mm(inner, weight1, out=grad_x[rows])
+            inner = product(part, weight2.t(), None)
+            inner = torch.ops.aten.threshold_backward(inner, kept, 0)
+            grad_x[rows] = product(inner, weight1.t(), None)
             grad1.addmm_(inner.t(), x[rows])
             grad2.addmm_(part.t(), kept)
             grad_bias1 += inner.sum(0)

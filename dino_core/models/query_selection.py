@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dino_core.config import ModelConfig
 from dino_core.models.attention import Mlp
 from dino_core.models.geometry import Geometry
+from dino_core.ops.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class QuerySelection(nn.Module):
         super().__init__()
         dim = config.hidden_dim
         self.num_queries = config.num_queries
-        self.enc_output = nn.Linear(dim, dim)
+        self.enc_output = Linear(dim, dim)
         self.enc_output_norm = nn.LayerNorm(dim)
-        self.class_embed = nn.Linear(dim, config.num_classes)
+        self.class_embed = Linear(dim, config.num_classes)
         self.bbox_embed = Mlp(dim, dim, 4, 3)
 
     def forward(
@@ -58,17 +59,17 @@ class QuerySelection(nn.Module):
         unusable = proposals[..., 0].isinf()  # padded ones are too
         # Zeroed BEFORE the projection: such tokens become norm(bias), and may still be chosen
         # where better ones are few (ALGORITHM 8, 9).
-        tokens = self.enc_output_norm(
-            self.enc_output(memory.masked_fill(unusable[..., None], 0.0))
-        ).float()
-        scores = self.class_embed(tokens).float()  # (B, S, C)
-        if forced_tokens is None:
-            count = min(self.num_queries, memory.shape[1])
-            chosen = scores.amax(dim=-1).topk(count, dim=1).indices
-        else:
-            chosen = forced_tokens
-        picked = chosen[..., None]
-        with torch.autocast(tokens.device.type, enabled=False):
+        usable = memory.to(self.enc_output.weight.dtype).masked_fill(unusable[..., None], 0.0)
+        # Without autocast: rounded scores tie, and ties choose by position.
+        with torch.autocast(memory.device.type, enabled=False):
+            tokens = self.enc_output_norm(self.enc_output(usable))
+            scores = self.class_embed(tokens)  # (B, S, C)
+            if forced_tokens is None:
+                count = min(self.num_queries, memory.shape[1])
+                chosen = scores.amax(dim=-1).topk(count, dim=1).indices
+            else:
+                chosen = forced_tokens
+            picked = chosen[..., None]
             deltas = self.bbox_embed(tokens.gather(1, picked.expand(-1, -1, tokens.shape[-1])))
         boxes_logit = deltas + proposals.gather(1, picked.expand(-1, -1, 4))
         return SelectedQueries(

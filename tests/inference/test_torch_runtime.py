@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from factories import tiny_config
 
 from dino_core.errors import ConfigError
+from dino_core.inference.detector import Detector
 from dino_core.inference.torch_runtime import TorchRuntime, resolve_device, resolve_dtype
 from dino_core.models.dino import Dino
 
@@ -68,3 +71,23 @@ def test_cuda_equals_cpu() -> None:
     torch.manual_seed(0)
     found = TorchRuntime(Dino(tiny_config()), "cuda").run(images, mask)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-2)  # TF32 convolutions
+
+
+def test_the_same_detections_with_one_two_and_four_threads() -> None:
+    """Sums split among threads differ in the last bits, nothing else."""
+    photos = sorted((Path(__file__).parents[2] / "examples" / "photos").glob("*.jpg"))
+    detector = Detector.load("dino-nano", "cpu", "fp32")
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(list(detector.predict(photos, threshold=0.3)))
+    finally:
+        torch.set_num_threads(before)
+    assert sum(len(result.scores) for result in found[0]) >= len(photos)
+    for others in found[1:]:
+        for expected, given in zip(found[0], others, strict=True):
+            assert given.labels == expected.labels
+            np.testing.assert_allclose(given.scores, expected.scores, atol=1e-5)
+            np.testing.assert_allclose(given.boxes_xyxy_px, expected.boxes_xyxy_px, atol=0.01)

@@ -61,6 +61,26 @@ def test_denoising_queries_do_not_change_the_matching_ones(model: Dino) -> None:
     assert noised.denoising.logits.shape[2] == noised.denoising.layout.num_queries > 0
 
 
+def test_prediction_under_autocast_keeps_scores_and_boxes_in_float32(model: Dino) -> None:
+    """Only what is done for every token is rounded; in training the decoder is too."""
+    exact = model(*inputs())
+    memory, forced = _memory(model), exact.encoder.token_indices
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen = model.query_selection(*memory)
+        output = model(*inputs(), forced_tokens=forced)
+    torch.testing.assert_close(chosen.logits, model.query_selection(*memory).logits)
+    rounded = output.logits == output.logits.bfloat16().float()
+    assert output.logits.dtype == torch.float32 and rounded.float().mean() < 0.1
+    torch.testing.assert_close(output.logits, exact.logits, atol=0.05, rtol=0)
+    torch.testing.assert_close(output.boxes_cxcywh, exact.boxes_cxcywh, atol=0.005, rtol=0)
+
+
+def _memory(model: Dino) -> tuple[torch.Tensor, Geometry]:
+    _, mask = inputs()
+    geometry = Geometry.of(mask, [(8, 12), (4, 6)], model.config)
+    return torch.randn(2, 120, 32, generator=torch.Generator().manual_seed(2)), geometry
+
+
 def test_an_image_alone_equals_the_image_in_a_batch(model: Dino) -> None:
     images, mask = inputs()
     together, alone = model(images, mask), model(images[1:], mask[1:])

@@ -7,11 +7,16 @@ from torch.nn import functional
 
 from dino_core.models import feed_forward as module
 from dino_core.models.feed_forward import feed_forward
+from dino_core.ops import linear
 
 
-@pytest.fixture
-def layers(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Linear, nn.Linear]:
+@pytest.fixture(params=["oneDNN", "small"])
+def layers(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> tuple[nn.Linear, nn.Linear]:
     monkeypatch.setattr(module, "_BLOCK_BYTES", 1)  # blocks of 64 rows
+    if request.param == "oneDNN":
+        monkeypatch.setattr(linear, "_WORTHWHILE", 1)
     torch.manual_seed(0)
     return nn.Linear(6, 10), nn.Linear(10, 6)
 
