@@ -32,6 +32,7 @@ HEADERS = [
     "csrc/ms_deform_attn.h",
     *(f"csrc/cpu/{name}" for name in ("isa.h", "tasks.h")),
     *(f"csrc/cpu/{name}.inc" for name in ("each_isa", "vectors", "kernels", "depthwise")),
+    *(f"csrc/cuda/{name}.cuh" for name in ("sampling", "points", "kernels")),
 ]
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable ABI of torch 2.10
 CPU_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]

@@ -158,7 +158,29 @@ inline Problem check_backward(const Tensor& grad_output, const Tensor& value,
   return p;
 }
 
-// With raw points (CPU only; elsewhere the Python side composes it from the above):
+// The sizes of a call with raw points, and its checks.
+inline Problem check_raw(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+                         const Tensor& references, const Tensor& offsets, const Tensor& logits) {
+  const Problem p = check_sizes(value, spatial_shapes, offsets);
+  check_shape("sampling_offsets", offsets, {p.B, p.Q, p.M, p.L, p.P, 2}, "(B, Q, M, L, P, 2)");
+  check_shape("attention_logits", logits, {p.B, p.Q, p.M, p.L, p.P}, "(B, Q, M, L, P)");
+  const int64_t box = references.dim() == 4 && references.size(3) == 4 ? 4 : 2;
+  check_shape("references", references, {p.B, p.Q, p.L, box}, "(B, Q, L, 2 or 4)");
+  check_like_value("sampling_offsets", offsets, value, value.scalar_type());
+  check_like_value("attention_logits", logits, value, value.scalar_type());
+  check_like_value("references", references, value, accumulation_type(value.scalar_type()));
+  if (!value.is_contiguous()) fail("value must be contiguous");
+  return p;
+}
+
+// What each device implements, under STABLE_TORCH_LIBRARY_IMPL(dino, <device>, m):
+//   Tensor ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
+//   std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
+//       grad_output, value, spatial_shapes, sampling_locations, attention_weights)
+//   -> gradients of value (type of value), sampling_locations and attention_weights (accumulation
+//   type)
+//
+// and the same with raw points:
 //   Tensor deformable_attention(value, spatial_shapes, references, sampling_offsets,
 //       attention_logits)
 //   std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(grad_output, value, ...)
@@ -166,13 +188,6 @@ inline Problem check_backward(const Tensor& grad_output, const Tensor& value,
 //   references          (B, Q, L, 2 or 4)   points or boxes cxcywh; accumulation type of value
 //   sampling_offsets    (B, Q, M, L, P, 2)  pixels of the level; with boxes, 0.5 / P of their size
 //   attention_logits    (B, Q, M, L, P)     before the softmax over levels and points
-//
-// What each device implements, under STABLE_TORCH_LIBRARY_IMPL(dino, <device>, m):
-//   Tensor ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
-//   std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
-//       grad_output, value, spatial_shapes, sampling_locations, attention_weights)
-//   -> gradients of value (type of value), sampling_locations and attention_weights (accumulation
-//   type)
 //
 // Meaning of a location (x, y) on a level of H x W: the bilinear sample at pixel (x * W - 0.5, y *
 // H - 0.5), where pixels outside the level are zero. A location with a pixel coordinate not in (-1,

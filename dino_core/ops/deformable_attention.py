@@ -1,7 +1,7 @@
 """Deformable attention from what a layer computes: references, offsets and logits.
 
-On CPUs one compiled operator goes from these to the result, without locations and weights in
-memory; elsewhere PyTorch computes them for `ms_deform_attn`.
+One compiled operator goes from these to the result, without locations and weights in memory; where
+it cannot, PyTorch computes them for `ms_deform_attn`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def deformable_attention(
         RuntimeError: The same, found by the compiled operator.
     """
     fused = (
-        value.device.type == "cpu"
-        and value.dtype == sampling_offsets.dtype == attention_logits.dtype
+        value.dtype == sampling_offsets.dtype == attention_logits.dtype
+        and not (value.dtype == torch.float16 and value.device.type == "cpu")
         and not references.requires_grad
         and choose_backend(value) == "compiled"
     )
