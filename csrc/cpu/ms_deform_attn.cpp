@@ -13,6 +13,7 @@
 #include <new>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "isa.h"
@@ -61,11 +62,15 @@ inline void narrow(A x, A* out) {
   *out = x;
 }
 
-// Gathers a head's strided tokens into dense ones, in the accumulation type.
-template <typename T>
-void copy_tokens(const T* from, int64_t stride, acc_t<T>* to, int64_t tokens, int64_t channels) {
+// Gathers a head's strided tokens into dense ones, in their own type or the accumulation type.
+template <typename T, typename V>
+void copy_tokens(const T* from, int64_t stride, V* to, int64_t tokens, int64_t channels) {
   for (int64_t s = 0; s < tokens; ++s) {
-    for (int64_t d = 0; d < channels; ++d) to[s * channels + d] = widen(from[s * stride + d]);
+    if constexpr (std::is_same_v<T, V>) {
+      std::copy_n(from + s * stride, channels, to + s * channels);
+    } else {
+      for (int64_t d = 0; d < channels; ++d) to[s * channels + d] = widen(from[s * stride + d]);
+    }
   }
 }
 
@@ -141,13 +146,13 @@ RawPoints<T> raw_points(const Problem& p, const Points<T>& all, int64_t first, i
 
 // Runs the queries [first, first + kQueriesPerTask) of one head, given its token 0 and what lies
 // between tokens.
-template <typename T, typename V>
-ForwardTask<T, V> forward_task(const Problem& p, const PointTable<acc_t<T>>& table, const V* tokens,
-                               int64_t token_stride, const Points<T>& all, T* output, int64_t head,
-                               int64_t first) {
+template <typename T>
+ForwardTask<T> forward_task(const Problem& p, const PointTable<acc_t<T>>& table, const T* tokens,
+                            int64_t token_stride, const Points<T>& all, T* output, int64_t head,
+                            int64_t first) {
   const int64_t points = p.L * p.P;
   const int64_t query = (head / p.M * p.Q + first) * p.M + head % p.M;
-  ForwardTask<T, V> t{};
+  ForwardTask<T> t{};
   t.value = tokens;
   if (all.locations == nullptr) {
     t.raw = raw_points(p, all, head / p.M * p.Q + first, head % p.M);
@@ -178,27 +183,22 @@ void forward(const Problem& p, const T* value, const Points<T>& all, T* output) 
   // Tasks in the order (image, head, block of queries), so that a thread changes heads rarely.
   torch::stable::parallel_for(0, p.B * p.M * blocks, 1, [&](int64_t begin, int64_t end) {
     const Buffer<int32_t> offsets(4 * scratch);
-    const Buffer<A> factors(kForwardPlanes * scratch), copy(dense ? p.S * p.D : 0);
+    const Buffer<A> factors(kForwardPlanes * scratch);
+    const Buffer<T> copy(dense ? p.S * p.D : 0);
     int64_t copied = -1;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t head = task / blocks, first = task % blocks * kQueriesPerTask;
       const T* tokens = value + (head / p.M * p.S * p.M + head % p.M) * p.D;
-      if (dense && copied != head) {
-        copy_tokens(tokens, p.M * p.D, copy.data(), p.S, p.D);
-        copied = head;
-      }
-      const auto run = [&](auto t, auto* function) {
-        t.offset_scratch = offsets.data();
-        t.factor_scratch = factors.data();
-        function(t);
-      };
+      int64_t stride = p.M * p.D;
       if (dense) {
-        run(forward_task<T, A>(p, table.view(), copy.data(), p.D, all, output, head, first),
-            kernel.forward_dense);
-      } else {
-        run(forward_task<T, T>(p, table.view(), tokens, p.M * p.D, all, output, head, first),
-            kernel.forward);
+        if (copied != head) copy_tokens(tokens, stride, copy.data(), p.S, p.D);
+        copied = head, tokens = copy.data(), stride = p.D;
       }
+      ForwardTask<T> t = forward_task(p, table.view(), tokens, stride, all, output, head, first);
+      t.fetch_ahead = !dense;
+      t.offset_scratch = offsets.data();
+      t.factor_scratch = factors.data();
+      kernel.forward(t);
     }
   });
 }
@@ -296,21 +296,6 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_ou
                 data<T>(grad_value), data<A>(grad_locations), data<A>(grad_weights));
   });
   return {grad_value, grad_locations, grad_weights};
-}
-
-// The sizes of a call with raw points, and its checks.
-Problem check_raw(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
-                  const Tensor& references, const Tensor& offsets, const Tensor& logits) {
-  const Problem p = check_sizes(value, spatial_shapes, offsets);
-  check_shape("sampling_offsets", offsets, {p.B, p.Q, p.M, p.L, p.P, 2}, "(B, Q, M, L, P, 2)");
-  check_shape("attention_logits", logits, {p.B, p.Q, p.M, p.L, p.P}, "(B, Q, M, L, P)");
-  const int64_t box = references.dim() == 4 && references.size(3) == 4 ? 4 : 2;
-  check_shape("references", references, {p.B, p.Q, p.L, box}, "(B, Q, L, 2 or 4)");
-  check_like_value("sampling_offsets", offsets, value, value.scalar_type());
-  check_like_value("attention_logits", logits, value, value.scalar_type());
-  check_like_value("references", references, value, accumulation_type(value.scalar_type()));
-  if (!value.is_contiguous()) fail("value must be contiguous");
-  return p;
 }
 
 template <typename T>

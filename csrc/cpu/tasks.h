@@ -49,12 +49,11 @@ struct RawPoints {
   int box, levels;
 };
 
-// The head m of `queries` consecutive queries of one image. Strides are in elements. `value` is in
-// type V: T itself, or its accumulation type in a dense copy. Points are either ready (locations,
-// weights) or raw.
-template <typename T, typename V>
+// The head m of `queries` consecutive queries of one image. Strides are in elements. Points are
+// either ready (locations, weights) or raw.
+template <typename T>
 struct ForwardTask {
-  const V* value;  // token 0 of the head
+  const T* value;  // token 0 of the head
   const acc_t<T>* locations;
   const acc_t<T>* weights;
   RawPoints<T> raw;  // used where locations is null
@@ -62,6 +61,7 @@ struct ForwardTask {
   int64_t queries;
   int64_t token_stride, location_stride, weight_stride, output_stride;
   int channels, points;
+  bool fetch_ahead;  // the tokens are rarely in a cache
   PointTable<acc_t<T>> table;
   int32_t* offset_scratch;   // 4 * kQueryBlock * points
   acc_t<T>* factor_scratch;  // kForwardPlanes * kQueryBlock * points
@@ -115,8 +115,7 @@ struct RawGradTask {
 
 template <typename T>
 struct Kernels {
-  void (*forward)(const ForwardTask<T, T>&);
-  void (*forward_dense)(const ForwardTask<T, acc_t<T>>&);
+  void (*forward)(const ForwardTask<T>&);
   void (*backward)(const BackwardTask<T>&);
   void (*ready)(const ReadyTask<T>&);
   void (*raw_grad)(const RawGradTask<T>&);

@@ -93,8 +93,6 @@ def backend_report(device: str = "cpu") -> BackendReport:
 
 def choose_backend(value: torch.Tensor) -> Backend:
     """The backend for one call; cheap, and constant to torch.compile and torch.export."""
-    if torch.onnx.is_in_onnx_export() or (
-        value.dtype == torch.float16 and value.device.type == "cpu"
-    ):
-        return "reference"  # no compiled node exists in ONNX; no float16 kernel exists for a CPU
+    if torch.onnx.is_in_onnx_export():
+        return "reference"  # ONNX has no such node
     return backend_report(value.device.type).name

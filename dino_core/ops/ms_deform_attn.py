@@ -63,10 +63,13 @@ def ms_deform_attn(
             value, spatial_shapes, sampling_locations, attention_weights
         )
     flat = [size for shape in spatial_shapes for size in shape]
+    dtype = value.dtype
+    if dtype == torch.float16 and kind == "cpu":
+        value = value.float()  # there is no kernel that reads it, and this loses nothing
     result = torch.ops.dino.ms_deform_attn(
         value.contiguous(), flat, sampling_locations.contiguous(), attention_weights.contiguous()
     )
-    return cast(Tensor, result)
+    return cast(Tensor, result.to(dtype))
 
 
 def _check(

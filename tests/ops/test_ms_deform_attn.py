@@ -22,7 +22,9 @@ TOLERANCE = {
     torch.float32: {"rtol": 1e-5, "atol": 2e-5},
     torch.float64: {"rtol": 1e-12, "atol": 1e-12},
     torch.bfloat16: {"rtol": 2**-7, "atol": 1e-4},
+    torch.float16: {"rtol": 2**-10, "atol": 1e-4},
 }
+KERNEL_TYPES = [dtype for dtype in TOLERANCE if dtype != torch.float16]
 
 
 def results(function: Callable[..., Tensor], inputs: Inputs) -> list[Tensor]:
@@ -157,7 +159,7 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own doing
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_TYPES, ids=str)
 def test_opcheck(dtype: torch.dtype) -> None:
     inputs = make_inputs(dtype=dtype)
     live = inputs.with_gradients()
@@ -195,11 +197,6 @@ def test_half_precision_weights_and_locations_are_widened() -> None:
         inputs.value, inputs.spatial_shapes, narrow.locations.float(), narrow.weights.float()
     )
     assert torch.equal(ms_deform_attn(*narrow.args), ms_deform_attn(*wide.args))
-
-
-def test_float16_on_a_cpu_runs_the_reference() -> None:
-    inputs = make_inputs(dtype=torch.float16)
-    assert torch.equal(ms_deform_attn(*inputs.args), ms_deform_attn_reference(*inputs.args))
 
 
 class Attend(nn.Module):
