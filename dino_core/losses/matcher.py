@@ -71,27 +71,21 @@ def match(
         targets: B of them.
         loss: Weights of the costs.
     """
-    groups = logits.shape[0]
-    rows: list[tuple[int, int, Tensor, Tensor]] = []
-    for image, target in enumerate(targets):
-        if len(target.labels) == 0:
-            continue
-        cost = matching_cost(logits[:, image], boxes_cxcywh[:, image], target, loss)
-        # A diverged prediction must not abort the run here: the engine sees the NaN loss.
-        cost = torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6).cpu()
-        for group in range(groups):
-            repeats = loss.encoder_repeats if group == groups - 1 else 1
-            query, column = linear_sum_assignment(np.tile(cost[group].numpy(), repeats))
-            box = column % len(target.labels)
-            rows.append((group, image, torch.as_tensor(query), torch.as_tensor(box)))
-    device = logits.device
-    if not rows:
-        empty = torch.zeros(0, dtype=torch.int64, device=device)
-        return Matches(empty, empty, empty, empty)
-    sizes = torch.tensor([len(query) for _, _, query, _ in rows])
-    return Matches(
-        group=torch.tensor([row[0] for row in rows]).repeat_interleave(sizes).to(device),
-        image=torch.tensor([row[1] for row in rows]).repeat_interleave(sizes).to(device),
-        query=torch.cat([row[2] for row in rows]).to(device),
-        box=torch.cat([row[3] for row in rows]).to(device),
-    )
+    some = [image for image, target in enumerate(targets) if len(target.labels)]
+    if not some:
+        return Matches(*torch.zeros(4, 0, dtype=torch.int64, device=logits.device))
+    costs = [matching_cost(logits[:, i], boxes_cxcywh[:, i], targets[i], loss) for i in some]
+    # A diverged prediction must not abort the run here: the engine sees the NaN loss.
+    cost = torch.nan_to_num(torch.cat(costs, dim=-1), nan=1e6, posinf=1e6, neginf=-1e6)
+    sizes = [c.shape[-1] for c in costs]
+    per_image = torch.split(cost.cpu(), sizes, dim=-1)  # the one wait for the device
+    last = len(logits) - 1
+    pairs = []
+    for image, part in zip(some, per_image, strict=True):
+        for group, square in enumerate(part.numpy()):
+            repeats = loss.encoder_repeats if group == last else 1
+            query, column = linear_sum_assignment(np.tile(square, repeats))
+            where = np.full_like(query, group), np.full_like(query, image)
+            pairs.append(np.stack([*where, query, column % square.shape[1]]))
+    found = torch.from_numpy(np.concatenate(pairs, axis=1))  # (4, T)
+    return Matches(*found.to(logits.device, non_blocking=True))

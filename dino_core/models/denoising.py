@@ -116,15 +116,12 @@ def denoising_queries(
     if draws is None:
         draws = draw_noise(len(labels), layout, config, generator)
     device, repeats = labels.device, 2 * layout.groups
-    noised_labels = labels.repeat(repeats)
     flipped = draws.label_chance.to(device) < config.dn_label_noise_ratio * 0.5
-    noised_labels[flipped] = draws.new_labels.to(device)
+    noised_labels = labels.repeat(repeats).masked_scatter(flipped, draws.new_labels.to(device))
     anchors_logit = inverse_sigmoid(_noised_boxes(boxes, layout.groups, draws, config))
 
     batch, queries = len(targets), layout.num_queries
-    image = torch.arange(batch, device=device).repeat_interleave(
-        torch.tensor(counts, device=device)
-    )
+    image = torch.arange(batch).repeat_interleave(torch.tensor(counts)).to(device)
     slot = torch.cat([torch.arange(n, device=device) for n in counts])
     half = torch.arange(repeats, device=device).repeat_interleave(len(labels))
     where = (image.repeat(repeats), half * layout.slots + slot.repeat(repeats))
