@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dino_core.boxes import inverse_sigmoid
 from dino_core.config import ModelConfig
@@ -16,6 +15,7 @@ from dino_core.models.attention import Mlp, MultiScaleDeformableAttention, SelfA
 from dino_core.models.feed_forward import feed_forward
 from dino_core.models.geometry import Geometry
 from dino_core.models.position import query_position_encoding
+from dino_core.models.recompute import recomputed
 from dino_core.ops.linear import Linear
 
 
@@ -59,8 +59,26 @@ class DecoderLayer(nn.Module):
         self.linear1 = Linear(dim, config.ffn_dim)
         self.linear2 = Linear(config.ffn_dim, dim)
         self.norm3 = nn.LayerNorm(dim)
+        self.gradient_checkpointing = False
 
     def forward(
+        self,
+        x: Tensor,
+        position: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        padding_mask: Tensor | None,
+        blocked: Tensor | None,
+    ) -> Tensor:
+        recompute = self.gradient_checkpointing
+        args = (x, position, references, memory, spatial_shapes, padding_mask, blocked)
+        x = recomputed(self._attend, *args, enabled=recompute)
+        with _arithmetic(x, self.training):
+            out: Tensor = self.norm3(x + feed_forward(x, self.linear1, self.linear2, recompute))
+        return out
+
+    def _attend(
         self,
         x: Tensor,
         position: Tensor,
@@ -73,8 +91,9 @@ class DecoderLayer(nn.Module):
         value = self.cross_attn.value(memory, padding_mask)
         with _arithmetic(x, self.training):
             x = self.norm2(x + self.self_attn(x, position, blocked))
-            x = self.norm1(x + self.cross_attn(x + position, references, value, spatial_shapes))
-            out: Tensor = self.norm3(x + feed_forward(x, self.linear1, self.linear2))
+            out: Tensor = self.norm1(
+                x + self.cross_attn(x + position, references, value, spatial_shapes)
+            )
         return out
 
 
@@ -91,7 +110,6 @@ class Decoder(nn.Module):
         self.ref_point_head = Mlp(2 * dim, dim, dim, 2)
         self.class_embed = nn.ModuleList(Linear(dim, config.num_classes) for _ in range(heads))
         self.bbox_embed = nn.ModuleList(Mlp(dim, dim, 4, 3) for _ in range(heads))
-        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -122,11 +140,7 @@ class Decoder(nn.Module):
             scaled = reference[:, :, None] * scale  # (B, Q, L, 4)
             with _arithmetic(x, self.training):
                 position = self.ref_point_head(query_position_encoding(scaled[:, :, 0], dim))
-            args = (x, position, scaled, memory, shapes, mask, blocked)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, *args, use_reentrant=False)
-            else:
-                x = layer(*args)
+            x = layer(x, position, scaled, memory, shapes, mask, blocked)
             if all_layers or index == last:
                 normed = self.norm(x)
                 with _arithmetic(x, self.training):

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from dino_core.config import ModelConfig
 from dino_core.models.attention import MultiScaleDeformableAttention
 from dino_core.models.backbone import Backbone
-from dino_core.models.decoder import Decoder
+from dino_core.models.decoder import Decoder, DecoderLayer
 from dino_core.models.denoising import (
     DenoisingLayout,
     NoiseDraws,
     attention_mask,
     denoising_queries,
 )
-from dino_core.models.encoder import Encoder
+from dino_core.models.encoder import Encoder, EncoderLayer
 from dino_core.models.geometry import Geometry
 from dino_core.models.neck import Neck
 from dino_core.models.query_selection import QuerySelection, SelectedQueries
@@ -110,9 +110,10 @@ class Dino(nn.Module):
             nn.init.zeros_(last.bias)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute the transformer's layers in backward instead of keeping their activations."""
-        self.encoder.gradient_checkpointing = enabled
-        self.decoder.gradient_checkpointing = enabled
+        """Recompute attention and hidden activations in the backward instead of keeping them."""
+        for layer in (*self.encoder.layers, *self.decoder.layers):
+            assert isinstance(layer, (EncoderLayer, DecoderLayer))
+            layer.gradient_checkpointing = enabled
 
     def forward(
         self,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dino_core.config import ModelConfig
 from dino_core.models.attention import MultiScaleDeformableAttention
 from dino_core.models.feed_forward import feed_forward
 from dino_core.models.geometry import Geometry
+from dino_core.models.recompute import recomputed
 from dino_core.ops.linear import Linear
 
 
@@ -28,6 +27,7 @@ class EncoderLayer(nn.Module):
         self.linear1 = Linear(dim, config.ffn_dim)
         self.linear2 = Linear(config.ffn_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
+        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -37,10 +37,23 @@ class EncoderLayer(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         padding_mask: Tensor | None,
     ) -> Tensor:
+        recompute = self.gradient_checkpointing
+        args = (tokens, positions, references, spatial_shapes, padding_mask)
+        tokens = self.norm1(tokens + recomputed(self._attend, *args, enabled=recompute))
+        hidden = feed_forward(tokens, self.linear1, self.linear2, recompute)
+        out: Tensor = self.norm2(tokens + hidden)
+        return out
+
+    def _attend(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        references: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        padding_mask: Tensor | None,
+    ) -> Tensor:
         value = self.self_attn.value(tokens, padding_mask)
-        attended = self.self_attn(tokens + positions, references, value, spatial_shapes)
-        tokens = self.norm1(tokens + attended)
-        out: Tensor = self.norm2(tokens + feed_forward(tokens, self.linear1, self.linear2))
+        out: Tensor = self.self_attn(tokens + positions, references, value, spatial_shapes)
         return out
 
 
@@ -50,7 +63,6 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
-        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -69,9 +81,5 @@ class Encoder(nn.Module):
         """
         shapes, mask = geometry.spatial_shapes, geometry.token_mask
         for layer in self.layers:
-            args = (tokens, positions, geometry.references, shapes, mask)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(layer, *args, use_reentrant=False)
-            else:
-                tokens = layer(*args)
+            tokens = layer(tokens, positions, geometry.references, shapes, mask)
         return tokens

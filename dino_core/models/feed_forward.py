@@ -14,29 +14,43 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from dino_core.models.recompute import recomputed
 from dino_core.ops.linear import is_plain_cpu, product, to_autocast_dtype
 
 _BLOCK_BYTES = 64 * 2**20  # of hidden activations at a time
 
 
-def feed_forward(x: Tensor, linear1: nn.Linear, linear2: nn.Linear) -> Tensor:
-    """linear2(relu(linear1(x))) of x (..., hidden), in blocks on a CPU."""
+def feed_forward(
+    x: Tensor, linear1: nn.Linear, linear2: nn.Linear, recompute: bool = False
+) -> Tensor:
+    """linear2(relu(linear1(x))) of x (..., hidden), in blocks on a CPU.
+
+    With `recompute` the hidden activations are not kept for the backward, but computed again.
+    """
     if not is_plain_cpu(x):
-        plain: Tensor = linear2(functional.relu(linear1(x)))
-        return plain
+        return recomputed(_plain, x, linear1, linear2, enabled=recompute)
     x, *parameters = to_autocast_dtype(
         x, linear1.weight, linear1.bias, linear2.weight, linear2.bias
     )
     rows = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled() and any(t.requires_grad for t in (rows, *parameters)):
-        result: Tensor = _Blocked.apply(rows, *parameters)
+        result: Tensor = _Blocked.apply(recompute, rows, *parameters)
     else:
-        weight1, bias1, weight2, bias2 = parameters
-        result = rows.new_empty(len(rows), len(weight2))
-        for block in _blocks(rows, len(weight1)):
-            hidden = product(rows[block], weight1, bias1, relu=True)
-            result[block] = product(hidden, weight2, bias2)
+        result = _forward(rows, *parameters)
     return result.view(*x.shape[:-1], linear2.out_features)
+
+
+def _plain(x: Tensor, linear1: nn.Linear, linear2: nn.Linear) -> Tensor:
+    out: Tensor = linear2(functional.relu(linear1(x)))
+    return out
+
+
+def _forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """(N, in) -> (N, out) with no more than a block of hidden activations."""
+    result = x.new_empty(len(x), len(weight2))
+    for rows in _blocks(x, len(weight1)):
+        result[rows] = product(product(x[rows], weight1, bias1, relu=True), weight2, bias2)
+    return result
 
 
 def _blocks(x: Tensor, width: int) -> list[slice]:
@@ -46,30 +60,39 @@ def _blocks(x: Tensor, width: int) -> list[slice]:
 
 
 class _Blocked(torch.autograd.Function):
-    """The same with a gradient for every argument; the gradients of activations in blocks."""
+    """The same with a gradient for every tensor; the gradients of activations in blocks."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
+        ctx: Any,
+        recompute: bool,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
     ) -> Tensor:
-        hidden = product(x, weight1, bias1, relu=True)
-        ctx.save_for_backward(x, weight1, weight2, hidden)
+        hidden = None if recompute else product(x, weight1, bias1, relu=True)
+        ctx.save_for_backward(x, weight1, bias1, weight2, hidden)
+        if hidden is None:
+            return _forward(x, weight1, bias1, weight2, bias2)
         return product(hidden, weight2, bias2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        x, weight1, weight2, hidden = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight1, bias1, weight2, hidden = ctx.saved_tensors
         grad = grad.contiguous()
         grad_x = torch.empty_like(x)
         grad1, grad2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
-        grad_bias1 = weight1.new_zeros(len(weight1))
+        grad_bias1 = torch.zeros_like(bias1)
         for rows in _blocks(x, len(weight1)):
-            part, kept = grad[rows], hidden[rows]
+            part = grad[rows]
+            kept = product(x[rows], weight1, bias1, relu=True) if hidden is None else hidden[rows]
             inner = product(part, weight2.t(), None)
             inner = torch.ops.aten.threshold_backward(inner, kept, 0)
             grad_x[rows] = product(inner, weight1.t(), None)
             grad1.addmm_(inner.t(), x[rows])
             grad2.addmm_(part.t(), kept)
             grad_bias1 += inner.sum(0)
-        return grad_x, grad1, grad_bias1, grad2, grad.sum(0)
+        return None, grad_x, grad1, grad_bias1, grad2, grad.sum(0)

@@ -26,12 +26,15 @@ def plain(x: Tensor, layers: tuple[nn.Linear, nn.Linear]) -> Tensor:
     return out
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, 64, 150])
-def test_equals_the_plain_layers(layers: tuple[nn.Linear, nn.Linear], rows: int) -> None:
+def test_equals_the_plain_layers(
+    layers: tuple[nn.Linear, nn.Linear], rows: int, recompute: bool
+) -> None:
     x = torch.randn(2, rows, 6, requires_grad=True)
     wanted, grad = plain(x, layers), torch.randn(2, rows, 6)
     inputs = [x, *layers[0].parameters(), *layers[1].parameters()]
-    given = feed_forward(x, *layers)
+    given = feed_forward(x, *layers, recompute=recompute)
     torch.testing.assert_close(given, wanted)
     torch.testing.assert_close(
         torch.autograd.grad(given, inputs, grad), torch.autograd.grad(wanted, inputs, grad)
