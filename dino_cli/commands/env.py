@@ -98,23 +98,28 @@ def _devices() -> list[dict[str, Any]]:
 def _cpu() -> dict[str, Any]:
     import torch
 
+    from dino_core.engine.setup import cpu_multiplies_bf16
+
     return {
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "multiplies_bf16": cpu_multiplies_bf16(),
     }
 
 
 def _attention() -> list[dict[str, Any]]:
-    """The kernels that each kind of device would use; a wrong DINO_OPS is told, not raised."""
+    """What each kind of device would use, and how fast; a wrong DINO_OPS is told, not raised."""
     import dataclasses
 
     from dino_core.ops.backend import backend_report
+    from dino_core.ops.speed import encoder_forward_ms
 
     found: list[dict[str, Any]] = []
     for device in sorted({str(device["name"]).split(":")[0] for device in _devices()}):
         try:
-            found.append(dataclasses.asdict(backend_report(device)))
+            report = dataclasses.asdict(backend_report(device))
+            found.append({**report, "encoder_ms": round(encoder_forward_ms(device), 1)})
         except DinoError as error:
             found.append({"device": device, "name": None, "reason": error.message})
     return found

@@ -86,10 +86,11 @@ def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and _cpu_multiplies_bf16()
+        fast = device.type == "cpu" and cpu_multiplies_bf16()
     return torch.bfloat16 if fast else torch.float32
 
 
-def _cpu_multiplies_bf16() -> bool:
+def cpu_multiplies_bf16() -> bool:
+    """Whether the processor has instructions for products of bfloat16."""
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

@@ -1,0 +1,32 @@
+"""How fast the deformable attention of this machine is, for `dino env`."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from dino_core.ops.deformable_attention import deformable_attention
+
+_LEVELS = [(60, 80), (30, 40), (15, 20), (8, 10)]  # of a 480x640 image at strides 8 to 64
+_HEADS, _CHANNELS, _POINTS, _REPEATS = 8, 32, 4, 3
+
+
+def encoder_forward_ms(device: str) -> float:
+    """Milliseconds of one encoder layer's attention of a 480x640 image, fp32; the best of a few."""
+    tokens = sum(height * width for height, width in _LEVELS)
+    points = (1, tokens, _HEADS, len(_LEVELS), _POINTS)
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(1, tokens, _HEADS, _CHANNELS, generator=generator).to(device)
+    references = torch.rand(1, tokens, len(_LEVELS), 2, generator=generator).to(device)
+    offsets = torch.randn(*points, 2, generator=generator).to(device)
+    logits = torch.randn(points, generator=generator).to(device)
+    times = []
+    with torch.inference_mode():
+        for _ in range(1 + _REPEATS):  # the first warms up
+            start = time.perf_counter()
+            deformable_attention(value, _LEVELS, references, offsets, logits)
+            if device != "cpu":
+                torch.accelerator.synchronize()
+            times.append(time.perf_counter() - start)
+    return min(times[1:]) * 1e3
