@@ -24,7 +24,8 @@ COMMANDS = {
     "train": "Train or fine-tune a model on your own pictures.",
     "eval": "Measure a model on labelled images: COCO AP and AR.",
     "export": "Write a model as ONNX and check it against torch.",
-    "convert": "Convert labelled data between COCO and YOLO.",
+    "check": "Find what is wrong with labelled data, with pictures.",
+    "convert": "Convert labelled data between COCO, YOLO, Pascal VOC and CSV.",
     "models": "List models, look into one, import official checkpoints.",
     "env": "Show versions, devices and which kernels run here.",
 }

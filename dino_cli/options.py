@@ -33,7 +33,7 @@ Out = Annotated[
     ),
 ]
 Format = Annotated[
-    Literal["coco", "yolo"] | None,
+    Literal["coco", "yolo", "voc", "csv"] | None,
     typer.Option("--format", help="Form of the data; default: recognised.", show_default=False),
 ]
 

@@ -17,13 +17,15 @@ app = typer.Typer(**options.SETTINGS)
 @app.command(
     epilog=options.examples(
         "dino convert yolo_data/ coco_data/ --to coco",
-        "dino convert annotations.json yolo_data/ --to yolo",
+        "dino convert VOCdevkit/VOC2012 yolo_data/ --to yolo",
     )
 )
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of labelled data.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
-    to: Annotated[Literal["coco", "yolo"], typer.Option("--to", help="Form to write.")],
+    to: Annotated[
+        Literal["coco", "yolo", "voc", "csv"], typer.Option("--to", help="Form to write.")
+    ],
     form: options.Format = None,
     as_json: options.Json = False,
 ) -> None:
@@ -34,7 +36,10 @@ def convert(
 
     index = load_dataset(source, form, val_split=0.0)
     with output.output_folder(destination, "convert") as folder:
-        losses = index.to_coco(folder.path) if to == "coco" else index.to_yolo(folder.path)
+        writers = {
+            "coco": index.to_coco, "yolo": index.to_yolo, "voc": index.to_voc, "csv": index.to_csv,
+        }  # fmt: skip
+        losses = writers[to](folder.path)
         folder.keep()
     for warning in (*index.warnings, *losses):
         render.warn(warning)

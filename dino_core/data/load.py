@@ -5,17 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from dino_core.config import nearest
 from dino_core.data.formats.coco import read_coco
+from dino_core.data.formats.csv_files import CSV_LAYOUT, is_csv
+from dino_core.data.formats.csv_table import read_csv
 from dino_core.data.formats.layout import COCO_LAYOUT, find_coco
+from dino_core.data.formats.voc import read_voc
+from dino_core.data.formats.voc_files import VOC_LAYOUT, is_voc
 from dino_core.data.formats.yolo import read_yolo
 from dino_core.data.formats.yolo_files import YOLO_LAYOUT, is_yolo
 from dino_core.data.records import DatasetIndex
 from dino_core.data.split import stratified_split
 from dino_core.errors import ConfigError, DataError
 
-READERS: dict[str, Callable[[Path], DatasetIndex]] = {"coco": read_coco, "yolo": read_yolo}
+
+class Form(NamedTuple):
+    """One form of data sets: whether a path has it, what it looks like, and its reader."""
+
+    fits: Callable[[Path], bool]
+    layout: str
+    read: Callable[[Path], DatasetIndex]
+
+
+FORMS: dict[str, Form] = {
+    "coco": Form(lambda path: bool(find_coco(path)), COCO_LAYOUT, read_coco),
+    "yolo": Form(is_yolo, YOLO_LAYOUT, read_yolo),
+    "voc": Form(is_voc, VOC_LAYOUT, read_voc),
+    "csv": Form(is_csv, CSV_LAYOUT, read_csv),
+}
 
 
 def load_dataset(
@@ -24,8 +43,8 @@ def load_dataset(
     """Read a labelled data set in whichever form it is.
 
     Args:
-        path: A folder, a COCO json file or a YOLO data.yaml.
-        format: "coco" or "yolo" instead of recognising it.
+        path: A folder, a COCO json file, a YOLO data.yaml or a CSV file.
+        format: "coco", "yolo", "voc" or "csv" instead of recognising it.
         val_split: Share of the images to set apart as "val" where the set has only "train"; 0 for
             none.
         seed: Of that split; the same seed gives the same split.
@@ -37,15 +56,15 @@ def load_dataset(
     path = Path(path)
     if not 0 <= val_split < 1:
         raise ConfigError(f"val_split is {val_split}, expected a share from 0 to below 1")
-    if format is not None and format not in READERS:
+    if format is not None and format not in FORMS:
         raise ConfigError(
             f"unknown data format '{format}'",
-            nearest(format, READERS) or f"known: {', '.join(READERS)}",
+            nearest(format, FORMS) or f"known: {', '.join(FORMS)}",
         )
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     form, note = (format, "") if format else _recognise(path)
-    index = READERS[form](path)
+    index = FORMS[form].read(path)
     if note:
         index = replace(index, warnings=(*index.warnings, note))
     if "train" in index.splits and "val" not in index.splits and val_split > 0:
@@ -54,26 +73,23 @@ def load_dataset(
 
 
 def _recognise(path: Path) -> tuple[str, str]:
-    """The form of a data set, and a remark where another would fit too."""
+    """The first form that fits, and a remark where others would fit too."""
     try:
-        coco = bool(find_coco(path))
-        yolo = is_yolo(path)
+        forms = [name for name, form in FORMS.items() if form.fits(path)]
         inside = [] if path.is_file() else sorted(p.name for p in path.iterdir())[:8]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if coco and yolo:
-        return "coco", f"{path} holds COCO and YOLO labels; COCO was read (format forces another)"
-    if coco:
-        return "coco", ""
-    if yolo:
-        return "yolo", ""
+    if forms:
+        others = f"{path} holds labels as {' and '.join(forms)}; {forms[0]} was read"
+        return forms[0], f"{others} (--format forces another)" if forms[1:] else ""
     if path.is_file():
         raise DataError(
-            f"{path}: not a data set", "expected a folder, a COCO .json or a YOLO data.yaml"
+            f"{path}: not a data set",
+            "expected a folder, a COCO .json, a YOLO data.yaml or a .csv",
         )
     raise DataError(
         f"{path}: no data set recognised, found {', '.join(inside) or 'nothing'}",
-        f"looked for COCO ({COCO_LAYOUT}) and YOLO ({YOLO_LAYOUT})",
+        "looked for " + "; ".join(f"{name}: {form.layout}" for name, form in FORMS.items()),
     )
 
 

@@ -25,6 +25,9 @@ class ImageRecord:
         class_indices: (N,) int64, indices into the data set's ClassMap.
         is_crowd: (N,) bool; crowds are left out of training and ignored in evaluation.
         areas: (N,) float32, COCO's own `area` where given, else width times height.
+        flags: (N,) bool each, marks by name that only some forms know: VOC's "difficult",
+            "truncated" and "occluded". They are kept for converters; training and evaluation
+            take such boxes like any other.
     """
 
     image_id: int
@@ -35,6 +38,7 @@ class ImageRecord:
     class_indices: NDArray[np.int64]
     is_crowd: NDArray[np.bool_]
     areas: NDArray[np.float32]
+    flags: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class DatasetIndex:
 
     Attributes:
         root: Where it was read from.
-        format: "coco" or "yolo".
+        format: "coco", "yolo", "voc" or "csv".
         classes: Index, name and source id of each class.
         splits: Split name ("train", "val", "test") to records.
         warnings: What was repaired or left out while reading, one sentence each with its place.
@@ -68,3 +72,15 @@ class DatasetIndex:
         from dino_core.data.formats.yolo import write_yolo
 
         return write_yolo(self, Path(path))
+
+    def to_voc(self, path: str | Path) -> list[str]:
+        """Write as a Pascal VOC data set into a folder; returns what could not be kept."""
+        from dino_core.data.formats.voc import write_voc
+
+        return write_voc(self, Path(path))
+
+    def to_csv(self, path: str | Path) -> list[str]:
+        """Write as a CSV table with its images into a folder; returns what could not be kept."""
+        from dino_core.data.formats.csv_table import write_csv
+
+        return write_csv(self, Path(path))

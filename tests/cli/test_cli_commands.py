@@ -37,6 +37,7 @@ def test_env(capsys: Capture) -> None:
     assert report["packages"]["torch"] == torch.__version__.split("+")[0]
     assert report["devices"][0] == {"name": "cpu"}
     assert report["attention"][0]["name"] in ("compiled", "reference")
+    assert report["attention"][0]["encoder_ms"] > 0
     assert run(["env"]) == 0
     assert "attention:\n" in capsys.readouterr().out
 
@@ -87,6 +88,45 @@ def test_convert_there_and_back(data: Path, capsys: Capture) -> None:
         assert boxes[1] == [pytest.approx(box, abs=0.01) for box in boxes[0]]
     assert run(["convert", str(data), "yolo", "--to", "coco"]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_convert_through_every_form(data: Path, capsys: Capture) -> None:
+    steps = ((str(data), "voc"), ("voc", "csv"), ("csv", "yolo"), ("yolo", "voc2"))
+    for source, target in steps:
+        assert run(["convert", source, target, "--to", target.rstrip("2"), "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["images"] == {"train": 6, "val": 3}
+        assert answer["from"] == ("coco" if source == str(data) else source)
+    for file in Path("voc/Annotations").iterdir():
+        assert Path("voc2/Annotations", file.name).read_text() == file.read_text()
+    assert run(["convert", "csv", "again", "--to", "csv", "--format", "voc"]) == 3
+    assert "no Pascal VOC data set found" in capsys.readouterr().err
+    assert not Path("again").exists()
+
+
+def test_convert_tells_what_is_lost(data: Path, capsys: Capture) -> None:
+    assert run(["convert", str(data), "voc", "--to", "voc"]) == 0
+    file = next(Path("voc/Annotations").iterdir())
+    file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 1))
+    capsys.readouterr()
+    assert run(["convert", "voc", "csv", "--to", "csv"]) == 0
+    captured = capsys.readouterr()
+    assert "1 marks 'difficult' are lost: CSV has no place for them" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("form", ["voc", "csv"])
+def test_eval_of_other_forms(model: Path, data: Path, form: str, capsys: Capture) -> None:
+    assert run(["convert", str(data), form, "--to", form]) == 0
+    capsys.readouterr()
+    answers = []
+    for source in (str(data), form):
+        assert run(["eval", str(model), source, "--json", "--out", f"eval-{len(answers)}"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert all(
+        answers[0][key] == pytest.approx(answers[1][key]) for key in ("ap", "ap50", "ar_100")
+    )
+    assert answers[1]["images"] == 3
 
 
 def test_convert_of_nothing(capsys: Capture) -> None:

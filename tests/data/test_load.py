@@ -55,22 +55,44 @@ def test_forms_are_recognised(tmp_path: Path) -> None:
     file = coco_file(tmp_path / "coco")
     assert load_dataset(file, val_split=0).format == "coco"
     assert load_dataset(str(tmp_path / "coco"), val_split=0).format == "coco"
-    assert load_dataset(yolo_set(tmp_path / "yolo")).format == "yolo"
+    yolo = load_dataset(yolo_set(tmp_path / "yolo"))
+    assert yolo.format == "yolo"
+    yolo.to_voc(tmp_path / "voc")
+    yolo.to_csv(tmp_path / "csv")
+    assert load_dataset(tmp_path / "voc").format == "voc"
+    assert load_dataset(tmp_path / "csv").format == "csv"
+    assert load_dataset(tmp_path / "csv/annotations.csv").format == "csv"
+
+
+def test_tables_and_xml_of_other_kinds_are_not_taken_for_labels(tmp_path: Path) -> None:
+    yolo_set(tmp_path)
+    (tmp_path / "results.csv").write_text("epoch,loss,precision,recall,map,lr\n1,2,3,4,5,6\n")
+    (tmp_path / "classes.csv").write_text("cat,0\ndog,1\n")
+    (tmp_path / "settings.xml").write_text("<settings/>")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/cvat.xml").write_text("<annotations><version>1.1</version>")
+    assert load_dataset(tmp_path).format == "yolo"
 
 
 def test_both_forms_in_one_folder(tmp_path: Path) -> None:
     yolo_set(tmp_path)
     coco_file(tmp_path)
-    both = load_dataset(tmp_path, val_split=0)
-    assert both.format == "coco" and "COCO and YOLO" in both.warnings[-1]
+    index = load_dataset(tmp_path, val_split=0)
+    assert index.format == "coco"
+    assert (
+        "holds labels as coco and yolo; coco was read (--format forces another)"
+        in (index.warnings[-1])
+    )
     assert load_dataset(tmp_path, format="yolo").format == "yolo"
+    assert load_dataset(tmp_path, format="coco", val_split=0).format == "coco"
 
 
 def test_what_was_looked_for_is_told(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("")
     with pytest.raises(DataError, match=r"no data set recognised, found notes\.md") as caught:
         load_dataset(tmp_path)
-    assert "instances_{train,val}.json" in caught.value.hint and "data.yaml" in caught.value.hint
+    for layout in ("instances_{train,val}.json", "data.yaml", "Annotations/*.xml", "xmin,ymin"):
+        assert layout in caught.value.hint
     with pytest.raises(DataError, match="not a data set"):
         load_dataset(tmp_path / "notes.md")
     with pytest.raises(DataError, match="no such file or folder"):

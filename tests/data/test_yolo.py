@@ -107,6 +107,35 @@ def test_bare_folders_with_class_names(tmp_path: Path) -> None:
     assert read_yolo(tmp_path).classes.names == ("cat", "dog")
 
 
+def test_images_and_labels_in_one_folder(tmp_path: Path) -> None:
+    image_file(tmp_path / "a.jpg")
+    image_file(tmp_path / "b.jpg")
+    text_file(tmp_path / "a.txt", "1 0.5 0.5 0.25 0.5\n")
+    text_file(tmp_path / "classes.txt", "cat\ndog\n")
+    index = read_yolo(tmp_path)
+    assert index.classes.names == ("cat", "dog") and index.warnings == ()
+    assert [r.class_indices.tolist() for r in index.splits["train"]] == [[1], []]
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        "path: .\ntrain: images/train\nval: images/val\nnames: {0: cat, 1: dog}",
+        "train: ./images/train/\nvalid: ./images/val/\nnames: [cat, dog]",
+        "train: [images/train]\nvalidation: [images/val]\nnc: 2\nnames:\n- cat\n- dog",
+        "train: train.txt\nval: lists/val.txt\nnames: [cat, dog]",
+        "train: [train.txt]\nval: images\\val\nnames: [cat, dog]",
+    ],
+)
+def test_spellings_of_data_yaml(tmp_path: Path, yaml: str) -> None:
+    yolo_set(tmp_path, yaml=yaml)
+    text_file(tmp_path / "train.txt", "./images/train/a.jpg\n\n")
+    text_file(tmp_path / "lists/val.txt", "images/val/a.jpg\n")
+    index = read_yolo(tmp_path)
+    assert {split: len(r) for split, r in index.splits.items()} == {"train": 1, "val": 1}
+    assert index.classes.names == ("cat", "dog") and index.warnings == ()
+
+
 def test_flat_bare_folders_are_one_split(tmp_path: Path) -> None:
     image_file(tmp_path / "images/a.jpg")
     text_file(tmp_path / "labels/a.txt", "2 0.5 0.5 0.5 0.5")

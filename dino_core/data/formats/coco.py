@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,18 @@ from dino_core.data.formats.coco_json import (
 from dino_core.data.formats.images import (
     copy_images,
     unique_names,
-    upright_size,
     write_text,
     writing_failed,
 )
+from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
 from dino_core.data.formats.layout import (
     COCO_LAYOUT,
     find_coco,
     image_folders,
     root_of,
 )
-from dino_core.data.formats.repairs import Repairs, make_record
+from dino_core.data.formats.losses import lost_flags
+from dino_core.data.formats.repairs import Repairs
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -41,7 +41,6 @@ _KNOWN = {
     "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd"},
     "categories": {"id", "name"},
 }
-_SAME_ASPECT = 0.01  # sizes whose aspect differs by less are one image at two resolutions
 
 
 def read_coco(path: Path) -> DatasetIndex:
@@ -139,58 +138,36 @@ def _read_split(
         image_id = unique_id(image, images, "image", where)
         images[image_id], places[image_id] = image, where
     boxes = _read_boxes(source, set(images), classes)
-    records: list[ImageRecord] = []
-    missing: list[str] = []
-    for image_id, image in images.items():
-        where = places[image_id]
-        name = str(get(image, "file_name", where))
-        path = _find_image(name, folders)
-        if path is None:
-            missing.append(name)
-            repairs.add(
-                "image file is missing and was left out",
-                "image files are missing and were left out",
-                f"{where}: {name}",
-            )
-            continue
-        record = _make_record(image, image_id, path, where, boxes.get(image_id, []), repairs)
-        if record is not None:
-            records.append(record)
-    if missing and len(missing) == len(images):
-        looked = ", ".join(map(str, folders))
-        raise DataError(
-            f"{file}: none of its {len(missing)} images was found, e.g. {missing[0]}",
-            f"looked in {looked}",
+    found = (
+        LabelledImage(
+            image_id,
+            (str(get(image, "file_name", places[image_id])),),
+            places[image_id],
+            _stated_size(image, places[image_id]),
+            boxes.get(image_id, ()),
         )
-    return tuple(records)
+        for image_id, image in images.items()
+    )
+    return read_images(found, folders, file, repairs)
 
 
-def _find_image(name: str, folders: list[Path]) -> Path | None:
-    """The image file of that name; the folder that had it moves to the front of the list."""
-    name = name.replace("\\", "/")
-    for i, folder in enumerate(folders):
-        path = folder / name
-        if path.is_file():
-            if i:
-                folders.insert(0, folders.pop(i))
-            return path
-    return None
+def _stated_size(image: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+    if image.get("width") is None or image.get("height") is None:
+        return None
+    width = integer(image["width"], "width", where)
+    height = integer(image["height"], "height", where)
+    if width < 1 or height < 1:
+        raise DataError(f"{where}: size {width}x{height}, expected at least one pixel")
+    return (width, height)
 
 
-@dataclass(frozen=True)
-class _Box:
-    place: str
-    xywh: tuple[float, float, float, float]
-    class_index: int
-    is_crowd: bool
-    area: float | None
-
-
-def _read_boxes(source: CocoFile, image_ids: set[int], classes: ClassMap) -> dict[int, list[_Box]]:
+def _read_boxes(
+    source: CocoFile, image_ids: set[int], classes: ClassMap
+) -> dict[int, list[LabelledBox]]:
     """Boxes by image id, in file order."""
     file = source.file
     index_of_id = classes.index_of_id
-    boxes: dict[int, list[_Box]] = {}
+    boxes: dict[int, list[LabelledBox]] = {}
     seen: dict[int, None] = {}
     for i, entry in enumerate(source.annotations):
         where = f"{file}: annotations[{i}]"
@@ -206,10 +183,11 @@ def _read_boxes(source: CocoFile, image_ids: set[int], classes: ClassMap) -> dic
             raise DataError(
                 f"{where}: category_id {category_id} is not among the categories", f"known: {known}"
             )
+        x, y, w, h = read_bbox(get(entry, "bbox", where), where)
         boxes.setdefault(image_id, []).append(
-            _Box(
+            LabelledBox(
                 place=where,
-                xywh=read_bbox(get(entry, "bbox", where), where),
+                xyxy=(x, y, x + w, y + h),
                 class_index=index_of_id[category_id],
                 is_crowd=bool(entry.get("iscrowd", 0)),
                 area=read_area(entry.get("area"), where),
@@ -218,69 +196,13 @@ def _read_boxes(source: CocoFile, image_ids: set[int], classes: ClassMap) -> dic
     return boxes
 
 
-def _make_record(
-    image: Mapping[str, Any],
-    image_id: int,
-    path: Path,
-    where: str,
-    boxes: list[_Box],
-    repairs: Repairs,
-) -> ImageRecord | None:
-    """The record of one image at its file's own size; None, with a note, if it cannot be used."""
-    size = upright_size(path)
-    if size is None:
-        repairs.add(
-            "file is not a readable image and was left out",
-            "files are not readable images and were left out",
-            str(path),
-        )
-        return None
-    stated = size
-    if image.get("width") is not None and image.get("height") is not None:
-        width = integer(image["width"], "width", where)
-        height = integer(image["height"], "height", where)
-        if width < 1 or height < 1:
-            raise DataError(f"{where}: size {width}x{height}, expected at least one pixel")
-        stated = (width, height)
-    scale_x, scale_y = size[0] / stated[0], size[1] / stated[1]
-    if abs(scale_x / scale_y - 1) > _SAME_ASPECT:
-        repairs.add(
-            "image does not have the stated shape and was left out",
-            "images do not have the stated shape and were left out",
-            f"{where}: {stated[0]}x{stated[1]} stated, {path} is {size[0]}x{size[1]} upright",
-        )
-        return None
-    if stated != size:
-        repairs.add(
-            "image has another size than stated; its boxes were scaled",
-            "images have another size than stated; their boxes were scaled",
-            f"{where}: {stated[0]}x{stated[1]} stated, {path} is {size[0]}x{size[1]} upright",
-        )
-    scale_area = scale_x * scale_y
-    corners = [
-        (x * scale_x, y * scale_y, (x + w) * scale_x, (y + h) * scale_y)
-        for x, y, w, h in (box.xywh for box in boxes)
-    ]
-    return make_record(
-        image_id,
-        path,
-        size,
-        corners,
-        [box.class_index for box in boxes],
-        [box.place for box in boxes],
-        repairs,
-        is_crowd=[box.is_crowd for box in boxes],
-        areas=[None if box.area is None else box.area * scale_area for box in boxes],
-    )
-
-
 def write_coco(index: DatasetIndex, out_dir: Path) -> list[str]:
     """Write annotations/instances_SPLIT.json and images/SPLIT/ below `out_dir`.
 
     Returns: what could not be kept, one sentence each.
     Raises: DataError if the folder cannot be written.
     """
-    lost = list(index.unread)
+    lost = [*index.unread, *lost_flags(index, "COCO")]
     try:
         for split, records in index.splits.items():
             names = unique_names(records)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from dino_core.data.records import ImageRecord
@@ -90,6 +91,11 @@ def copy_images(
         lost.append(
             f"{len(renamed)} images of one name were renamed (first: {path} became {folder / name})"
         )
+
+
+def number_text(value: np.float32) -> str:
+    """The shortest decimal that reads back as the same number, without an exponent."""
+    return np.format_float_positional(value, trim="-")
 
 
 def write_text(path: Path, text: str) -> None:

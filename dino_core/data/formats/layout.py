@@ -17,6 +17,8 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 ROBOFLOW_FILE = "_annotations.coco.json"
+_ROBOFLOW_FILES = (ROBOFLOW_FILE, "_annotations.csv")
+_IMAGE_FOLDERS = ("images", "JPEGImages")
 
 
 def find_coco(path: Path) -> dict[str, Path]:
@@ -38,13 +40,18 @@ def find_coco(path: Path) -> dict[str, Path]:
             return found
         files = sorted(folder.glob("*.json")) if folder.is_dir() else []
         instances = [file for file in files if file.stem.startswith("instances_")]
-        found = _by_split(instances or filter(_looks_like_coco, files))
+        found = by_split(instances or filter(_looks_like_coco, files))
         if not found and len(files) == 1 and _looks_like_coco(files[0]):
             found = {"train": files[0]}
     return found
 
 
-def _by_split(files: Iterable[Path]) -> dict[str, Path]:
+def by_split(files: Iterable[Path]) -> dict[str, Path]:
+    """Split name to annotation file, of those files whose names tell one.
+
+    Raises:
+        DataError: two files claim the same split.
+    """
     found: dict[str, Path] = {}
     for file in files:
         split = split_of(file)
@@ -61,7 +68,14 @@ def _by_split(files: Iterable[Path]) -> dict[str, Path]:
 
 def split_of(file: Path) -> str | None:
     """The split that an annotation file's name or, in Roboflow's layout, its folder tells."""
-    name = file.parent.name if file.name == ROBOFLOW_FILE else file.stem
+    if file.name in _ROBOFLOW_FILES:
+        folder = file.parent.name.lower()
+        return next((split for split, names in SPLIT_NAMES.items() if folder in names), None)
+    return split_in(file.stem)
+
+
+def split_in(name: str) -> str | None:
+    """The split that a word of a file or folder name tells, e.g. "instances_val2017"."""
     words = name.lower().replace("-", "_").replace(".", "_").split("_")
     for split, names in SPLIT_NAMES.items():
         if any(word.rstrip("0123456789") in names for word in words):
@@ -92,8 +106,9 @@ def image_folders(root: Path, file: Path, split: str) -> list[Path]:
     """Where the images of a split may lie, most specific first."""
     tail = file.stem.partition("_")[2]  # instances_train2017 -> train2017
     names = [name for name in (tail, *SPLIT_NAMES[split]) if name]
-    folders = [file.parent] if file.name == ROBOFLOW_FILE else []
-    folders += [root / "images" / name for name in names]
-    folders += [root / name / "images" for name in names] + [root / name for name in names]
-    folders += [root / "images", root, file.parent / "images", file.parent]
+    folders = [file.parent] if file.name in _ROBOFLOW_FILES else []
+    folders += [root / images / name for images in _IMAGE_FOLDERS for name in names]
+    folders += [root / name / images for images in _IMAGE_FOLDERS for name in names]
+    folders += [root / name for name in names] + [root / images for images in _IMAGE_FOLDERS]
+    folders += [root, file.parent / "images", file.parent]
     return list(dict.fromkeys(folder for folder in folders if folder.is_dir()))

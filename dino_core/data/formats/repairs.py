@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dino_core.data.records import ImageRecord
 
-_TOLERANCE_PX = 0.01  # a box this far outside its image is rounding, not a mistake
+ROUNDING_PX = 0.01  # a box this far outside its image is rounding, not a mistake
 
 
 class Repairs:
@@ -49,6 +49,7 @@ def make_record(
     repairs: Repairs,
     is_crowd: Sequence[bool] | None = None,
     areas: Sequence[float | None] | None = None,
+    flags: Sequence[Set[str]] | None = None,
 ) -> ImageRecord:
     """One image's record: boxes are clipped to the image, boxes without area left out.
 
@@ -62,6 +63,7 @@ def make_record(
         repairs: Where repairs are noted.
         is_crowd: N flags; none set where None.
         areas: N areas; width times height where None.
+        flags: N sets of marks; none where None.
     """
     width, height = size_wh
     boxes = np.asarray(boxes_xyxy_px, np.float64).reshape(-1, 4)
@@ -70,15 +72,16 @@ def make_record(
     clipped = np.clip(boxes, 0.0, limit)
     sides = clipped[:, 2:].astype(np.float32) - clipped[:, :2].astype(np.float32)
     empty: NDArray[np.bool_] = sides.min(axis=1, initial=np.inf) <= 0
-    for i in np.flatnonzero(empty | (outside > _TOLERANCE_PX)).tolist():
+    for i in np.flatnonzero(empty | (outside > ROUNDING_PX)).tolist():
         _note_box(repairs, places[i], boxes[i], size_wh, bool(empty[i]))
     keep = ~empty
-    final = np.where(outside[:, None] > _TOLERANCE_PX, clipped, boxes)[keep].astype(np.float32)
+    final = np.where(outside[:, None] > ROUNDING_PX, clipped, boxes)[keep].astype(np.float32)
     sides = final[:, 2:] - final[:, :2]
     full = sides[:, 0] * sides[:, 1]
     if areas is not None:
         known = np.array([np.nan if a is None else a for a in areas], np.float32)[keep]
         full = np.where(np.isnan(known), full, known)
+    marks = [] if flags is None else [flags[i] for i in np.flatnonzero(keep).tolist()]
     crowd = np.zeros(len(boxes), np.bool_) if is_crowd is None else np.asarray(is_crowd, np.bool_)
     return ImageRecord(
         image_id=image_id,
@@ -89,6 +92,10 @@ def make_record(
         class_indices=np.asarray(class_indices, np.int64)[keep],
         is_crowd=crowd[keep],
         areas=full.astype(np.float32),
+        flags={
+            flag: np.array([flag in found for found in marks], np.bool_)
+            for flag in sorted({flag for found in marks for flag in found})
+        },
     )
 
 

@@ -17,6 +17,7 @@ from dino_core.data.formats.images import (
     write_text,
     writing_failed,
 )
+from dino_core.data.formats.losses import lost_areas, lost_crowds, lost_flags
 from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.formats.yolo_files import YoloFiles, find_yolo, label_path
 from dino_core.data.records import DatasetIndex, ImageRecord
@@ -241,11 +242,7 @@ def _label_text(record: ImageRecord) -> str:
 
 def _not_kept(index: DatasetIndex) -> list[str]:
     """What YOLO text has no place for."""
-    lost = []
-    records = [record for split in index.splits.values() for record in split]
-    crowds = sum(int(record.is_crowd.sum()) for record in records)
-    if crowds:
-        lost.append(f"{crowds} crowd boxes were left out: YOLO labels cannot mark them as crowds")
+    lost = lost_crowds(index, "YOLO")
     if index.classes.source_ids != tuple(range(len(index.classes))):
         ids = ", ".join(map(str, index.classes.source_ids[:10]))
         lost.append(f"the class ids ({ids:.60}) became 0 to {len(index.classes) - 1}")
@@ -253,13 +250,4 @@ def _not_kept(index: DatasetIndex) -> list[str]:
         by_name = sorted(zip(members, unique_names(members), strict=True), key=lambda m: m[1])
         if [record.image_id for record, _ in by_name] != list(range(1, len(members) + 1)):
             lost.append(f"{split}: image ids and order are lost, YOLO images are known by name")
-    areas = sum(_other_areas(record) for record in records)
-    if areas:
-        lost.append(f"{areas} areas are lost that differ from width times height")
-    return lost
-
-
-def _other_areas(record: ImageRecord) -> int:
-    sides = record.boxes_xyxy_px[:, 2:] - record.boxes_xyxy_px[:, :2]
-    full = sides[:, 0] * sides[:, 1]
-    return int((np.abs(record.areas - full) > 0.01 * full + 0.01)[~record.is_crowd].sum())
+    return [*lost, *lost_areas(index), *lost_flags(index, "YOLO")]

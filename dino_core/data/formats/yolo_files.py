@@ -13,7 +13,10 @@ from dino_core.data.formats.images import list_images
 from dino_core.data.formats.layout import SPLIT_NAMES
 from dino_core.errors import DataError
 
-YOLO_LAYOUT = "data.yaml, or images/{train,val}/ with labels/{train,val}/"
+YOLO_LAYOUT = (
+    "data.yaml, or images/{train,val}/ with labels/{train,val}/, or images, labels and classes.txt "
+    "in one folder"
+)
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _YAML_SUFFIXES = (".yaml", ".yml")
 _CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
@@ -37,7 +40,7 @@ class YoloFiles:
 
 
 def is_yolo(path: Path) -> bool:
-    """Whether `path` is a YOLO data set: a yaml file, or a folder with one or with labels/."""
+    """Whether `path` is a YOLO data set: a yaml file, or a folder with one or with labels."""
     if path.is_file():
         return path.suffix.lower() in _YAML_SUFFIXES
     return _find_yaml(path) is not None or bool(_bare_folders(path))
@@ -227,4 +230,8 @@ def _bare_folders(root: Path) -> dict[str, Path]:
                 found.setdefault(split, root / name / "images")
     if not found and images.is_dir() and labels.is_dir():
         found["train"] = images
+    if not found and any((root / name).is_file() for name in _CLASS_FILES):
+        beside = (image.with_suffix(".txt") for image in list_images(root))
+        if any(label.is_file() for label in beside):
+            found["train"] = root  # as labelImg leaves them: all in one folder
     return found

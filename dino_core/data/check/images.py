@@ -1,0 +1,167 @@
+"""What one image file is like, found out in a pool of processes: whole, turned, its fingerprints.
+
+Every file is decoded to its end, a JPEG at an eighth of its size, which its decoder does many times
+faster without skipping any of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import multiprocessing
+import os
+import signal
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from dino_core.data.check.similar import HASHED_SIDE, perceptual_hash, thumbnail
+from dino_core.errors import DataError
+from dino_core.processing.preprocess import to_rgb_array
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = 1
+_FILES_A_TASK = 16
+_JPEG_END = b"\xff\xd9"
+_ZEROS = 64  # that many at the end of a JPEG without its end mark: a copy that stopped
+DAMAGED = (  # what Pillow raises on damaged files
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    DataError,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """One image file.
+
+    Attributes:
+        path: The file.
+        problem: "unreadable-image", "truncated-image" or "" for neither.
+        reason: The decoder's words on the problem.
+        orientation: EXIF orientation, 1 for upright.
+        digest: Fingerprint of the bytes; empty where they cannot be read.
+        phash: Perceptual hash; None for blank or unreadable images.
+        small: The upright picture as `thumbnail` makes it; None where it cannot be decoded.
+    """
+
+    path: Path
+    problem: str = ""
+    reason: str = ""
+    orientation: int = _UPRIGHT
+    digest: bytes = b""
+    phash: int | None = None
+    small: NDArray[np.uint8] | None = None
+
+
+def examine(path: Path) -> ImageFacts:
+    """Read and decode one image file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return ImageFacts(path, "unreadable-image", error.strerror or str(error))
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                is_jpeg = image.format in ("JPEG", "MPO")
+                orientation = image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT)
+                picture = reduced(image, 2 * HASHED_SIDE)
+        except UnidentifiedImageError:
+            reason = "not an image" if data else "the file is empty"
+            return ImageFacts(path, "unreadable-image", reason, digest=digest)
+        except DAMAGED as error:
+            kind = "truncated-image" if _tells_truncation(error) else "unreadable-image"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return ImageFacts(path, kind, reason, digest=digest)
+    if is_jpeg and data.endswith(bytes(_ZEROS)) and not _has_end(data):
+        reason = "the end of the file is zeros"
+        return ImageFacts(path, "truncated-image", reason, digest=digest)
+    side = (HASHED_SIDE, HASHED_SIDE)
+    hashed = np.asarray(picture.resize(side, Image.Resampling.BILINEAR, reducing_gap=3.0))
+    return ImageFacts(
+        path,
+        orientation=orientation if orientation in range(1, 9) else _UPRIGHT,
+        digest=digest,
+        phash=perceptual_hash(hashed),
+        small=thumbnail(hashed),
+    )
+
+
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """An opened file upright and as RGB, decoded to its end; a JPEG only as large as needed.
+
+    Args:
+        image: Opened and not yet decoded.
+        side: Both sides keep as many pixels at least, where the file has them.
+    """
+    image.draft("RGB", (side, side))
+    image.load()
+    return Image.fromarray(to_rgb_array(image))
+
+
+def _tells_truncation(error: BaseException) -> bool:
+    words = str(error).lower()
+    return isinstance(error, EOFError) or "truncated" in words or "incomplete" in words
+
+
+def _has_end(data: bytes) -> bool:
+    """Whether a JPEG that ends in zeros has its end mark just before them."""
+    return data.rstrip(b"\0").endswith(_JPEG_END)
+
+
+def examine_all(paths: Sequence[Path], workers: int) -> Iterator[ImageFacts]:
+    """The facts of every file, in order, as they come.
+
+    Args:
+        paths: Image files.
+        workers: Processes to decode in; with 0 or 1 it is done in this one.
+
+    Raises:
+        DataError: a worker process died.
+    """
+    if workers <= 1:
+        yield from map(examine, paths)
+        return
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_parent
+    )
+    try:
+        yield from pool.map(examine, paths, chunksize=_FILES_A_TASK)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that decodes images died",
+            "the memory is full, or an image crashes its decoder; remove the largest images",
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

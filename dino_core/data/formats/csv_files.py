@@ -1,0 +1,273 @@
+"""The CSV tables of a data set: where they lie, their delimiter, their columns and their rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino_core.data.formats.layout import SPLIT_NAMES, by_split, split_in, split_of
+from dino_core.errors import DataError
+
+CSV_LAYOUT = (
+    "a .csv file with one box a row, e.g. filename,class,xmin,ymin,xmax,ymax and maybe split, "
+    "or {train,valid}/_annotations.csv"
+)
+_SUFFIXES = (".csv", ".tsv")
+_ROBOFLOW_CSV = "_annotations.csv"
+_DELIMITERS = ",;\t"
+_IMAGE = (
+    "filename", "file_name", "image", "image_path", "img_path", "image_name", "path", "filepath",
+    "file_path", "file", "img",
+)  # fmt: skip
+_LABEL = ("class", "label", "name", "class_name", "category", "category_name", "label_name")
+_CORNERS = (
+    ("xmin", "x_min", "x1", "left"),
+    ("ymin", "y_min", "y1", "top"),
+    ("xmax", "x_max", "x2", "right"),
+    ("ymax", "y_max", "y2", "bottom"),
+)
+_CORNER_AND_SIZE = (
+    ("x", "bbox_x", *_CORNERS[0]),
+    ("y", "bbox_y", *_CORNERS[1]),
+    ("w", "bbox_w", "bbox_width", "box_width"),
+    ("h", "bbox_h", "bbox_height", "box_height"),
+)
+_SIZE = (("width", "image_width", "img_width"), ("height", "image_height", "img_height"))
+_SPLIT = ("split", "subset", "set", "partition")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which field of a row is what; `names` are the header's, empty where there is none."""
+
+    names: tuple[str, ...]
+    image: int
+    label: int
+    box: tuple[int, int, int, int]
+    has_corners: bool  # xmin, ymin, xmax, ymax; else x, y, w, h
+    size: tuple[int, int] | None = None
+    split: int | None = None
+
+
+_RETINANET = _Columns((), 0, 5, (1, 2, 3, 4), True)
+
+
+@dataclass(frozen=True)
+class CsvRow:
+    """One row: a box, or an image without boxes where `xyxy` is None."""
+
+    place: str
+    image: str
+    label: str
+    xyxy: tuple[float, float, float, float] | None
+    stated_wh: tuple[int, int] | None
+    split: str | None
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """One file: its rows, and how many of them fill each column that is not read."""
+
+    file: Path
+    rows: tuple[CsvRow, ...]
+    unread: Mapping[str, int]
+
+
+def is_csv(path: Path) -> bool:
+    """Whether `path` is a CSV file, or a folder that holds tables of boxes."""
+    return path.suffix.lower() in _SUFFIXES if path.is_file() else bool(find_csv(path))
+
+
+def find_csv(path: Path) -> dict[str, Path]:
+    """Split name to table; empty where `path` holds none. A table's own split column comes first.
+
+    Raises:
+        DataError: two files claim the same split.
+    """
+    if path.is_file():
+        return {split_of(path) or "train": path}
+    found = {
+        split: file
+        for split, names in SPLIT_NAMES.items()
+        for name in reversed(names)
+        if (file := path / name / _ROBOFLOW_CSV).is_file()
+    }
+    for folder in (path / "annotations", path):
+        if found:
+            return found
+        files = sorted(file for suffix in _SUFFIXES for file in folder.glob(f"*{suffix}"))
+        files = [file for file in files if _holds_boxes(file)]
+        found = by_split(files)
+        if not found and len(files) == 1:
+            found = {"train": files[0]}
+    return found
+
+
+def _holds_boxes(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+            first = _split_line(stream.readline(4096))
+    except OSError:
+        return True  # let the reader say what is wrong
+    return _columns_of(first) is not None
+
+
+def _split_line(line: str) -> list[str]:
+    """The fields of the first line, by the delimiter that gives the most."""
+    return max((_fields(line, d) for d in _DELIMITERS), key=len)
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    try:
+        return [field.strip() for field in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:  # no text, or one enormous field
+        return []
+
+
+def _columns_of(first: Sequence[str]) -> _Columns | None:
+    """The columns that a first line tells; None if it is no table of boxes."""
+    names = tuple(name.lower().replace(" ", "_").replace("-", "_") for name in first)
+
+    def column(known: Sequence[str]) -> int | None:
+        return next((names.index(name) for name in known if name in names), None)
+
+    image, label, split = column(_IMAGE), column(_LABEL), column(_SPLIT)
+    corners = [column(known) for known in _CORNERS]
+    size = [column(known) for known in _SIZE]
+    if image is None or label is None:
+        return _RETINANET if _is_retinanet(first) else None
+    has_corners = None not in corners
+    box = corners if has_corners else [column(known) for known in _CORNER_AND_SIZE]
+    if not has_corners and box[2] is box[3] is None:
+        box[2:], size = size, [None, None]  # x, y, width, height: the size is the box's
+    x, y, z, w = box
+    if x is None or y is None or z is None or w is None:
+        return None
+    width, height = size
+    size_wh = None if width is None or height is None else (width, height)
+    return _Columns(names, image, label, (x, y, z, w), has_corners, size_wh, split)
+
+
+def _is_retinanet(first: Sequence[str]) -> bool:
+    """Whether a first line is already a row of path,x1,y1,x2,y2,class."""
+    if len(first) != 6 or not first[0]:
+        return False
+    return not any(first[1:]) or all(_number(text) is not None for text in first[1:5])
+
+
+def read_table(file: Path) -> CsvTable:
+    """Read one table.
+
+    Raises:
+        DataError: it cannot be read, its columns are unknown, or a row is malformed, naming the
+            line.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: cannot be read as text ({error})", "save it as UTF-8") from error
+    line = text.partition("\n")[0]
+    first = _split_line(line)
+    columns = _columns_of(first)
+    if columns is None:
+        raise DataError(
+            f"{file} line 1: the columns are {', '.join(first) or 'none':.120}, "
+            "which do not tell an image, a class and a box",
+            "expected e.g. filename,class,xmin,ymin,xmax,ymax",
+        )
+    delimiter = next(d for d in _DELIMITERS if _fields(line, d) == first)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows: list[CsvRow] = []
+    unread: Counter[str] = Counter()
+    try:
+        for fields in reader:
+            fields = [field.strip() for field in fields]
+            if not any(fields) or (columns.names and reader.line_num == 1):
+                continue
+            rows.append(_read_row(fields, columns, f"{file} line {reader.line_num}"))
+            unread.update(_unread(fields, columns))
+    except csv.Error as error:
+        raise DataError(f"{file} line {reader.line_num}: not valid CSV ({error})") from error
+    _refuse_fractions(rows)
+    return CsvTable(file, tuple(rows), unread)
+
+
+def _read_row(fields: list[str], columns: _Columns, place: str) -> CsvRow:
+    expected = len(columns.names) or 6
+    if len(fields) < expected or any(fields[expected:]):
+        raise DataError(
+            f"{place}: {len(fields)} fields, expected {expected}",
+            "a field that holds the delimiter must be in quotes",
+        )
+    image, label = fields[columns.image], fields[columns.label]
+    if not image:
+        raise DataError(f"{place}: the image's name is empty", "every row needs its image")
+    cells = [fields[i] for i in columns.box]
+    box = None
+    if any(cells):
+        a, b, c, d = (_checked(fields[i], i, columns, place) for i in columns.box)
+        box = (a, b, c, d) if columns.has_corners else (a, b, a + c, b + d)
+        if not label:
+            raise DataError(f"{place}: the box has no class", "every box needs its class")
+    elif label:
+        raise DataError(
+            f"{place}: the class is '{label:.40}', but the box is empty",
+            "leave the class empty too for an image without boxes",
+        )
+    size = None
+    if columns.size is not None and all(fields[i] for i in columns.size):
+        width, height = (int(_checked(fields[i], i, columns, place)) for i in columns.size)
+        if width < 1 or height < 1:
+            raise DataError(f"{place}: size {width}x{height}, expected at least one pixel")
+        size = (width, height)
+    return CsvRow(place, image, label, box, size, _split_of_row(fields, columns, place))
+
+
+def _checked(text: str, column: int, columns: _Columns, place: str) -> float:
+    value = _number(text)
+    if value is None:
+        name = columns.names[column] if columns.names else f"field {column + 1}"
+        raise DataError(f"{place}: {name} is '{text:.40}', expected a number of pixels")
+    return value
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _split_of_row(fields: list[str], columns: _Columns, place: str) -> str | None:
+    if columns.split is None or not fields[columns.split]:
+        return None
+    split = split_in(fields[columns.split])
+    if split is None:
+        raise DataError(
+            f"{place}: the split is '{fields[columns.split]:.40}', expected train, val or test"
+        )
+    return split
+
+
+def _unread(fields: Sequence[str], columns: _Columns) -> list[str]:
+    read = {columns.image, columns.label, *columns.box, *(columns.size or ()), columns.split}
+    return [name for i, name in enumerate(columns.names) if i not in read and fields[i]]
+
+
+def _refuse_fractions(rows: Sequence[CsvRow]) -> None:
+    """Boxes all within the first pixel, and not whole, were meant as fractions of the image."""
+    numbers = [number for row in rows if row.xyxy is not None for number in row.xyxy]
+    if numbers and max(numbers) <= 1 and not all(number.is_integer() for number in numbers):
+        place = next(row.place for row in rows if row.xyxy is not None)
+        raise DataError(
+            f"{place}: this box, like all others in the file, lies within 0 to 1",
+            "CSV boxes are in pixels, not fractions of the image's width and height",
+        )

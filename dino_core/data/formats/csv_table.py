@@ -1,0 +1,169 @@
+"""CSV tables of boxes, one a row, to and from the neutral form.
+
+Read are TensorFlow's and Roboflow's tables, RetinaNet's without header, and others that name their
+columns in a common way. Corners are pixels counted from 0, taken as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dino_core.data.formats.csv_files import (
+    CSV_LAYOUT,
+    CsvRow,
+    CsvTable,
+    find_csv,
+    read_table,
+)
+from dino_core.data.formats.images import (
+    copy_images,
+    number_text,
+    unique_names,
+    write_text,
+    writing_failed,
+)
+from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
+from dino_core.data.formats.layout import SPLIT_NAMES, image_folders, root_of
+from dino_core.data.formats.losses import (
+    lost_areas,
+    lost_class_ids,
+    lost_crowds,
+    lost_flags,
+    lost_image_ids,
+    require_boxes,
+)
+from dino_core.data.formats.repairs import Repairs
+from dino_core.data.records import DatasetIndex, ImageRecord
+from dino_core.detections import ClassMap
+from dino_core.errors import DataError
+
+_HEADER = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "split")
+
+
+def read_csv(path: Path) -> DatasetIndex:
+    """Read a CSV data set: a folder (see `CSV_LAYOUT`) or one table.
+
+    Classes are the names found, sorted. A row with an empty box is an image without boxes. Images
+    are numbered from 1 in the order of their first rows. The split is that of the row, else of the
+    table's name or folder, else "train".
+
+    Raises:
+        DataError: a file is missing or malformed, naming the line.
+    """
+    files = find_csv(path)
+    if not files:
+        raise DataError(f"{path}: no CSV table of boxes found", f"expected {CSV_LAYOUT}")
+    tables = {split: read_table(file) for split, file in files.items()}
+    rows = [row for table in tables.values() for row in table.rows]
+    names = sorted({row.label for row in rows if row.label})
+    if not names:
+        first = next(iter(files.values()))
+        raise DataError(
+            f"{first}: none of its {len(rows)} rows has a box", "classes are known by their boxes"
+        )
+    classes = ClassMap.from_names(names)
+    index_of = {name: i for i, name in enumerate(names)}
+    root = path if path.is_dir() else root_of(path)
+    repairs = Repairs()
+    splits: dict[str, tuple[ImageRecord, ...]] = {}
+    for split in SPLIT_NAMES:
+        for source, images in _images_of(split, tables):
+            first_id = len(splits.get(split, ())) + 1
+            labelled = [_labelled(i, r, index_of) for i, r in enumerate(images, start=first_id)]
+            folders = image_folders(root, source.file, split)
+            records = read_images(labelled, folders, source.file, repairs)
+            splits[split] = (*splits.get(split, ()), *records)
+    unread = _unread(tables.values())
+    return DatasetIndex(path, "csv", classes, splits, repairs.sentences(), unread)
+
+
+def _images_of(
+    split: str, tables: Mapping[str, CsvTable]
+) -> list[tuple[CsvTable, list[list[CsvRow]]]]:
+    """The rows of each image of a split, by table; tables without any are left out."""
+    found = []
+    for own_split, table in tables.items():
+        images: dict[str, list[CsvRow]] = {}
+        for row in table.rows:
+            if (row.split or own_split) == split:
+                images.setdefault(row.image, []).append(row)
+        if images:
+            found.append((table, list(images.values())))
+    return found
+
+
+def _labelled(image_id: int, rows: list[CsvRow], index_of: Mapping[str, int]) -> LabelledImage:
+    first = rows[0]
+    for row in rows:
+        if row.stated_wh != first.stated_wh:
+            raise DataError(
+                f"{row.place}: the size of {row.image} is {_size_text(row)} here and "
+                f"{_size_text(first)} at {first.place}",
+                "all rows of an image must state the same size",
+            )
+    boxes = [
+        LabelledBox(row.place, row.xyxy, index_of[row.label])
+        for row in rows
+        if row.xyxy is not None
+    ]
+    base = first.image.replace("\\", "/").rpartition("/")[2]
+    names = list(dict.fromkeys((first.image, base)))  # paths of another machine: the name alone
+    return LabelledImage(image_id, names, first.place, first.stated_wh, boxes)
+
+
+def _size_text(row: CsvRow) -> str:
+    return "empty" if row.stated_wh is None else f"{row.stated_wh[0]}x{row.stated_wh[1]}"
+
+
+def _unread(tables: Iterable[CsvTable]) -> tuple[str, ...]:
+    """Columns beyond the neutral form: for converters to tell."""
+    counts: Counter[str] = Counter()
+    for table in tables:
+        counts.update(table.unread)
+    return tuple(f"{n} rows have a '{name}', which is not kept" for name, n in counts.items())
+
+
+def write_csv(index: DatasetIndex, out_dir: Path) -> list[str]:
+    """Write annotations.csv, with a split column, and images/SPLIT/ below `out_dir`.
+
+    Returns: what could not be kept, one sentence each.
+    Raises: DataError if the folder cannot be written, or no box would name a class.
+    """
+    require_boxes(index, "CSV")
+    lost = [
+        *index.unread,
+        *lost_crowds(index, "CSV"),
+        *lost_class_ids(index, "CSV"),
+        *lost_image_ids(index, "CSV"),
+        *lost_areas(index),
+        *lost_flags(index, "CSV"),
+    ]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_HEADER)
+    try:
+        for split, records in index.splits.items():
+            names = unique_names(records)
+            copy_images(records, names, out_dir / "images" / split, lost)
+            for record, name in zip(records, names, strict=True):
+                image = (f"images/{split}/{name}", record.width, record.height)
+                boxes = _box_fields(record, index.classes) or [("",) * 5]
+                writer.writerows([*image, *box, split] for box in boxes)
+        write_text(out_dir / "annotations.csv", text.getvalue())
+    except OSError as error:
+        raise writing_failed(out_dir, error) from error
+    return lost
+
+
+def _box_fields(record: ImageRecord, classes: ClassMap) -> list[tuple[str, ...]]:
+    return [
+        (classes.names[class_index], *map(number_text, box))
+        for box, class_index, is_crowd in zip(
+            record.boxes_xyxy_px, record.class_indices, record.is_crowd, strict=True
+        )
+        if not is_crowd
+    ]

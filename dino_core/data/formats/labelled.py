@@ -1,0 +1,153 @@
+"""From labels that name their images (COCO, VOC, CSV) to records: found, measured, scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino_core.data.formats.images import upright_size
+from dino_core.data.formats.repairs import Repairs, make_record
+from dino_core.data.records import ImageRecord
+from dino_core.errors import DataError
+
+_SAME_ASPECT = 0.01  # sizes whose aspect differs by less are one image at two resolutions
+
+
+@dataclass(frozen=True)
+class LabelledBox:
+    """One box as its file tells it.
+
+    Attributes:
+        place: File and line or entry, for errors and notes.
+        xyxy: Corners in pixels of the stated size.
+        class_index: Index into the data set's ClassMap.
+        is_crowd: Whether it is a COCO crowd.
+        area: As stated; None for width times height.
+        flags: Marks such as VOC's "difficult".
+    """
+
+    place: str
+    xyxy: tuple[float, float, float, float]
+    class_index: int
+    is_crowd: bool = False
+    area: float | None = None
+    flags: Set[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image as its file tells it.
+
+    Attributes:
+        image_id: Unique in its split.
+        names: File names it may have, the likeliest first; they may hold folders.
+        place: File and line or entry, for errors and notes.
+        stated_wh: Width and height as stated; None where they are not.
+        boxes: In file order.
+    """
+
+    image_id: int
+    names: Sequence[str]
+    place: str
+    stated_wh: tuple[int, int] | None
+    boxes: Sequence[LabelledBox]
+
+
+def read_images(
+    images: Iterable[LabelledImage], folders: list[Path], source: Path, repairs: Repairs
+) -> tuple[ImageRecord, ...]:
+    """The records of one split.
+
+    Images that are missing, unreadable or of another shape than stated are left out, with a note.
+
+    Args:
+        images: What the labels tell.
+        folders: Where image files may lie, most specific first.
+        source: The label file or folder, for errors.
+        repairs: Where repairs are noted.
+
+    Raises:
+        DataError: none of the images is there.
+    """
+    records: list[ImageRecord] = []
+    missing: list[str] = []
+    folders = list(folders)
+    found = 0
+    for image in images:
+        path = next(filter(None, (_find_image(name, folders) for name in image.names)), None)
+        if path is None:
+            missing.append(image.names[0])
+            repairs.add(
+                "image file is missing and was left out",
+                "image files are missing and were left out",
+                f"{image.place}: {image.names[0]}",
+            )
+            continue
+        found += 1
+        record = _read_image(image, path, repairs)
+        if record is not None:
+            records.append(record)
+    if missing and not found:
+        looked = ", ".join(map(str, folders))
+        raise DataError(
+            f"{source}: none of its {len(missing)} images was found, e.g. {missing[0]}",
+            f"looked in {looked}",
+        )
+    return tuple(records)
+
+
+def _find_image(name: str, folders: list[Path]) -> Path | None:
+    """The image file of that name; the folder that had it moves to the front of the list."""
+    name = name.replace("\\", "/")
+    for i, folder in enumerate(folders):
+        path = folder / name
+        if path.is_file():
+            if i:
+                folders.insert(0, folders.pop(i))
+            return path
+    return None
+
+
+def _read_image(image: LabelledImage, path: Path, repairs: Repairs) -> ImageRecord | None:
+    """The record of one image at its file's own size; None, with a note, if it cannot be used."""
+    size = upright_size(path)
+    if size is None:
+        repairs.add(
+            "file is not a readable image and was left out",
+            "files are not readable images and were left out",
+            str(path),
+        )
+        return None
+    stated = image.stated_wh or size
+    scale_x, scale_y = size[0] / stated[0], size[1] / stated[1]
+    sizes = f"{stated[0]}x{stated[1]} stated, {path} is {size[0]}x{size[1]} upright"
+    if abs(scale_x / scale_y - 1) > _SAME_ASPECT:
+        repairs.add(
+            "image does not have the stated shape and was left out",
+            "images do not have the stated shape and were left out",
+            f"{image.place}: {sizes}",
+        )
+        return None
+    if stated != size:
+        repairs.add(
+            "image has another size than stated; its boxes were scaled",
+            "images have another size than stated; their boxes were scaled",
+            f"{image.place}: {sizes}",
+        )
+    scale_area = scale_x * scale_y
+    return make_record(
+        image.image_id,
+        path,
+        size,
+        [
+            (x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y)
+            for x1, y1, x2, y2 in (box.xyxy for box in image.boxes)
+        ],
+        [box.class_index for box in image.boxes],
+        [box.place for box in image.boxes],
+        repairs,
+        is_crowd=[box.is_crowd for box in image.boxes],
+        areas=[None if box.area is None else box.area * scale_area for box in image.boxes],
+        flags=[box.flags for box in image.boxes],
+    )

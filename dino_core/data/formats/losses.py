@@ -1,0 +1,90 @@
+"""What a target form has no place for, one sentence a kind: the writers list it for converters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from dino_core.data.records import DatasetIndex, ImageRecord
+from dino_core.detections import ClassMap
+from dino_core.errors import DataError
+
+
+def lost_crowds(index: DatasetIndex, form: str) -> list[str]:
+    """Crowd boxes, which the writer leaves out."""
+    crowds = sum(int(record.is_crowd.sum()) for record in _records(index))
+    if not crowds:
+        return []
+    return [f"{crowds} crowd boxes were left out: {form} cannot mark them as crowds"]
+
+
+def lost_areas(index: DatasetIndex) -> list[str]:
+    """Areas that are not those of the boxes, e.g. of outlines."""
+    areas = sum(_other_areas(record) for record in _records(index))
+    return [f"{areas} areas are lost that differ from width times height"] if areas else []
+
+
+def lost_flags(index: DatasetIndex, form: str) -> list[str]:
+    """Marks such as VOC's difficult."""
+    counts: Counter[str] = Counter()
+    for record in _records(index):
+        counts.update({flag: int(marked.sum()) for flag, marked in record.flags.items()})
+    return [
+        f"{count} marks '{flag}' are lost: {form} has no place for them"
+        for flag, count in counts.items()
+        if count
+    ]
+
+
+def lost_image_ids(index: DatasetIndex, form: str) -> list[str]:
+    """Image ids, where the form's reader will number the images in their order."""
+    return [
+        f"{split}: image ids are lost, {form} knows images by name"
+        for split, records in index.splits.items()
+        if [record.image_id for record in records] != list(range(1, len(records) + 1))
+    ]
+
+
+def lost_class_ids(index: DatasetIndex, form: str) -> list[str]:
+    """Class ids and order, and classes without boxes, where the form names a class at each box."""
+    used = {i for r in _records(index) for i in r.class_indices[~r.is_crowd].tolist()}
+    unused = [name for i, name in enumerate(index.classes.names) if name and i not in used]
+    lost = []
+    if unused:
+        lost.append(
+            f"classes without boxes are lost ({', '.join(unused):.80}): "
+            f"{form} knows classes by their boxes"
+        )
+    named = {n: i for n, i in zip(*_named(index.classes), strict=True) if n not in unused}
+    if named != {name: i for i, name in enumerate(sorted(named))}:
+        ids = ", ".join(map(str, named.values()))
+        lost.append(
+            f"the class ids ({ids:.60}) are lost: {form} knows classes by name, in sorted order"
+        )
+    return lost
+
+
+def require_boxes(index: DatasetIndex, form: str) -> None:
+    """Raise DataError if a form that names a class at each box would have no class at all."""
+    if not any((~record.is_crowd).any() for record in _records(index)):
+        raise DataError(
+            f"{index.root}: there are no boxes, so {form} could not name the classes",
+            "write it as coco or yolo",
+        )
+
+
+def _named(classes: ClassMap) -> tuple[Sequence[str], Sequence[int]]:
+    used = [i for i, name in enumerate(classes.names) if name]
+    return [classes.names[i] for i in used], [classes.source_ids[i] for i in used]
+
+
+def _records(index: DatasetIndex) -> list[ImageRecord]:
+    return [record for split in index.splits.values() for record in split]
+
+
+def _other_areas(record: ImageRecord) -> int:
+    sides = record.boxes_xyxy_px[:, 2:] - record.boxes_xyxy_px[:, :2]
+    full = sides[:, 0] * sides[:, 1]
+    return int((np.abs(record.areas - full) > 0.01 * full + 0.01)[~record.is_crowd].sum())

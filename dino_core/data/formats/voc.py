@@ -1,0 +1,179 @@
+"""Pascal VOC xml to and from the neutral form.
+
+VOC counts pixels from 1 and includes the last one ("The top-left pixel in the image has
+coordinates (1,1)", VOC2012 devkit; its VOCevaldet.m takes xmax - xmin + 1 as width), so a box
+covers xmin - 1 to xmax on the axis that the neutral form has, whose zero is the image's edge.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+
+from dino_core.data.formats.images import (
+    IMAGE_SUFFIXES,
+    copy_images,
+    number_text,
+    unique_names,
+    write_text,
+    writing_failed,
+)
+from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
+from dino_core.data.formats.layout import image_folders
+from dino_core.data.formats.losses import (
+    lost_areas,
+    lost_class_ids,
+    lost_crowds,
+    lost_image_ids,
+    require_boxes,
+)
+from dino_core.data.formats.repairs import ROUNDING_PX, Repairs
+from dino_core.data.formats.voc_files import find_voc
+from dino_core.data.formats.voc_xml import (
+    FLAGS,
+    ROOT,
+    VocAnnotation,
+    VocObject,
+    read_annotation,
+)
+from dino_core.data.records import DatasetIndex, ImageRecord
+from dino_core.detections import ClassMap
+from dino_core.errors import DataError
+
+_SUFFIXES = sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix != ".png", suffix))
+
+
+def read_voc(path: Path) -> DatasetIndex:
+    """Read a Pascal VOC data set: a folder (see `VOC_LAYOUT`).
+
+    Classes are the names found, sorted. Objects marked difficult or truncated are kept with their
+    marks. Images are numbered from 1 in the order of their list, else of their files. A file
+    is about the image of its own name, else about the one that it states.
+
+    Raises:
+        DataError: a file is missing or malformed, naming the line.
+    """
+    repairs = Repairs()
+    files = find_voc(path, repairs)
+    annotations = {
+        split: [read_annotation(file) for file in members]
+        for split, members in files.splits.items()
+    }
+    everything = [a for members in annotations.values() for a in members]
+    names = sorted({found.name for a in everything for found in a.objects})
+    if not names:
+        raise DataError(
+            f"{files.root}: none of its {len(everything)} annotation files has an <object>",
+            "classes are known by their objects",
+        )
+    classes = ClassMap.from_names(names)
+    index_of = {name: i for i, name in enumerate(names)}
+    splits = {}
+    for split, members in annotations.items():
+        folder = members[0].file.parent
+        images = (_labelled(i, a, index_of, repairs) for i, a in enumerate(members, start=1))
+        folders = image_folders(files.root, members[0].file, split)
+        splits[split] = read_images(images, folders, folder, repairs)
+    unread = _unread(found for a in everything for found in a.objects)
+    return DatasetIndex(files.root, "voc", classes, splits, repairs.sentences(), unread)
+
+
+def _labelled(
+    image_id: int, annotation: VocAnnotation, index_of: dict[str, int], repairs: Repairs
+) -> LabelledImage:
+    stem, stated = annotation.file.stem, annotation.filename
+    names = [stem + suffix for case in (str, str.upper) for suffix in map(case, _SUFFIXES)]
+    if stated:
+        names.insert(0 if Path(stated).stem == stem else len(names), stated)
+    boxes = [
+        LabelledBox(found.place, _corners(found, repairs), index_of[found.name], flags=found.flags)
+        for found in annotation.objects
+    ]
+    return LabelledImage(image_id, names, str(annotation.file), annotation.stated_wh, boxes)
+
+
+def _corners(found: VocObject, repairs: Repairs) -> tuple[float, float, float, float]:
+    """Corners on the axis whose zero is the image's edge."""
+    x1, y1, x2, y2 = found.corners
+    if 0 <= min(x1, y1) < 1 - ROUNDING_PX:
+        repairs.add(
+            "box starts at 0, but VOC counts pixels from 1; it was taken to start at the edge",
+            "boxes start at 0, but VOC counts pixels from 1; they were taken to start at the edge",
+            found.place,
+        )
+        x1, y1 = (1 if 0 <= v < 1 else v for v in (x1, y1))
+    return (x1 - 1, y1 - 1, x2, y2)
+
+
+def _unread(objects: Iterable[VocObject]) -> tuple[str, ...]:
+    """What the objects hold beyond the neutral form, e.g. parts: for converters to tell."""
+    counts = Counter(tag for found in objects for tag in found.unread)
+    return tuple(f"{n} objects have a '{tag}', which is not kept" for tag, n in counts.items())
+
+
+def write_voc(index: DatasetIndex, out_dir: Path) -> list[str]:
+    """Write Annotations/, JPEGImages/ and ImageSets/Main/SPLIT.txt below `out_dir`.
+
+    Corners are written with as many digits as they have, also where others round to whole pixels.
+
+    Returns: what could not be kept, one sentence each.
+    Raises: DataError if the folder cannot be written, or no box would name a class.
+    """
+    require_boxes(index, "VOC")
+    lost = [
+        *index.unread,
+        *lost_crowds(index, "VOC"),
+        *lost_class_ids(index, "VOC"),
+        *lost_image_ids(index, "VOC"),
+        *lost_areas(index),
+    ]
+    records = [record for split in index.splits.values() for record in split]
+    names = unique_names(records)
+    pairs = zip(records, names, strict=True)
+    try:
+        copy_images(records, names, out_dir / "JPEGImages", lost)
+        for split, members in index.splits.items():
+            stems = []
+            for record, name in islice(pairs, len(members)):
+                stems.append(Path(name).stem)
+                text = _annotation_text(record, name, index.classes.names)
+                write_text(out_dir / "Annotations" / f"{stems[-1]}.xml", text)
+            listed = "".join(f"{stem}\n" for stem in stems)
+            write_text(out_dir / "ImageSets" / "Main" / f"{split}.txt", listed)
+    except OSError as error:
+        raise writing_failed(out_dir, error) from error
+    return lost
+
+
+def _annotation_text(record: ImageRecord, name: str, classes: Sequence[str]) -> str:
+    root = ElementTree.Element(ROOT)
+    _add(root, "folder", "JPEGImages")
+    _add(root, "filename", name)
+    size = ElementTree.SubElement(root, "size")
+    for tag, value in (("width", record.width), ("height", record.height), ("depth", 3)):
+        _add(size, tag, value)
+    _add(root, "segmented", 0)
+    for i, box in enumerate(record.boxes_xyxy_px):
+        if record.is_crowd[i]:
+            continue
+        node = ElementTree.SubElement(root, "object")
+        _add(node, "name", classes[record.class_indices[i]])
+        _add(node, "pose", "Unspecified")
+        for flag in FLAGS:
+            if flag in record.flags or flag != "occluded":
+                _add(node, flag, int(flag in record.flags and record.flags[flag][i]))
+        x1, y1, x2, y2 = map(number_text, box)
+        bndbox = ElementTree.SubElement(node, "bndbox")
+        corners = {"xmin": Decimal(x1) + 1, "ymin": Decimal(y1) + 1, "xmax": x2, "ymax": y2}
+        for tag, corner in corners.items():
+            _add(bndbox, tag, corner)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _add(parent: ElementTree.Element, tag: str, value: object) -> None:
+    ElementTree.SubElement(parent, tag).text = str(value)

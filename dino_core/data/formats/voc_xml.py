@@ -1,0 +1,188 @@
+"""One Pascal VOC annotation file: its elements, each checked as it is taken, with its line.
+
+Parsed by expat, as xml.etree is, but keeping line numbers and refusing document types, whose
+entities can read other files or grow without bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.parsers import expat
+
+from dino_core.errors import DataError
+
+ROOT = "annotation"
+FLAGS = ("truncated", "difficult", "occluded")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_KNOWN = {"name", "pose", "bndbox", *FLAGS}
+_NO_POSE = {"", "unspecified"}
+
+
+@dataclass
+class Element:
+    """An XML element: its tag, first line, text and children."""
+
+    tag: str
+    line: int
+    text: str = ""
+    children: list[Element] = field(default_factory=list)
+
+    def child(self, tag: str) -> Element | None:
+        """The first child of that tag."""
+        return next((child for child in self.children if child.tag == tag), None)
+
+    def text_of(self, tag: str) -> str:
+        """The text of the first child of that tag; empty where there is none."""
+        child = self.child(tag)
+        return "" if child is None else child.text.strip()
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """One object: corners as written, pixels counted from 1, the last one included."""
+
+    place: str
+    name: str
+    corners: tuple[float, float, float, float]
+    flags: frozenset[str]
+    unread: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VocAnnotation:
+    """What one file tells.
+
+    Attributes:
+        file: The xml file.
+        filename: The image's name as stated, without folders; may be empty.
+        stated_wh: Width and height as stated; None where they are missing or 0.
+        objects: In file order.
+    """
+
+    file: Path
+    filename: str
+    stated_wh: tuple[int, int] | None
+    objects: tuple[VocObject, ...]
+
+
+def read_annotation(file: Path) -> VocAnnotation:
+    """Read one annotation file.
+
+    Raises:
+        DataError: it cannot be read or is no VOC annotation, naming the line.
+    """
+    root = _parse(file)
+    if root.tag != ROOT:
+        raise DataError(
+            f"{file} line {root.line}: the root element is <{root.tag:.40}>, expected <{ROOT}>",
+            "every xml file there must be a Pascal VOC annotation",
+        )
+    filename = root.text_of("filename").replace("\\", "/").rpartition("/")[2]
+    objects = [_object(child, file) for child in root.children if child.tag == "object"]
+    return VocAnnotation(file, filename, _size(root, file), tuple(objects))
+
+
+def _parse(file: Path) -> Element:
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    document = Element("", 0)
+    open_elements = [document]
+
+    def start(tag: str, _attributes: dict[str, str]) -> None:
+        element = Element(tag, parser.CurrentLineNumber)
+        open_elements[-1].children.append(element)
+        open_elements.append(element)
+
+    def end(_tag: str) -> None:
+        open_elements.pop()
+
+    def text(data: str) -> None:
+        open_elements[-1].text += data
+
+    def document_type(name: str, _system: str | None, _public: str | None, _inner: bool) -> None:
+        raise DataError(
+            f"{file} line {parser.CurrentLineNumber}: a document type (<!DOCTYPE {name:.40}), "
+            "which could declare entities, is refused",
+            "remove the <!DOCTYPE ...> from the file",
+        )
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = text
+    parser.StartDoctypeDeclHandler = document_type
+    try:
+        parser.Parse(file.read_bytes(), True)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except expat.ExpatError as error:
+        raise DataError(
+            f"{file} line {error.lineno}: not valid XML ({expat.ErrorString(error.code)})",
+            "the file may be truncated; write or download it again",
+        ) from error
+    except (ValueError, LookupError) as error:  # an encoding that expat does not know
+        raise DataError(f"{file} line 1: not readable ({error})", "save it as UTF-8") from error
+    return document.children[0]
+
+
+def _size(root: Element, file: Path) -> tuple[int, int] | None:
+    size = root.child("size")
+    if size is None:
+        return None
+    sides = []
+    for tag in ("width", "height"):
+        text = size.text_of(tag)
+        try:
+            sides.append(int(float(text or "0")))
+        except (ValueError, OverflowError):
+            raise DataError(
+                f"{file} line {size.line}: {tag} is '{text:.40}', expected a number of pixels"
+            ) from None
+    return (sides[0], sides[1]) if min(sides) > 0 else None
+
+
+def _object(element: Element, file: Path) -> VocObject:
+    place = f"{file} line {element.line}"
+    name = element.text_of("name")
+    if not name:
+        raise DataError(f"{place}: the object has no <name>", "every object needs its class")
+    box = element.child("bndbox")
+    if box is None:
+        found = ", ".join(child.tag for child in element.children)
+        raise DataError(
+            f"{place}: the object '{name:.40}' has no <bndbox>, found {found:.80}",
+            "every object needs <bndbox> with <xmin>, <ymin>, <xmax> and <ymax>",
+        )
+    x1, y1, x2, y2 = (_corner(box, tag, file) for tag in _CORNERS)
+    flags = frozenset(flag for flag in FLAGS if _is_set(element.text_of(flag)))
+    unread = {child.tag for child in element.children if child.tag not in _KNOWN}
+    if element.text_of("pose").lower() not in _NO_POSE:
+        unread.add("pose")
+    return VocObject(place, name, (x1, y1, x2, y2), flags, tuple(sorted(unread)))
+
+
+def _corner(box: Element, tag: str, file: Path) -> float:
+    corner = box.child(tag)
+    if corner is None:
+        found = ", ".join(child.tag for child in box.children) or "nothing"
+        raise DataError(
+            f"{file} line {box.line}: <bndbox> has no <{tag}>, found {found:.80}",
+            f"it needs {', '.join(_CORNERS)}",
+        )
+    text = corner.text.strip()
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{file} line {corner.line}: {tag} is '{text:.40}', expected a number")
+    return value
+
+
+def _is_set(text: str) -> bool:
+    """Whether a mark is set: 1, as the devkit writes, or another number or word for it."""
+    try:
+        return float(text) > 0
+    except ValueError:
+        return text.lower() in {"true", "yes"}

@@ -1,0 +1,249 @@
+"""CSV tables: hand-worked files in every spelling, every layout and every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dino_core.data.formats.csv_table import read_csv, write_csv
+from dino_core.data.formats.repairs import Repairs, make_record
+from dino_core.data.records import DatasetIndex
+from dino_core.detections import ClassMap
+from dino_core.errors import DataError
+
+TABLE = "filename,class,xmin,ymin,xmax,ymax\na.jpg,dog,1.5,2,10,20\n"
+
+
+def image_file(path: Path, size: tuple[int, int] = (40, 20)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (10, 200, 90)).save(path)
+    return path
+
+
+def text_file(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def csv_set(root: Path, text: str = TABLE) -> Path:
+    for name in ("a.jpg", "b.jpg"):
+        image_file(root / name)
+    return text_file(root / "boxes.csv", text)
+
+
+def test_hand_worked_file(tmp_path: Path) -> None:
+    text = (
+        "\ufefffilename,width,height,class,xmin,ymin,xmax,ymax,split,confidence\n"
+        "b.jpg,40,20,dog,1.5,2,10,20,valid,0.5\n"
+        "a.jpg,40,20,cat,0,0,40,20,train,\n"
+        "\n"
+        'b.jpg,40,20,"cat",3,4,5,6,valid,\n'
+        "c.jpg,40,20,,,,,,TRAIN,\n"
+    )
+    image_file(tmp_path / "images/c.jpg")
+    index = read_csv(csv_set(tmp_path, text))
+    assert index.format == "csv" and index.warnings == ()
+    assert index.classes == ClassMap(("cat", "dog"), (0, 1))
+    assert list(index.splits) == ["train", "val"]
+    first, empty = index.splits["train"]
+    (second,) = index.splits["val"]
+    assert second.boxes_xyxy_px.tolist() == [[1.5, 2, 10, 20], [3, 4, 5, 6]]
+    assert second.class_indices.tolist() == [1, 0] and second.areas.tolist() == [153, 4]
+    assert (second.image_id, second.width, second.height) == (1, 40, 20)
+    assert first.boxes_xyxy_px.tolist() == [[0, 0, 40, 20]]
+    assert (empty.image_id, empty.path) == (2, tmp_path / "images/c.jpg")
+    assert empty.boxes_xyxy_px.shape == (0, 4)
+    assert index.unread == ("1 rows have a 'confidence', which is not kept",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,40,20,dog,1,2,11,22",
+        "filename,class,xmin,ymin,xmax,ymax\na.jpg,dog,1,2,11,22\n",
+        "image,label,x_min,y_min,x_max,y_max\r\na.jpg,dog,1,2,11,22\r\n",
+        "image_path;name;x1;y1;x2;y2\na.jpg;dog;1;2;11;22\n",
+        "file_name\tcategory\tleft\ttop\tright\tbottom\na.jpg\tdog\t1\t2\t11\t22\n",
+        "Image Name,Class Name,X,Y,W,H\na.jpg,dog,1,2,10,20\n",
+        "filename,x,y,w,h,width,height,class\na.jpg,1,2,10,20,40,20,dog\n",
+        "path,x,y,width,height,label\na.jpg,1,2,10,20,dog\n",
+        "path,xmin,ymin,width,height,label\na.jpg,1,2,10,20,dog\n",
+        "file,bbox_x,bbox_y,bbox_width,bbox_height,label\na.jpg,1,2,10,20,dog\n",
+        '"filename";"class";"xmin";"ymin";"xmax";"ymax"\n"a.jpg";"dog";"1";"2";"11";"22"\n',
+        "class,xmax,xmin,ymax,ymin,filename\ndog,11,1,22,2,/home/me/photos/a.jpg\n",
+        "class,xmax,xmin,ymax,ymin,filename\ndog,11,1,22,2,photos\\a.jpg\n",
+        "a.jpg,1,2,11,22,dog\n",
+        "a.jpg;1;2;11;22;dog\nb.jpg;;;;;\n",
+        "b.jpg,,,,,\na.jpg,1,2,11,22,dog\n",
+    ],
+)
+def test_spellings(tmp_path: Path, text: str) -> None:
+    file = csv_set(tmp_path, text)
+    image_file(tmp_path / "a.jpg", (40, 30))
+    if "40,20" in text:
+        image_file(tmp_path / "a.jpg", (40, 20))
+    index = read_csv(file)
+    boxes = {r.path.name: r.boxes_xyxy_px.tolist() for r in index.splits["train"]}
+    bottom = 20 if "40,20" in text else 22
+    assert boxes["a.jpg"] == [[1, 2, 11, bottom]] and not boxes.get("b.jpg")
+    assert index.classes.names == ("dog",)
+
+
+@pytest.mark.parametrize(
+    ("table", "image", "split"),
+    [
+        ("_annotations.csv", "a.jpg", "train"),
+        ("train/_annotations.csv", "train/a.jpg", "train"),
+        ("valid/_annotations.csv", "valid/a.jpg", "val"),
+        ("test_labels.csv", "images/test/a.jpg", "test"),
+        ("train.csv", "train/a.jpg", "train"),
+        ("annotations/val.csv", "images/a.jpg", "val"),
+        ("labels.tsv", "JPEGImages/a.jpg", "train"),
+    ],
+)
+def test_layouts(tmp_path: Path, table: str, image: str, split: str) -> None:
+    file = text_file(tmp_path / table, TABLE)
+    image_file(tmp_path / image)
+    text_file(tmp_path / "classes.csv", "dog,0\n")
+    for path in (tmp_path, file):
+        index = read_csv(path)
+        assert index.root == path and index.warnings == ()
+        assert {s: [r.path for r in rs] for s, rs in index.splits.items()} == {
+            split: [tmp_path / image]
+        }
+
+
+def test_tables_of_several_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        text_file(tmp_path / f"{split}.csv", TABLE)
+    image_file(tmp_path / "images/a.jpg")
+    assert list(read_csv(tmp_path).splits) == ["train", "test"]
+    text_file(tmp_path / "train_more.csv", TABLE)
+    with pytest.raises(DataError, match=r"both train\.csv and train_more\.csv are a train split"):
+        read_csv(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: the columns are none, which do not tell an image, a class and a box"),
+        ("x" * 200_000, "line 1: the columns are none"),
+        ("filename,xmin,ymin\n", "line 1: the columns are filename, xmin, ymin"),
+        (TABLE + "b.jpg,cat,1,2,3\n", "line 3: 5 fields, expected 6"),
+        (TABLE + "b.jpg,cat,1,2,3,4,5\n", "line 3: 7 fields, expected 6"),
+        (TABLE + "b.jpg,cat,1,two,3,4\n", "line 3: ymin is 'two', expected a number of pixels"),
+        (TABLE + "b.jpg,cat,1,2,inf,4\n", "line 3: xmax is 'inf', expected a number"),
+        (TABLE + "b.jpg,cat,1,2,,4\n", "line 3: xmax is '', expected a number"),
+        (TABLE + "b.jpg,,1,2,3,4\n", "line 3: the box has no class"),
+        (TABLE + "b.jpg,cat,,,,\n", "line 3: the class is 'cat', but the box is empty"),
+        (TABLE + ",cat,1,2,3,4\n", "line 3: the image's name is empty"),
+        ("a.jpg,1,2,3,4,cat\nb.jpg,1,2,x,4,cat\n", "line 2: field 4 is 'x', expected a number"),
+        (
+            "filename,class,x,y,w,h,split\na.jpg,cat,1,2,3,4,often\n",
+            "line 2: the split is 'often', expected train, val or test",
+        ),
+        (
+            "filename,class,x,y,w,h,width,height\na.jpg,cat,1,2,3,4,0,20\n",
+            "line 2: size 0x20, expected at least one pixel",
+        ),
+        (
+            "filename,class,x,y,w,h,width,height\na.jpg,cat,1,2,3,4,40,20\na.jpg,cat,1,2,3,4,20,40",
+            r"line 3: the size of a\.jpg is 20x40 here and 40x20 at .* line 2",
+        ),
+        (
+            "filename,class,xmin,ymin,xmax,ymax\na.jpg,dog,0.1,0.2,0.3,1\n",
+            "line 2: this box, like all others in the file, lies within 0 to 1",
+        ),
+        ("filename,class,xmin,ymin,xmax,ymax\na.jpg,,,,,\n", "none of its 1 rows has a box"),
+        (
+            "filename,class,xmin,ymin,xmax,ymax\nx.jpg,dog,1,2,3,4\n",
+            r"none of its 1 images was found, e\.g\. x\.jpg",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    file = csv_set(tmp_path, text)
+    with pytest.raises(DataError, match=message) as caught:
+        read_csv(file)
+    assert str(file) in caught.value.message
+
+
+def test_text_that_is_not_utf8_and_nothing_there(tmp_path: Path) -> None:
+    csv_set(tmp_path).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"boxes\.csv: cannot be read as text") as caught:
+        read_csv(tmp_path / "boxes.csv")
+    assert caught.value.hint == "save it as UTF-8"
+    with pytest.raises(DataError, match="no CSV table of boxes found"):
+        read_csv(tmp_path)
+
+
+def test_repairs_are_noted_with_their_line(tmp_path: Path) -> None:
+    text = (
+        "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+        "a.jpg,40,20,dog,-5,0,20,20\n"
+        "a.jpg,40,20,dog,9,9,9,12\n"
+        "b.jpg,80,40,dog,20,10,40,20\n"
+        "gone.jpg,40,20,dog,1,2,3,4\n"
+    )
+    index = read_csv(csv_set(tmp_path, text))
+    boxes = [record.boxes_xyxy_px.tolist() for record in index.splits["train"]]
+    assert boxes == [[[0, 0, 20, 20]], [[10, 5, 20, 10]]]
+    empty, clipped, scaled, missing = sorted(index.warnings, key=lambda w: "line 3" not in w)
+    assert "no area" in empty and "line 2" in clipped
+    assert "line 4: 80x40 stated" in scaled and "line 5: gone.jpg" in missing
+
+
+def test_written_table(tmp_path: Path) -> None:
+    path = image_file(tmp_path / "a b.jpg")
+    record = make_record(
+        1, path, (40, 20), [[0.1, 0, 10, 12.25], [0, 0, 40, 20]], [1, 0], ["", ""], Repairs()
+    )
+    empty = make_record(2, image_file(tmp_path / "c.jpg"), (40, 20), [], [], [], Repairs())
+    classes = ClassMap.from_names(['a, "b"', "dog"])
+    index = DatasetIndex(tmp_path, "coco", classes, {"train": (record, empty), "val": (record,)})
+    assert write_csv(index, tmp_path / "out") == []
+    assert (tmp_path / "out/annotations.csv").read_text() == (
+        "filename,width,height,class,xmin,ymin,xmax,ymax,split\n"
+        "images/train/a b.jpg,40,20,dog,0.1,0,10,12.25,train\n"
+        'images/train/a b.jpg,40,20,"a, ""b""",0,0,40,20,train\n'
+        "images/train/c.jpg,40,20,,,,,,train\n"
+        "images/val/a b.jpg,40,20,dog,0.1,0,10,12.25,val\n"
+        'images/val/a b.jpg,40,20,"a, ""b""",0,0,40,20,val\n'
+    )
+    after = read_csv(tmp_path / "out")
+    assert after.classes == classes and {s: len(r) for s, r in after.splits.items()} == {
+        "train": 2,
+        "val": 1,
+    }
+
+
+def test_what_csv_cannot_hold_is_listed(tmp_path: Path) -> None:
+    path = image_file(tmp_path / "a.jpg")
+    record = make_record(
+        17, path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], ["", ""], Repairs(),
+        is_crowd=[False, True], areas=[55.0, None], flags=[{"difficult"}, set()],
+    )  # fmt: skip
+    index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
+    crowd, unused, ids, images, areas, flags = index.to_csv(tmp_path / "out")
+    assert crowd == "1 crowd boxes were left out: CSV cannot mark them as crowds"
+    assert unused == "classes without boxes are lost (dog): CSV knows classes by their boxes"
+    assert ids == "the class ids (3) are lost: CSV knows classes by name, in sorted order"
+    assert images == "train: image ids are lost, CSV knows images by name"
+    assert areas.startswith("1 areas are lost")
+    assert flags == "1 marks 'difficult' are lost: CSV has no place for them"
+    for write in (index.to_coco, index.to_yolo):
+        assert any("'difficult'" in sentence for sentence in write(tmp_path / write.__name__))
+
+
+def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
+    index = read_csv(csv_set(tmp_path / "in"))
+    text_file(tmp_path / "out", "a file where the folder should be")
+    with pytest.raises(DataError, match="out: cannot be written"):
+        write_csv(index, tmp_path / "out")
+    record = make_record(1, tmp_path / "in/a.jpg", (40, 20), [], [], [], Repairs())
+    empty = DatasetIndex(tmp_path, "coco", index.classes, {"train": (record,)})
+    with pytest.raises(DataError, match="there are no boxes, so CSV could not name the classes"):
+        write_csv(empty, tmp_path / "new")
