@@ -35,12 +35,17 @@ from typing import Any
 
 import torch
 from report import Row, table
-from subjects import AttentionInputs, attention_inputs, pictures, random_model
+from subjects import (
+    AttentionInputs,
+    attention_inputs,
+    pictures,
+    random_model,
+    training_batch,
+)
 from timing import interleaved
 from torch import Tensor
 
 from dino_core.config import TrainConfig
-from dino_core.data.batching import Batch
 from dino_core.engine.optimizer import build_optimizer
 from dino_core.engine.step import Stepper
 from dino_core.inference.torch_runtime import TorchRuntime
@@ -48,7 +53,6 @@ from dino_core.ops._extension import EXTENSION
 from dino_core.ops.backend import Backend, use_backend
 from dino_core.ops.deformable_attention import deformable_attention, sampling_locations
 from dino_core.ops.ms_deform_attn import ms_deform_attn
-from dino_core.targets import Target
 
 DEVICE = "cuda"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -175,15 +179,7 @@ def training(dtype: str, tiny: bool) -> Call:
     model = model.to(DEVICE)
     optimizer = build_optimizer(model, config)
     stepper = Stepper(config, model, None, optimizer, torch.device(DEVICE), DTYPES[dtype])
-    images, mask = pictures(TRAIN_BATCH, TINY_HW if tiny else IMAGE_HW)
-    generator = torch.Generator().manual_seed(0)
-    targets = []
-    for _ in range(TRAIN_BATCH):
-        centres = torch.rand(BOXES, 2, generator=generator) * 0.6 + 0.2
-        sizes = torch.rand(BOXES, 2, generator=generator) * 0.3 + 0.05
-        labels = torch.randint(model.config.num_classes, (BOXES,), generator=generator)
-        targets.append(Target(labels, torch.cat([centres, sizes], dim=1)))
-    batch = Batch(images, mask, targets, list(range(TRAIN_BATCH)))
+    batch = training_batch(TRAIN_BATCH, BOXES, TINY_HW if tiny else IMAGE_HW)
 
     def call() -> None:
         if not stepper.step([batch], step=config.warmup_steps, progress=0.0).finite:

@@ -22,7 +22,7 @@ from functools import partial
 
 import torch
 from report import Row, headline, options, table, write
-from subjects import pictures, random_model
+from subjects import pictures, random_model, training_batch
 from timing import interleaved, peak_gb, prepare, run_apart
 
 from dino_core.inference.torch_runtime import TorchRuntime
@@ -107,10 +107,8 @@ def train_call(setting: Setting, args: argparse.Namespace) -> Callable[[], objec
     """One optimiser step, as the engine takes it; at a rate that leaves the weights finite."""
     # Imported here, or the memory of prediction would be larger than it is.
     from dino_core.config import TrainConfig
-    from dino_core.data.batching import Batch
     from dino_core.engine.optimizer import build_optimizer
     from dino_core.engine.step import Stepper
-    from dino_core.targets import Target
 
     model = random_model(args.model, args.tiny)
     model.backbone.fold_batch_norm()  # as fit() does
@@ -119,15 +117,7 @@ def train_call(setting: Setting, args: argparse.Namespace) -> Callable[[], objec
     dtype = torch.bfloat16 if setting.dtype == "bf16" else torch.float32
     optimizer = build_optimizer(model, config)
     stepper = Stepper(config, model, None, optimizer, torch.device("cpu"), dtype)
-    images, mask = pictures(TRAIN_BATCH, TINY_HW if args.tiny else TRAIN_HW)
-    generator = torch.Generator().manual_seed(0)
-    targets = []
-    for _ in range(TRAIN_BATCH):
-        centres = torch.rand(BOXES, 2, generator=generator) * 0.6 + 0.2
-        sizes = torch.rand(BOXES, 2, generator=generator) * 0.3 + 0.05
-        labels = torch.randint(model.config.num_classes, (BOXES,), generator=generator)
-        targets.append(Target(labels, torch.cat([centres, sizes], dim=1)))
-    batch = Batch(images, mask, targets, list(range(TRAIN_BATCH)))
+    batch = training_batch(TRAIN_BATCH, BOXES, TINY_HW if args.tiny else TRAIN_HW)
 
     def call() -> None:
         if not stepper.step([batch], step=config.warmup_steps, progress=0.0).finite:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from tiny import TINY
@@ -12,6 +13,9 @@ from torch import Tensor
 from dino_core.models.dino import Dino
 from dino_core.models.geometry import reference_points
 from dino_core.variants import find_variant
+
+if TYPE_CHECKING:
+    from dino_core.data.batching import Batch
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 STRIDES = (8, 16, 32, 64)
@@ -30,6 +34,22 @@ def pictures(batch: int, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, *size_hw, generator=generator)
     return images, torch.zeros(batch, *size_hw, dtype=torch.bool)
+
+
+def training_batch(images: int, boxes: int, size_hw: tuple[int, int]) -> Batch:
+    """Pictures of noise with boxes at random places in each."""
+    from dino_core.data.batching import Batch  # not for prediction, whose memory is measured
+    from dino_core.targets import Target
+
+    pixels, mask = pictures(images, size_hw)
+    generator = torch.Generator().manual_seed(0)
+    targets = []
+    for _ in range(images):
+        centres = torch.rand(boxes, 2, generator=generator) * 0.6 + 0.2
+        sizes = torch.rand(boxes, 2, generator=generator) * 0.3 + 0.05
+        labels = torch.randint(TINY.num_classes, (boxes,), generator=generator)
+        targets.append(Target(labels, torch.cat([centres, sizes], dim=1)))
+    return Batch(pixels, mask, targets, list(range(images)))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import io
 import multiprocessing
 import os
 import signal
-import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dino_core.data.check.similar import HASHED_SIDE, perceptual_hash, thumbnail
+from dino_core.data.formats.images import DAMAGED
 from dino_core.errors import DataError
 from dino_core.processing.preprocess import to_rgb_array
 
@@ -32,21 +32,6 @@ _UPRIGHT = 1
 _FILES_A_TASK = 16
 _JPEG_END = b"\xff\xd9"
 _ZEROS = 64  # that many at the end of a JPEG without its end mark: a copy that stopped
-DAMAGED = (  # what Pillow raises on damaged files
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    DataError,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True)
@@ -89,7 +74,7 @@ def examine(path: Path) -> ImageFacts:
         except UnidentifiedImageError:
             reason = "not an image" if data else "the file is empty"
             return ImageFacts(path, "unreadable-image", reason, digest=digest)
-        except DAMAGED as error:
+        except (*DAMAGED, DataError) as error:
             kind = "truncated-image" if _tells_truncation(error) else "unreadable-image"
             reason = " ".join(str(error).split()) or type(error).__name__
             return ImageFacts(path, kind, reason, digest=digest)

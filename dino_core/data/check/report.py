@@ -20,8 +20,9 @@ from dino_core.data.check.findings import (
     MarkedBox,
     Severity,
 )
-from dino_core.data.check.images import DAMAGED, reduced
-from dino_core.data.formats.images import upright_size
+from dino_core.data.check.images import reduced
+from dino_core.data.formats.images import DAMAGED, upright_size
+from dino_core.errors import DataError
 
 _PICTURES_A_KIND = 12
 _COPIES_SHOWN = 3  # of a group of equal images
@@ -156,7 +157,7 @@ def _thumbnail(path: Path) -> str | None:
         try:
             with Image.open(path) as image:
                 picture = reduced(image, _PICTURE_SIDE)
-        except DAMAGED:
+        except (*DAMAGED, DataError):
             return None
     picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
     buffer = io.BytesIO()

@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif"}
 )
 _EXIF_ORIENTATION = 0x0112
-_DAMAGED = (  # what Pillow raises on damaged headers
+DAMAGED = (  # what Pillow raises on damaged files
     OSError,
     SyntaxError,
     ValueError,
@@ -44,7 +44,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
                 width, height = image.size
                 if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
                     width, height = height, width
-        except _DAMAGED:
+        except DAMAGED:
             return None
     return (width, height) if width > 0 and height > 0 else None
 
