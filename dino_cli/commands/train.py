@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -13,7 +15,7 @@ from dino_cli.settings import Settings, model_overrides, resolve_settings
 from dino_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
     from dino_core.data.records import DatasetIndex
     from dino_core.engine.events import Event
@@ -31,7 +33,9 @@ app = typer.Typer(**options.SETTINGS)
 def train(
     data: Annotated[
         Path | None,
-        typer.Argument(metavar="DATA", help="COCO or YOLO data.", show_default=False),
+        typer.Argument(
+            metavar="DATA", help="COCO, YOLO, Pascal VOC or CSV data.", show_default=False
+        ),
     ] = None,
     model: Annotated[str, typer.Option("--model", help="Model name or file.")] = "dino-nano",
     weights: Annotated[
@@ -127,7 +131,9 @@ def _load(
     data: Path | None, form: str | None, resume: Path | None, settings: Settings
 ) -> DatasetIndex:
     """The data set, named on the command line or by the run that goes on."""
+    from dino_cli.commands.check import show_findings
     from dino_cli.train_view import data_lines
+    from dino_core.data.check.run import quick_findings
     from dino_core.data.load import load_dataset
 
     if data is None:
@@ -138,8 +144,7 @@ def _load(
     dataset = load_dataset(data, form, val_split=train.val_split, seed=train.seed)
     for line in data_lines(dataset):
         render.note(line)
-    for warning in dataset.warnings:
-        render.warn(warning)
+    show_findings(quick_findings(dataset), dataset.root, sys.stderr)
     return dataset
 
 
@@ -154,6 +159,7 @@ def _train(
     from dino_cli.train_view import train_view
     from dino_core.engine.events import CheckpointSaved, StepDone
     from dino_core.engine.fit import fit
+    from dino_core.engine.run_folder import RunFolder
 
     model_config = None if resume else model_overrides(settings, model, weights)
     with output.output_folder(resume or out, "train") as folder:
@@ -170,14 +176,36 @@ def _train(
             ),
         )
         try:
-            with train_view() as view, contextlib.closing(run) as events:
+            with (
+                _ended_as_by_interrupt(),
+                train_view() as view,
+                contextlib.closing(run) as events,
+            ):
                 for event in events:
                     if isinstance(event, (StepDone, CheckpointSaved)):
                         folder.keep()
                     view.show(event)
         except KeyboardInterrupt:
-            if not (folder.path / "state").is_dir() or not any((folder.path / "state").iterdir()):
+            if not RunFolder(folder.path).state.is_file():
                 raise
             folder.keep()
             render.note(f"interrupted; go on with: dino train --resume {folder.path}")
             raise typer.Exit(errors.INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _ended_as_by_interrupt() -> Iterator[None]:
+    """SIGTERM (schedulers, torchrun) and SIGHUP (the terminal is gone) end a run as Ctrl-C does.
+
+    One that is ignored stays so: `nohup` wants no SIGHUP, a script's `&` no SIGINT.
+    """
+    previous = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            previous[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

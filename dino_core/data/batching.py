@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from dino_core.config import PreprocessConfig
-from dino_core.data.dataset import DetectionDataset, Sample, SampleKey
+from dino_core.data.dataset import (
+    DetectionDataset,
+    ReadableSamples,
+    Sample,
+    SampleKey,
+    Unreadable,
+)
 from dino_core.data.records import ImageRecord
 from dino_core.errors import ConfigError
 from dino_core.processing import preprocess as processing
@@ -29,41 +36,60 @@ _SEED_BITS = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples, padded to one size.
+    """B samples, padded to one size; images that cannot be read are left out.
+
+    Where none can be read there is one blank image without an id, which must not count.
 
     Attributes:
         images: (B, 3, H, W) float32 normalised, zeros at the bottom and right.
         padding_mask: (B, H, W) bool, True on padding.
         targets: B targets.
-        image_ids: B ids.
+        image_ids: B ids; none where no image could be read.
+        unreadable: The images that were left out.
     """
 
     images: Tensor
     padding_mask: Tensor
     targets: list[Target]
     image_ids: list[int]
+    unreadable: tuple[Unreadable, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def to(self, device: str) -> Batch:
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.padding_mask.to(device, non_blocking=True),
-            [target.to(device) for target in self.targets],
-            self.image_ids,
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            padding_mask=self.padding_mask.to(device, non_blocking=True),
+            targets=[target.to(device) for target in self.targets],
         )
+
+    def split(self, parts: int) -> list[Batch]:
+        """The same samples, with the same padding, in at most `parts` batches of like size."""
+        size = -(-len(self) // parts)
+        cuts = [slice(start, start + size) for start in range(0, len(self), size)]
+        return [
+            Batch(self.images[c], self.padding_mask[c], self.targets[c], self.image_ids[c])
+            for c in cuts
+        ]
 
     def pin_memory(self) -> Batch:
         """Images and mask in page-locked memory; called by DataLoader with `pin_memory`."""
-        return Batch(
-            self.images.pin_memory(), self.padding_mask.pin_memory(), self.targets, self.image_ids
+        return replace(
+            self, images=self.images.pin_memory(), padding_mask=self.padding_mask.pin_memory()
         )
 
 
-def collate(samples: Sequence[Sample], multiple: int = STRIDE) -> Batch:
+def collate(samples: Sequence[Sample | Unreadable], multiple: int = STRIDE) -> Batch:
     """Pad samples to the largest height and width among them, rounded up to `multiple`."""
-    arrays = [sample.image.numpy() for sample in samples]
+    unreadable = tuple(sample for sample in samples if isinstance(sample, Unreadable))
+    readable = [sample for sample in samples if isinstance(sample, Sample)]
+    arrays = [sample.image.numpy() for sample in readable]
+    targets = [sample.target for sample in readable]
+    if not readable:
+        arrays = [np.zeros((3, *unreadable[0].size_hw), np.float32)]
+        targets = [Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))]
     height, width = (
         -(-max(array.shape[axis] for array in arrays) // multiple) * multiple for axis in (1, 2)
     )
@@ -71,8 +97,9 @@ def collate(samples: Sequence[Sample], multiple: int = STRIDE) -> Batch:
     return Batch(
         torch.from_numpy(images),
         torch.from_numpy(padding_mask),
-        [sample.target for sample in samples],
-        [sample.image_id for sample in samples],
+        targets,
+        [sample.image_id for sample in readable],
+        unreadable,
     )
 
 
@@ -205,6 +232,8 @@ class Loader:
         prefetch: Batches prepared ahead (by each worker); 0, without workers, for none.
         pin_memory: For transfers to a GPU.
         multiple: Sizes are padded to multiples of this.
+        skip_unreadable: Leave out images that cannot be read (`Batch.unreadable` tells them)
+            instead of raising; which images form a batch does not change.
     """
 
     def __init__(
@@ -215,6 +244,7 @@ class Loader:
         prefetch: int = 2,
         pin_memory: bool = False,
         multiple: int = STRIDE,
+        skip_unreadable: bool = False,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
@@ -222,8 +252,9 @@ class Loader:
         self.prefetch = prefetch
         self.pin_memory = pin_memory
         self.multiple = multiple
+        self._samples = ReadableSamples(dataset) if skip_unreadable else dataset
         self._keys = _EpochKeys()
-        self._process_loader: DataLoader[Sample] | None = None
+        self._process_loader: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
         """Batches in one epoch."""
@@ -233,14 +264,14 @@ class Loader:
         """The batches of an epoch, without the first `skip_batches` (they are not loaded).
 
         Raises:
-            DataError: an image file cannot be decoded.
+            DataError: an image file cannot be decoded, unless such are skipped.
         """
         batches = self.sampler.batches(epoch)[skip_batches:]
         keys = [[(epoch, index) for index in batch] for batch in batches]
         return self._from_processes(keys) if self.workers > 0 else self._from_thread(keys)
 
     def _load(self, keys: Iterable[SampleKey]) -> Batch:
-        batch = collate([self.dataset[key] for key in keys], self.multiple)
+        batch = collate([self._samples[key] for key in keys], self.multiple)
         return batch.pin_memory() if self.pin_memory else batch
 
     def _from_thread(self, keys: list[list[SampleKey]]) -> Iterator[Batch]:
@@ -263,7 +294,7 @@ class Loader:
         self._keys.keys = keys
         if self._process_loader is None:
             self._process_loader = DataLoader(
-                self.dataset,
+                self._samples,
                 batch_sampler=self._keys,
                 collate_fn=_Collate(self.multiple),
                 num_workers=self.workers,
@@ -271,6 +302,7 @@ class Loader:
                 pin_memory=self.pin_memory,
                 persistent_workers=True,
                 multiprocessing_context="spawn",
+                generator=torch.Generator(),  # its seeds (unused) shall not come from the run's
             )
         yield from self._process_loader
 
@@ -281,7 +313,7 @@ class _Collate:
 
     multiple: int
 
-    def __call__(self, samples: list[Sample]) -> Batch:
+    def __call__(self, samples: list[Sample | Unreadable]) -> Batch:
         return collate(samples, self.multiple)
 
 
@@ -297,9 +329,10 @@ def make_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    skip_unreadable: bool = False,
 ) -> Loader:
     """A training loader over a data set; see `ShapeBatches` and `Loader`."""
     sampler = ShapeBatches(
         len(dataset), dataset.planned_sizes, batch_size, seed, shuffle, drop_last, rank, world_size
     )
-    return Loader(dataset, sampler, workers, prefetch, pin_memory)
+    return Loader(dataset, sampler, workers, prefetch, pin_memory, skip_unreadable=skip_unreadable)

@@ -49,6 +49,21 @@ class Sample:
     image_id: int
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read, in the place of its sample.
+
+    Attributes:
+        path: The file.
+        message: What is wrong with it.
+        size_hw: The size at which it would have entered the network, unaugmented.
+    """
+
+    path: str
+    message: str
+    size_hw: tuple[int, int]
+
+
 class DetectionDataset(Dataset[Sample]):
     """Samples of a split.
 
@@ -128,6 +143,22 @@ class DetectionDataset(Dataset[Sample]):
         boxes = torch.from_numpy(record.boxes_xyxy_px[wanted] * scale)
         scene = make_scene(pixels, boxes, labels)
         return self.transform(scene, self._generator(epoch, index))
+
+
+class ReadableSamples(Dataset["Sample | Unreadable"]):
+    """The samples of a data set, with a remark in the place of each that cannot be read."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: SampleKey) -> Sample | Unreadable:
+        """The sample of (epoch, index), or what is wrong with its file."""
+        try:
+            return self.dataset[key]
+        except DataError as error:
+            record = self.dataset.records[key[1]]
+            size_hw = resized_size((record.height, record.width), self.dataset.preprocess)
+            return Unreadable(str(record.path), error.message, size_hw)
 
 
 def load_reduced(path: Path, min_side: int) -> NDArray[np.uint8]:

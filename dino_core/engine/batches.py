@@ -24,6 +24,10 @@ class BatchStream:
         """The next `count` batches, across the end of a pass where need be."""
         return [self._next() for _ in range(count)]
 
+    def go_to(self, epoch: int, batch: int) -> None:
+        """Go on from another place."""
+        self.epoch, self.batch, self._batches = epoch, batch, None
+
     def _next(self) -> Batch:
         if self._batches is None:
             self._batches = self._loader.batches(self.epoch, self.batch)

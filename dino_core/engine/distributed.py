@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -36,6 +38,16 @@ def all_true(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MIN)
     return bool(value.item())
+
+
+def exchange(model: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
+    """Forward and backward of a wrapped model in it average gradients only where `wanted`.
+
+    Gradients that are accumulated first need one exchange a step instead of one a micro-batch.
+    """
+    if wanted or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    return model.no_sync()
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

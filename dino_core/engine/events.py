@@ -105,9 +105,14 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something a person should know; the run goes on."""
+    """Something a person should know; the run goes on.
+
+    A step that was left out, an image that cannot be read, a return to the last checkpoint, memory
+    that did not suffice.
+    """
 
     message: str
+    step: int
 
 
 @dataclass(frozen=True)

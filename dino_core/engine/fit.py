@@ -6,28 +6,25 @@ The recipe follows the paper (ALGORITHM 26) with options around it: bf16, weight
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dino_core.config import ModelConfig, TrainConfig
+from dino_core.data.batching import Batch
 from dino_core.data.records import DatasetIndex
+from dino_core.engine.coco_metrics import Metrics
 from dino_core.engine.distributed import rank
 from dino_core.engine.evaluate import evaluate_model
-from dino_core.engine.events import (
-    EvaluationDone,
-    Event,
-    RunFinished,
-    Warned,
-)
-from dino_core.engine.memory import keep_freed_memory
+from dino_core.engine.events import EvaluationDone, Event, RunFinished, Warned
+from dino_core.engine.memory import is_out_of_memory, keep_freed_memory
 from dino_core.engine.plan import evaluation_due
 from dino_core.engine.run import Run, prepare
-from dino_core.engine.run_folder import metric_values, write_summary
-from dino_core.engine.step import StepMeter
-from dino_core.errors import DinoError
-
-_BAD_STEPS_IN_A_ROW = 10
+from dino_core.engine.run_folder import metric_values
+from dino_core.engine.sentinel import BAD_STEPS, MAX_ROLLBACKS
+from dino_core.engine.step import StepMeter, StepResult
+from dino_core.errors import DataError, DinoError
+from dino_core.processing.preprocess import load_image
 
 
 def fit(
@@ -42,7 +39,8 @@ def fit(
 ) -> Iterator[Event]:
     """Train a model on `dataset`; the first event is the plan, the last one the summary.
 
-    Closing the generator (or an interrupt) saves a checkpoint, from which `resume` goes on exactly.
+    Closing the generator (or an interrupt, or an error that nobody foresaw) saves a checkpoint,
+    from which `resume` goes on exactly.
 
     Args:
         config: The recipe.
@@ -60,45 +58,31 @@ def fit(
     memory_kept = keep_freed_memory()
     run = prepare(config, dataset, out, model, weights, model_config, resume)
     yield run.planned(memory_kept)
-    run.open_folder()
-    interrupted = False
+    run.begin()
     try:
         for event in _train(run):
             if rank() == 0:
                 run.folder.record(event)
             yield event
-    except (GeneratorExit, KeyboardInterrupt):
-        interrupted = True
+    except DinoError:  # raised on purpose: the state on disk is the one to go on from
         raise
-    finally:
-        if interrupted:
-            run.save_interrupted()
+    except BaseException:
+        run.save_interrupted()
+        raise
 
 
 def _train(run: Run) -> Iterator[Event]:
     """The loop; between any two events the run is at a step's border."""
-    run.session_start = run.saved_at = time.monotonic()
     meter = StepMeter(run.stepper.device)
-    bad_in_a_row = 0
     stopped = ""
     evaluated_step = -1
     while (progress := run.progress()) < 1.0 and not stopped:
-        started, epoch = time.monotonic(), run.stream.epoch
-        batches = run.stream.take(run.config.accumulate)
-        result = run.stepper.step(batches, run.counters.step, progress)
-        run.mark_step()
-        if result.finite:
-            bad_in_a_row = 0
-            meter.add(result, sum(len(b.targets) for b in batches), time.monotonic() - started)
-        else:
-            run.counters.skipped += 1
-            bad_in_a_row += 1
-            yield Warned(f"step {run.counters.step}: the loss is not finite; left out")
-            if bad_in_a_row >= _BAD_STEPS_IN_A_ROW:
-                raise DinoError(
-                    f"the loss was not finite in {bad_in_a_row} steps in a row",
-                    "lower --lr, or --dtype fp32; the last good checkpoint is in the run's folder",
-                )
+        epoch = run.stream.epoch
+        trouble = yield from _step(run, progress, meter)
+        if trouble:
+            yield _roll_back(run, trouble)
+            meter = StepMeter(run.stepper.device)
+            continue
         if run.counters.step % run.config.log_every_steps == 0 and meter.steps:
             yield meter.report(run.counters, run.plan, run.progress(), run.elapsed_s())
         if run.stream.epoch > epoch and _evaluation_due(run):
@@ -107,6 +91,11 @@ def _train(run: Run) -> Iterator[Event]:
             stopped = _out_of_patience(run)
         if run.checkpoint_due():
             yield run.save()
+    if run.counters.sentinel.high or not run.weights_finite():
+        raise DinoError(
+            "the run ended with weights that are not finite or a loss that is far too high",
+            f"lower --lr, then: dino train --resume {run.folder.root}",
+        )
     if meter.steps:
         yield meter.report(run.counters, run.plan, 1.0, run.elapsed_s())
     if run.val_records and evaluated_step != run.counters.step:
@@ -116,8 +105,82 @@ def _train(run: Run) -> Iterator[Event]:
         yield run.save_best()
     summary = _summary(run, stopped)
     if rank() == 0:
-        write_summary(run.folder, summary)
+        run.folder.write_summary(summary)
     yield RunFinished(run.folder.root, summary)
+
+
+def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None, str]:
+    """One optimiser step. Returns why the run must go back to its checkpoint, or ""."""
+    started, counters = time.monotonic(), run.counters
+    batches = run.stream.take(run.config.accumulate)
+    result = yield from _gradients(run, batches, progress)
+    unread = {u.path: u.message for batch in batches for u in batch.unreadable}
+    news = {path: what for path, what in unread.items() if path not in counters.unreadable}
+    trouble = run.finish_step(result, news)
+    if result.usable:
+        meter.add(result, time.monotonic() - started)
+    for what in news.values():
+        yield Warned(f"image left out: {what}", counters.step)
+    if news or result.empty:
+        _check_readable(run)
+    if result.empty:
+        yield Warned(f"step {counters.step}: none of its images can be read", counters.step)
+    elif not result.finite:
+        yield Warned(f"step {counters.step}: the loss is not finite; left out", counters.step)
+    return trouble
+
+
+def _gradients(
+    run: Run, batches: Sequence[Batch], progress: float
+) -> Generator[Event, None, StepResult]:
+    """The gradients of a step, from its start again in smaller parts where memory is short."""
+    while True:
+        try:
+            return run.stepper.gradients(batches, run.counters.step, progress)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if not run.stepper.halve(batches):
+            run.save_interrupted()
+            raise DinoError(
+                f"out of memory with {-(-run.config.batch // run.stepper.parts)} images at a time",
+                "a smaller --batch or --image-size, or --set train.gradient_checkpointing=true",
+            )
+        run.rng.restore()
+        yield Warned(
+            f"out of memory: batches of {run.config.batch} go through in {run.stepper.parts} "
+            "parts from here on; steps and results stay those of whole batches",
+            run.counters.step,
+        )
+
+
+def _roll_back(run: Run, trouble: str) -> Warned:
+    """Go back to the last checkpoint with more care. Raises DinoError when that was done enough."""
+    if run.counters.sentinel.rollbacks >= MAX_ROLLBACKS:
+        raise DinoError(
+            f"{trouble}, although the run went back to its checkpoint {MAX_ROLLBACKS} times",
+            "train anew with a lower --lr and --dtype fp32, and see what `dino check` finds",
+        )
+    step = run.counters.step
+    run.roll_back()
+    rate = run.config.lr * run.stepper.lr_scale
+    return Warned(
+        f"step {step}: {trouble}; back to step {run.counters.step}, with lr {rate:g} and fp32",
+        run.counters.step,
+    )
+
+
+def _check_readable(run: Run) -> None:
+    """Raises DataError when so much of the data is unreadable that the run makes no sense."""
+    records, counters = run.dataset.splits["train"], run.counters
+    failed = sum(str(record.path) in counters.unreadable for record in records)
+    if 2 * failed <= len(records) and counters.sentinel.unread < BAD_STEPS:
+        return
+    example = next(reversed(counters.unreadable.values()))
+    raise DataError(
+        f"{failed} of {len(records)} training images cannot be read, the last one: {example}",
+        f"is the disk there? then: dino train --resume {run.folder.root}",
+    )
 
 
 def _evaluation_due(run: Run) -> bool:
@@ -135,27 +198,52 @@ def _evaluation_due(run: Run) -> bool:
 def _evaluate(run: Run) -> Iterator[Event]:
     """Score the shipped model; keep it where it is the best so far."""
     started, counters = time.monotonic(), run.counters
-    run.metrics = evaluate_model(
-        run.shipped,
-        run.val_records,
-        run.dataset.classes,
-        run.start.preprocess,
-        batch=run.config.batch,
-        device=str(run.stepper.device),
-        dtype="auto",  # not the training's: `dino eval` shall say the same of the saved model
-    )
+    try:
+        run.metrics = _metrics(run)
+    except DataError:  # an image got lost since the start: the others tell as much
+        yield from _leave_out_unreadable(run)
+        run.metrics = _metrics(run)
     run.rng.restore()
     counters.evaluation_s = time.monotonic() - started
     counters.evaluating_s += counters.evaluation_s
     score = run.metrics.ap if run.metrics.ap is not None else 0.0
     better = counters.best is None or score > counters.best
     best = better or score == counters.best  # of equals the one that trained longer
-    counters.since_best = 0 if better else counters.since_best + 1
+    saved = [run.save_best()] if best else []  # before anybody hears of it and stops
     if best:
         counters.best, counters.best_step = score, counters.step
+    counters.since_best = 0 if better else counters.since_best + 1
     yield EvaluationDone(counters.step, counters.epoch, run.metrics, best, counters.evaluation_s)
-    if best:
-        yield run.save_best()
+    yield from saved
+
+
+def _metrics(run: Run) -> Metrics:
+    return evaluate_model(
+        run.shipped,
+        run.val_records,
+        run.dataset.classes,
+        run.start.preprocess,
+        batch=max(1, run.config.batch // run.stepper.parts),
+        device=str(run.stepper.device),
+        dtype="auto",  # not the training's: `dino eval` shall say the same of the saved model
+    )
+
+
+def _leave_out_unreadable(run: Run) -> Iterator[Event]:
+    """Find the validation images that cannot be read. Raises DataError when they are half of it."""
+    records = run.val_records
+    for record in records:
+        try:
+            load_image(record.path)
+        except DataError as error:
+            run.counters.unreadable[str(record.path)] = error.message
+            yield Warned(f"validation image left out: {error.message}", run.counters.step)
+    if 2 * len(run.val_records) <= len(records):
+        raise DataError(
+            f"{len(records) - len(run.val_records)} of {len(records)} validation images cannot be "
+            "read",
+            f"is the disk there? then: dino train --resume {run.folder.root}",
+        )
 
 
 def _out_of_patience(run: Run) -> str:
@@ -179,6 +267,8 @@ def _summary(run: Run, stopped: str) -> dict[str, Any]:
         "seconds": round(run.elapsed_s(), 1),
         "seconds_evaluating": round(counters.evaluating_s, 1),
         "skipped_steps": counters.skipped,
+        "rollbacks": counters.sentinel.rollbacks,
+        "unreadable_images": list(counters.unreadable.values()),
         "stopped_early": stopped or None,
         "best_ap": counters.best,
         "best_step": counters.best_step,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,8 @@ from dino_core.data.transforms import build_transform
 from dino_core.engine.batches import BatchStream
 from dino_core.engine.distributed import rank, world_size
 from dino_core.engine.ema import Ema
-from dino_core.engine.events import (
-    CheckpointSaved,
-    RunPlanned,
-)
+from dino_core.engine.events import CheckpointSaved, RunPlanned
+from dino_core.engine.interrupts import interrupts_deferred
 from dino_core.engine.optimizer import build_optimizer
 from dino_core.engine.plan import Plan, plan
 from dino_core.engine.run_folder import RunFolder, RunSettings, metric_values
@@ -34,8 +34,8 @@ from dino_core.engine.state import (
     save_state,
     seed_everything,
 )
-from dino_core.engine.step import Stepper
-from dino_core.errors import ConfigError
+from dino_core.engine.step import Stepper, StepResult
+from dino_core.errors import CheckpointError, ConfigError, DinoError
 from dino_core.inference.torch_runtime import resolve_device
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
@@ -63,6 +63,7 @@ class Run:
     metrics: Any = None
     saved_step: int = -1
     saved_at: float = 0.0
+    updating: bool = False  # weights and counters are not of one step at this moment
 
     @property
     def model(self) -> Dino:
@@ -76,7 +77,9 @@ class Run:
 
     @property
     def val_records(self) -> tuple[ImageRecord, ...]:
-        return tuple(self.dataset.splits.get("val", ()))
+        """The validation images, without those that turned out to be unreadable."""
+        records = self.dataset.splits.get("val", ())
+        return tuple(r for r in records if str(r.path) not in self.counters.unreadable)
 
     def elapsed_s(self) -> float:
         return self.earlier_s + time.monotonic() - self.session_start
@@ -103,12 +106,18 @@ class Run:
             memory_kept=memory_kept,
         )
 
-    def open_folder(self) -> None:
-        if rank() != 0:
+    def begin(self) -> None:
+        """Start the clock, and make the folder with a state to come back to, or clear it up."""
+        self.session_start = self.saved_at = time.monotonic()
+        if self.saved_step >= 0:
+            if rank() == 0:
+                self.folder.clear_up(self.resumed_step)
             return
-        if self.resumed_step:
-            self.folder.forget_after(self.resumed_step)
-            return
+        if rank() == 0:
+            self._create_folder()
+        self._save_state()
+
+    def _create_folder(self) -> None:
         data = {
             "path": str(self.dataset.root),
             "format": self.dataset.format,
@@ -137,44 +146,127 @@ class Run:
             provenance={"start": self.start.origin},
         )
 
-    def mark_step(self) -> None:
-        """Count a step, and remember this place, which an interrupt in the next one returns to."""
-        self.stepper.updating = True
-        self.counters.step += 1
-        self.counters.epoch, self.counters.batch = self.stream.epoch, self.stream.batch
-        self.counters.ema_updates = self.ema.updates if self.ema is not None else 0
-        self.rng = RngState.now()
-        self.stepper.updating = False
+    def finish_step(self, result: StepResult, unreadable: Mapping[str, str]) -> str:
+        """Update the weights, count the step, and remember the place for an interrupt.
+
+        Args:
+            result: What the step's gradients are like.
+            unreadable: Path of each image that could not be read to what is wrong with it.
+
+        Returns: Why the run must go back to its checkpoint, or "".
+        """
+        counters = self.counters
+        with interrupts_deferred():
+            self.updating = True
+            if result.usable:
+                self.stepper.update()
+            else:
+                counters.skipped += 1
+            counters.step += 1
+            counters.epoch, counters.batch = self.stream.epoch, self.stream.batch
+            counters.ema_updates = self.ema.updates if self.ema is not None else 0
+            counters.parts = self.stepper.parts
+            counters.unreadable |= unreadable
+            trouble = counters.sentinel.see(result)
+            self.rng = RngState.now()
+            self.updating = False
+        return trouble
 
     def save(self) -> CheckpointSaved:
-        """Write the training state, then last.safetensors."""
-        self.counters.elapsed_s = self.elapsed_s()
-        if rank() == 0:
-            optimizer, meta = self.stepper.optimizer, self.meta()
-            self.folder.state.parent.mkdir(parents=True, exist_ok=True)
-            save_state(
-                self.folder.state, self.model, self.ema, optimizer, self.counters, self.rng, meta
-            )
-            save_checkpoint(self.folder.last, self.shipped.state_dict(), meta)
-        self.saved_step, self.saved_at = self.counters.step, time.monotonic()
+        """Write the training state, then last.safetensors.
+
+        Raises: DinoError when they cannot be written; the files that were there stay.
+        """
+        self._save_state()
+        self._save_model(self.folder.last)
         return CheckpointSaved(self.folder.last, best=False)
 
     def save_best(self) -> CheckpointSaved:
-        if rank() == 0:
-            save_checkpoint(self.folder.best, self.shipped.state_dict(), self.meta())
+        self._save_model(self.folder.best)
         return CheckpointSaved(self.folder.best, best=True)
 
+    def _save_state(self) -> None:
+        self.counters.elapsed_s = self.elapsed_s()
+        if rank() == 0:
+            optimizer, counters = self.stepper.optimizer, self.counters
+            with self._telling_what_is_needed():
+                save_state(
+                    self.folder.state, self.model, self.ema, optimizer, counters, self.rng,
+                    self.meta(),
+                )  # fmt: skip
+        self.saved_step, self.saved_at = self.counters.step, time.monotonic()
+
+    def _save_model(self, path: Path) -> None:
+        if rank() == 0:
+            with self._telling_what_is_needed():
+                save_checkpoint(path, self.shipped.state_dict(), self.meta())
+
+    @contextlib.contextmanager
+    def _telling_what_is_needed(self) -> Iterator[None]:
+        """A file that cannot be written becomes an error with the folder's needs and the remedy."""
+        try:
+            yield
+        except CheckpointError as error:
+            weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+            copies = 2 + 2 + 2 * (self.ema is not None)  # weights, Adam's moments, average; a model
+            resumable = self.folder.state.exists()
+            raise DinoError(
+                f"{error.message}; saving this run takes {copies * weights / 2**20:.0f} MiB in "
+                f"{self.folder.root}",
+                f"free some space, then: dino train --resume {self.folder.root}"
+                if resumable
+                else "free some space, or choose another --out",
+            ) from error
+
     def save_interrupted(self) -> None:
-        """Save at an interrupt, unless it fell into the update of the weights itself."""
-        if not self.stepper.updating and self.saved_step != self.counters.step:
-            self.save()
+        """Save what an interrupt or an error left at a step's border, where it is worth keeping."""
+        if not self.updating and self.saved_step != self.counters.step and self.worth_saving():
+            with interrupts_deferred():
+                self.save()
+
+    def worth_saving(self) -> bool:
+        """Whether a checkpoint of now would not take the place of a better one."""
+        return self.counters.sentinel.calm and self.weights_finite()
+
+    def weights_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
     def checkpoint_due(self) -> bool:
-        done = self.counters.step - max(self.saved_step, self.resumed_step)
-        return (
-            done >= self.config.checkpoint_every_steps
+        due = (
+            self.counters.step - self.saved_step >= self.config.checkpoint_every_steps
             or time.monotonic() - self.saved_at > _SAVE_EVERY_S
         )
+        return due and self.worth_saving()
+
+    def roll_back(self) -> None:
+        """Return to the saved state, from there on more careful; that is saved in its turn."""
+        saved = load_state(self.folder.state)
+        self.updating = True
+        saved.restore(self.model, self.ema, self.stepper.optimizer)
+        saved.rng.restore()
+        self.rng, place, now = saved.rng, saved.counters, self.counters
+        self.counters = replace(
+            now,
+            step=place.step,
+            epoch=place.epoch,
+            batch=place.batch,
+            ema_updates=place.ema_updates,
+            sentinel=place.sentinel.after_rollback(now.sentinel.rollbacks + 1),
+        )
+        self.stream.go_to(place.epoch, place.batch)
+        self.take_care()
+        self.updating = False
+        if rank() == 0:
+            self.folder.forget_after(place.step)
+        self._save_state()
+
+    def take_care(self) -> None:
+        """Set the stepper to what earlier trouble taught: rate, arithmetic, size of the parts."""
+        sentinel = self.counters.sentinel
+        self.stepper.lr_scale = sentinel.lr_factor
+        if sentinel.fp32:
+            self.stepper.dtype = torch.float32
+        self.stepper.parts = self.counters.parts
 
 
 def prepare(
@@ -218,7 +310,7 @@ def prepare(
         start = replace(start, origin=str(saved.meta.provenance.get("start", "resume")))
     stepper = Stepper(config, network, ema, optimizer, device, choose_dtype(config, device))
     stream = BatchStream(_loader(config, dataset, start, device), counters.epoch, counters.batch)
-    return Run(
+    run = Run(
         config=config,
         dataset=dataset,
         folder=folder,
@@ -231,7 +323,10 @@ def prepare(
         rng=RngState.now(),
         resumed_step=counters.step,
         earlier_s=counters.elapsed_s,
+        saved_step=counters.step if saved is not None else -1,
     )
+    run.take_care()
+    return run
 
 
 def _loader(
@@ -249,4 +344,5 @@ def _loader(
         pin_memory=device.type == "cuda",
         rank=rank(),
         world_size=world_size(),
+        skip_unreadable=True,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,24 @@ class RunFolder:
         """Append a reported step, an evaluation or a warning to the tables and the log."""
         row = _row(event)
         if row is not None:
-            try:
+            with self._writing():
                 self._append(row)
-            except OSError as error:
-                raise DinoError(
-                    f"{self.root}: cannot be written ({error.strerror})",
-                    "free some space; the last checkpoint is intact, resume with --resume",
-                ) from error
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        with self._writing():
+            write_text(self.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DinoError(
+                f"{self.root}: cannot be written ({error.strerror})",
+                "free some space; the last checkpoint is intact, then: "
+                f"dino train --resume {self.root}",
+            ) from error
 
     def _append(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False)
@@ -141,8 +153,16 @@ class RunFolder:
                 writer.writeheader()
             writer.writerow({k: v for k, v in row.items() if v is not None})
 
+    def clear_up(self, step: int) -> None:
+        """Remove what a killed run left: half-written files, and rows of steps after `step`."""
+        for folder in (self.root, self.state.parent):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+        with self._writing():
+            self.forget_after(step)
+
     def forget_after(self, step: int) -> None:
-        """Drop table rows of steps after `step`: a killed run wrote them, this one redoes them."""
+        """Drop the rows of steps after `step` from the tables: they are done again."""
         if self.metrics_jsonl.exists():
             lines = self.metrics_jsonl.read_text(encoding="utf-8").splitlines()
             write_text(self.metrics_jsonl, "".join(f"{x}\n" for x in lines if _is_kept(x, step)))
@@ -167,11 +187,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Write summary.json."""
-    write_text(folder.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-
-
 def metric_values(metrics: Any) -> dict[str, Any]:
     """The numbers of an evaluation as plain values (a `to_dict` method, or a dataclass)."""
     if hasattr(metrics, "to_dict"):
@@ -193,7 +208,7 @@ def _row(event: Event) -> dict[str, Any] | None:
         head = {"event": "evaluation", "step": event.step, "epoch": event.epoch}
         return {**head, "best": event.best, "seconds": round(event.seconds, 2), **values}
     if isinstance(event, Warned):
-        return {"event": "warning", "message": event.message}
+        return {"event": "warning", "step": event.step, "message": event.message}
     return None
 
 

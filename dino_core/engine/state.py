@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dino_core.checkpoints.io import read_tensors, write_tensors
 from dino_core.engine.ema import Ema
+from dino_core.engine.sentinel import Sentinel
 from dino_core.errors import CheckpointError
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
 
@@ -38,8 +39,11 @@ class Counters:
         best: Best validation score so far.
         best_step: Its step.
         since_best: Evaluations since then.
-        skipped: Steps left out in all because of a loss that was not finite.
+        skipped: Steps left out in all because of a loss that was not finite, or of no image.
         ema_updates: Updates of the average.
+        parts: Each batch goes through the network in so many parts, for want of memory.
+        unreadable: Path of each image that could not be read to what is wrong with it.
+        sentinel: What the watch over the loss remembers.
     """
 
     step: int = 0
@@ -53,6 +57,9 @@ class Counters:
     since_best: int = 0
     skipped: int = 0
     ema_updates: int = 0
+    parts: int = 1
+    unreadable: dict[str, str] = field(default_factory=dict)
+    sentinel: Sentinel = field(default_factory=Sentinel)
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,7 @@ class SavedState:
             self._load(ema.model, "ema.")
             ema.updates = self.counters.ema_updates
         named = dict(model.named_parameters())
+        optimizer.state.clear()
         for key, tensor in self._part("optimizer.").items():
             name, _, slot = key.rpartition(":")
             if name not in named:
@@ -164,7 +172,9 @@ def load_state(path: Path) -> SavedState:
     """Read a training state. Raises CheckpointError when it is missing, damaged or not one."""
     tensors, metadata = read_tensors(path)
     try:
-        counters = Counters(**json.loads(metadata[_COUNTERS_KEY]))
+        numbers = json.loads(metadata[_COUNTERS_KEY])
+        sentinel = Sentinel(**numbers.pop("sentinel", {}))
+        counters = Counters(**numbers, sentinel=sentinel)
         rng = json.loads(metadata[_RNG_KEY])
         numpy_state = rng["numpy"]
         key = tensors.pop("rng.numpy").numpy().astype(np.uint32)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from dino_core.config import TrainConfig
 from dino_core.data.batching import Batch
-from dino_core.engine.distributed import all_reduce_mean, all_true, rank, wrap
+from dino_core.engine.distributed import (
+    all_reduce_mean,
+    all_true,
+    exchange,
+    is_distributed,
+    rank,
+    wrap,
+)
 from dino_core.engine.ema import Ema
 from dino_core.engine.events import StepDone
 from dino_core.engine.memory import peak_memory_mb
@@ -28,23 +35,35 @@ class StepResult:
     """What one step did.
 
     Attributes:
-        finite: Whether loss and gradients were finite; the weights are unchanged if not.
+        finite: Whether loss and gradients were finite; the weights must not be updated if not.
+        images: How many images of this process took part.
+        empty: Whether none took part in any process; the weights must not be updated then.
+        loss: The total, averaged over the processes; not finite where it was so in any.
         losses: Detached scalars, means over the accumulated batches.
         grad_norm: Before clipping.
         lr: The head's rate.
     """
 
     finite: bool
+    images: int
+    empty: bool
+    loss: float
     losses: dict[str, Tensor]
     grad_norm: float
     lr: float
+
+    @property
+    def usable(self) -> bool:
+        """Whether the gradients may update the weights."""
+        return self.finite and not self.empty
 
 
 class Stepper:
     """Forward, backward and update of one model.
 
     Attributes:
-        updating: Weights and counters are not of one step at this moment; the run resets it.
+        lr_scale: Factor of every rate, besides the schedule's.
+        parts: Each batch goes through the network in so many parts, for want of memory.
     """
 
     def __init__(
@@ -60,7 +79,8 @@ class Stepper:
         self.model, self.ema, self.optimizer = model, ema, optimizer
         self.device, self.dtype = device, dtype
         self.criterion = Criterion(config.loss)
-        self.updating = False
+        self.lr_scale = 1.0
+        self.parts = 1
         self._wrapped = wrap(model, device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -69,7 +89,14 @@ class Stepper:
         return self.dtype != torch.float32
 
     def step(self, batches: Sequence[Batch], step: int, progress: float) -> StepResult:
-        """Accumulate the gradients of `batches` and update the weights once.
+        """One whole step: `gradients`, and `update` where they can be used."""
+        result = self.gradients(batches, step, progress)
+        if result.usable:
+            self.update()
+        return result
+
+    def gradients(self, batches: Sequence[Batch], step: int, progress: float) -> StepResult:
+        """Accumulate the gradients of `batches`; the weights stay, so it can be done again.
 
         Args:
             batches: Micro-batches; the loss is their mean.
@@ -80,40 +107,86 @@ class Stepper:
         if self.config.freeze == "backbone":
             self.model.backbone.eval()
         self.optimizer.zero_grad(set_to_none=True)
-        factor = lr_factor(self.config, step, progress, self.config.warmup_steps)
+        factor = lr_factor(self.config, step, progress, self.config.warmup_steps) * self.lr_scale
         set_lr(self.optimizer, factor)
         sums: dict[str, Tensor] = {}
+        finite, seen = True, 0.0
         for index, batch in enumerate(batches):
-            terms, finite = self._accumulate(batch, step, index, len(batches))
-            for name, value in terms.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(batches)
+            boxes, images = self._counts(batch)
+            seen += images
+            for number, part in enumerate(parts := batch.split(self.parts)):
+                last = index + 1 == len(batches) and number + 1 == len(parts)
+                place = (self.config.seed, step, index * self.parts + number)
+                with exchange(self._wrapped, last):
+                    terms, finite = self._accumulate(part, boxes, place, len(batches))
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(batches)
+                if not finite:
+                    break
             if not finite:
-                return StepResult(False, sums, float("nan"), self.config.lr * factor)
+                break
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm))
-        if not np.isfinite(norm):  # equal in all processes: gradients are averaged
-            return StepResult(False, sums, norm, self.config.lr * factor)
-        self.updating = True
+        loss = float(all_reduce_mean(sums["loss"]))
+        return StepResult(
+            finite=finite and bool(np.isfinite(norm)),  # equal in all: gradients are averaged
+            images=sum(len(batch.image_ids) for batch in batches),
+            empty=seen == 0,
+            loss=loss,
+            losses=sums,
+            grad_norm=norm,
+            lr=self.config.lr * factor,
+        )
+
+    def update(self) -> None:
+        """Move the weights and their average by the gradients."""
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
-        return StepResult(True, sums, norm, self.config.lr * factor)
+
+    def halve(self, batches: Sequence[Batch]) -> bool:
+        """Let batches go through in twice as many parts; False where nothing is left to halve.
+
+        Several processes cannot: the one that is short of memory leaves the others waiting.
+        """
+        if is_distributed() or self.parts >= max(len(batch) for batch in batches):
+            return False
+        self.parts *= 2
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+    def _counts(self, batch: Batch) -> tuple[float, float]:
+        """Boxes and readable images of a batch, means over the processes."""
+        boxes = sum(len(target.labels) for target in batch.targets)
+        counts = torch.tensor([float(boxes), float(len(batch.image_ids))], device=self.device)
+        mean_boxes, mean_images = all_reduce_mean(counts).tolist()
+        return mean_boxes, mean_images
 
     def _accumulate(
-        self, batch: Batch, step: int, index: int, count: int
+        self, batch: Batch, boxes: float, place: tuple[int, int, int], count: int
     ) -> tuple[dict[str, Tensor], bool]:
-        """Forward and backward of one micro-batch: its detached loss terms, and whether finite."""
+        """Forward and backward of (a part of) a micro-batch.
+
+        Args:
+            batch: The images; a blank one takes part, as other processes wait, with weight 0.
+            boxes: Of the whole micro-batch, which the loss is divided by.
+            place: Seed, step and index, which decide the denoising noise.
+            count: Micro-batches in the step.
+
+        Returns: Its detached loss terms, and whether they are finite.
+        """
         images = batch.images.to(self.device, non_blocking=True)
         mask = batch.padding_mask.to(self.device, non_blocking=True)
         targets = [t.to(str(self.device)) for t in batch.targets]
-        generator = noise_generator(self.config.seed, step, index)
         with torch.autocast(self.device.type, self.dtype, enabled=self.autocasts):
-            output = self._wrapped(images, mask, targets, generator)
-        boxes = torch.tensor(float(sum(len(t.labels) for t in targets)), device=self.device)
-        losses = self.criterion(output, targets, float(all_reduce_mean(boxes)))
+            output = self._wrapped(images, mask, targets, noise_generator(*place))
+        losses = self.criterion(output, targets, boxes)
+        weight = 1.0 if batch.image_ids else 0.0
         finite = all_true(bool(torch.isfinite(losses.total)), self.device)
         if finite:  # in all processes, or none may enter the gradients' exchange
-            (losses.total / count).backward()
-        return losses.terms, finite
+            (losses.total * weight / count).backward()
+        return {name: value * weight for name, value in losses.terms.items()}, finite
 
 
 def noise_generator(seed: int, step: int, index: int) -> torch.Generator:
@@ -136,10 +209,10 @@ class StepMeter:
         self._losses: dict[str, Tensor] = {}
         self._last: StepResult | None = None
 
-    def add(self, result: StepResult, images: int, seconds: float) -> None:
-        """Take in one step that trained on `images` images in `seconds`."""
+    def add(self, result: StepResult, seconds: float) -> None:
+        """Take in one step that took `seconds`."""
         self.steps += 1
-        self._images += images
+        self._images += result.images
         self._seconds += seconds
         self._last = result
         for name, value in result.losses.items():

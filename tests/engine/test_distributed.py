@@ -1,14 +1,25 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
+from factories import TINY_INPUT, make_coco_dataset, tiny_config
 from torch import nn
 
+from dino_core.config import TrainConfig
+from dino_core.data.batching import Batch, make_loader
+from dino_core.data.dataset import DetectionDataset
+from dino_core.data.load import load_dataset
 from dino_core.engine import distributed
+from dino_core.engine.optimizer import build_optimizer
+from dino_core.engine.step import Stepper
+from dino_core.models.dino import Dino
 
 TWO_PROCESSES = """
 import sys
@@ -22,8 +33,22 @@ flag = distributed.all_true(rank == 0, torch.device("cpu"))
 model = torch.nn.Linear(1, 1, bias=False)
 wrapped = distributed.wrap(model, torch.device("cpu"))
 wrapped(torch.tensor([[1.0 + rank]])).sum().backward()
+gradient = float(model.weight.grad)
+exchanges = []
+
+def count(state, bucket):
+    exchanges.append(bucket)
+    future = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+wrapped.register_comm_hook(None, count)
+for last in (False, False, True):
+    with distributed.exchange(wrapped, last):
+        wrapped(torch.ones(1, 1)).sum().backward()
+assert len(exchanges) == 1, len(exchanges)
 size = (distributed.rank(), distributed.world_size())
-print(size, mean.tolist(), flag, float(model.weight.grad))
+print(size, mean.tolist(), flag, gradient)
 dist.destroy_process_group()
 """
 
@@ -37,17 +62,91 @@ def test_a_single_process_needs_nothing() -> None:
     assert distributed.wrap(model, torch.device("cpu")) is model
 
 
-def test_two_processes_agree(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", TWO_PROCESSES]
+def two_processes(code: str, *arguments: str) -> list[str]:
+    """What each of two processes prints that run `code` with its rank and `arguments`."""
+    tests = str(Path(__file__).parents[1])
+    paths = os.pathsep.join([tests, os.environ["PYTHONPATH"]])
     processes = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store")],
+            [sys.executable, "-W", "ignore", "-c", code, str(rank), *arguments],
             stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
         )
         for rank in range(2)
     ]  # fmt: skip
-    for rank, process in enumerate(processes):
-        output = process.communicate(timeout=120)[0].strip()
-        # Means of (1, 10) and (3, 30), and of the gradients 1 and 2.
-        assert output == f"({rank}, 2) [2.0, 20.0] False 1.5"
+    outputs = [process.communicate(timeout=300)[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return outputs
+
+
+def test_two_processes_agree(tmp_path: Path) -> None:
+    outputs = two_processes(TWO_PROCESSES, str(tmp_path / "store"))
+    # Means of (1, 10) and (3, 30), and of the gradients 1 and 2.
+    assert outputs == [f"({rank}, 2) [2.0, 20.0] False 1.5" for rank in range(2)]
+
+
+RECIPE = TrainConfig(dtype="fp32", device="cpu", clip_norm=1e9)
+
+
+def stepper_of() -> Stepper:
+    """One tiny model, without noise, which could not be the same in other batches."""
+    torch.manual_seed(0)
+    model = Dino(replace(tiny_config(), dn_number=0, dn_label_noise_ratio=0, dn_box_noise_scale=0))
+    model.backbone.fold_batch_norm()
+    optimizer = build_optimizer(model, RECIPE)
+    return Stepper(RECIPE, model, None, optimizer, torch.device("cpu"), torch.float32)
+
+
+def batches_of(index: str, size: int, **loader: int) -> list[Batch]:
+    dataset = pickle.loads(Path(index).read_bytes())  # as it was before images were damaged
+    images = DetectionDataset(dataset.splits["train"], TINY_INPUT)
+    wanted = make_loader(images, size, shuffle=False, skip_unreadable=True, **loader)
+    return list(wanted.batches(0))
+
+
+def gradients(stepper: Stepper) -> dict[str, torch.Tensor]:
+    return {n: p.grad for n, p in stepper.model.named_parameters() if p.grad is not None}
+
+
+GRADIENTS = """
+import sys
+import torch
+import torch.distributed as dist
+sys.path.insert(0, sys.argv[5])
+from test_distributed import batches_of, gradients, stepper_of
+rank, store, index, out = int(sys.argv[1]), *sys.argv[2:5]
+dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+stepper = stepper_of()
+batches = batches_of(index, 2, rank=rank, world_size=2)
+result = stepper.gradients(batches, 0, 0.0)
+if rank == 0:
+    torch.save(gradients(stepper), out)
+print(len(batches), result.images, result.loss, flush=True)
+dist.barrier()  # a process that leaves earlier than the other ends in gloo's abort
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", [(), (2, 3)], ids=["whole", "one-process-reads-nothing"])
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path, damaged: tuple[int, ...]) -> None:
+    """2 processes x 2 micro-batches x 2 images are 1 process x 2 micro-batches x 4 images."""
+    data = make_coco_dataset(tmp_path / "data", (("train", 8), ("val", 1)))
+    index = tmp_path / "index"
+    index.write_bytes(pickle.dumps(load_dataset(data)))
+    for number in damaged:  # all that process 1 has in its first micro-batch
+        (data / "train" / f"{number + 1:04d}.png").write_bytes(b"")
+    out = tmp_path / "gradients.pt"
+    here = str(Path(__file__).parent)
+    arguments = (str(tmp_path / "store"), str(index), str(out), here)
+    outputs = [line.split() for line in two_processes(GRADIENTS, *arguments)]
+    assert [line[:2] for line in outputs] == [["2", "4"], ["2", str(4 - len(damaged))]]
+
+    stepper = stepper_of()
+    alone = stepper.gradients(batches_of(str(index), 4), 0, 0.0)
+    assert [float(line[2]) for line in outputs] == [pytest.approx(alone.loss, rel=1e-5)] * 2
+    ours, theirs = gradients(stepper), torch.load(out, weights_only=True)
+    assert ours.keys() == theirs.keys() and len(ours) > 50
+    scale = max(float(g.abs().max()) for g in ours.values())
+    worst = max(float((ours[n] - theirs[n]).abs().max()) for n in ours)
+    assert worst < 1e-5 * scale, (worst, scale)
