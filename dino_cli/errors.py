@@ -9,7 +9,13 @@ import traceback
 
 import typer
 
-from dino_core.errors import CheckpointError, ConfigError, DataError, DinoError
+from dino_core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DinoError,
+    is_out_of_memory,
+)
 
 FAILED = 1
 USAGE = 2
@@ -59,19 +65,13 @@ def describe(error: BaseException) -> tuple[str, str]:
         return "interrupted", ""
     if isinstance(error, _CommandLineError):
         return _describe_command_line(error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return "out of memory", "use a smaller --batch or --image-size"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}", ""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}", "run again with --debug to see where"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """As the engine's, without importing torch: on the CPU torch raises a plain RuntimeError."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
 
 
 def _describe_command_line(error: Exception) -> tuple[str, str]:

@@ -35,3 +35,14 @@ class ExtensionError(DinoError):
 
 class ExportError(DinoError):
     """A model could not be exported, or the artifact does not reproduce it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: Python's, a GPU's, or torch's on a CPU, a plain RuntimeError.
+
+    By name, so that nothing needs torch to ask.
+    """
+    named = any(
+        kind.__name__ in ("MemoryError", "OutOfMemoryError") for kind in type(error).__mro__
+    )
+    return named or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))

@@ -17,13 +17,13 @@ from dino_core.engine.coco_metrics import Metrics
 from dino_core.engine.distributed import rank
 from dino_core.engine.evaluate import evaluate_model
 from dino_core.engine.events import EvaluationDone, Event, RunFinished, Warned
-from dino_core.engine.memory import is_out_of_memory, keep_freed_memory
+from dino_core.engine.memory import keep_freed_memory
 from dino_core.engine.plan import evaluation_due
 from dino_core.engine.run import Run, prepare
 from dino_core.engine.run_folder import metric_values
 from dino_core.engine.sentinel import BAD_STEPS, MAX_ROLLBACKS
 from dino_core.engine.step import StepMeter, StepResult
-from dino_core.errors import DataError, DinoError
+from dino_core.errors import DataError, DinoError, is_out_of_memory
 from dino_core.processing.preprocess import load_image
 
 

@@ -1,4 +1,4 @@
-"""Memory of a training process: kept when freed, as page faults are half a CPU step; and short."""
+"""Keeping freed memory in the process: page faults of big temporaries are half a CPU step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import ctypes
 import platform
 import resource
 import sys
-
-import torch
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TOP_PAD_BYTES = 256 * 2**20
@@ -27,13 +25,6 @@ def keep_freed_memory() -> bool:
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD_BYTES))
     results = [mallopt(key, value) for key, value in settings]
     return all(result == 1 for result in results)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the CPU (torch has no type of its own there)."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def peak_memory_mb() -> float:
