@@ -85,7 +85,8 @@ class Run:
         return self.earlier_s + time.monotonic() - self.session_start
 
     def progress(self) -> float:
-        reserve = (self.counters.evaluation_s or 0.0) if self.val_records else 0.0
+        # Not `val_records`, which asks after every image: this is called at every step.
+        reserve = (self.counters.evaluation_s or 0.0) if self.dataset.splits.get("val") else 0.0
         return self.plan.progress(self.counters.step, self.elapsed_s(), reserve)
 
     def planned(self, memory_kept: bool) -> RunPlanned:
