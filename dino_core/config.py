@@ -55,7 +55,7 @@ class ModelConfig:
     position_temperature: float = 20.0
     position_offset: float = 0.0  # detrex: -0.5
     box_eps: float = 1e-3  # inverse_sigmoid epsilon of the predicted boxes (mmdet: 1e-5)
-    dn_number: int = 100
+    dn_number: int = 100  # half the number of denoising queries; 0: none
     dn_label_noise_ratio: float = 0.5
     dn_box_noise_scale: float = 1.0
 
@@ -138,6 +138,7 @@ class TrainConfig:
     augment: Literal["none", "default", "strong", "published"] = "default"
     image_size: int | None = None  # long side in pixels; None: the model's own
     freeze: Literal["none", "backbone"] = "none"
+    cached_views: int = 0  # of each image, their backbone maps kept on disk; needs freeze backbone
     eval_every_epochs: int = 1
     patience: int | None = None  # evaluations without a better AP before stopping
     checkpoint_every_steps: int = 500

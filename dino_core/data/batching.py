@@ -46,6 +46,9 @@ class Batch:
         targets: B targets.
         image_ids: B ids; none where no image could be read.
         unreadable: The images that were left out.
+        features: The frozen backbone's maps (B, c, h, w) of these images, where they were kept;
+            `images` is then empty.
+        place: View and number in it, by which the maps are kept.
     """
 
     images: Tensor
@@ -53,6 +56,8 @@ class Batch:
     targets: list[Target]
     image_ids: list[int]
     unreadable: tuple[Unreadable, ...] = ()
+    features: tuple[Tensor, ...] | None = None
+    place: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -70,7 +75,13 @@ class Batch:
         size = -(-len(self) // parts)
         cuts = [slice(start, start + size) for start in range(0, len(self), size)]
         return [
-            Batch(self.images[c], self.padding_mask[c], self.targets[c], self.image_ids[c])
+            Batch(
+                self.images[c],
+                self.padding_mask[c],
+                self.targets[c],
+                self.image_ids[c],
+                features=None if self.features is None else tuple(f[c] for f in self.features),
+            )
             for c in cuts
         ]
 
@@ -266,9 +277,20 @@ class Loader:
         Raises:
             DataError: an image file cannot be decoded, unless such are skipped.
         """
-        batches = self.sampler.batches(epoch)[skip_batches:]
-        keys = [[(epoch, index) for index in batch] for batch in batches]
+        return self.chosen_batches(epoch, range(skip_batches, len(self)))
+
+    def chosen_batches(self, epoch: int, numbers: Sequence[int]) -> Iterator[Batch]:
+        """Some batches of an epoch, by their numbers in it. Raises as `batches` does."""
+        keys = self._keys_of(epoch, numbers)
         return self._from_processes(keys) if self.workers > 0 else self._from_thread(keys)
+
+    def batch(self, epoch: int, number: int) -> Batch:
+        """One batch, at once. Raises as `batches` does."""
+        return self._load(self._keys_of(epoch, [number])[0])
+
+    def _keys_of(self, epoch: int, numbers: Sequence[int]) -> list[list[SampleKey]]:
+        batches = self.sampler.batches(epoch)
+        return [[(epoch, index) for index in batches[number]] for number in numbers]
 
     def _load(self, keys: Iterable[SampleKey]) -> Batch:
         batch = collate([self._samples[key] for key in keys], self.multiple)

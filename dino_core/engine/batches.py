@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dino_core.data.batching import Batch, Loader
+from dino_core.engine.feature_cache import FeatureCache
 
 
 class BatchStream:
@@ -15,7 +16,7 @@ class BatchStream:
         batch: Batches taken from the present pass.
     """
 
-    def __init__(self, loader: Loader, epoch: int = 0, batch: int = 0) -> None:
+    def __init__(self, loader: Loader | FeatureCache, epoch: int = 0, batch: int = 0) -> None:
         self._loader = loader
         self.epoch, self.batch = epoch, batch
         self._batches: Iterator[Batch] | None = None

@@ -103,6 +103,8 @@ def _train(run: Run) -> Iterator[Event]:
     yield run.save()
     if not run.folder.best.exists():
         yield run.save_best()
+    if run.stepper.cache is not None:
+        run.stepper.cache.remove()
     summary = _summary(run, stopped)
     if rank() == 0:
         run.folder.write_summary(summary)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 
 from dino_core.checkpoints.io import save_checkpoint
-from dino_core.config import ModelConfig, TrainConfig, to_dict
+from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig, to_dict
 from dino_core.data.batching import Loader, make_loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.records import DatasetIndex, ImageRecord
@@ -21,6 +23,7 @@ from dino_core.engine.batches import BatchStream
 from dino_core.engine.distributed import rank, world_size
 from dino_core.engine.ema import Ema
 from dino_core.engine.events import CheckpointSaved, RunPlanned
+from dino_core.engine.feature_cache import FeatureCache
 from dino_core.engine.interrupts import interrupts_deferred
 from dino_core.engine.optimizer import build_optimizer
 from dino_core.engine.plan import Plan, plan
@@ -289,6 +292,8 @@ def prepare(
             raise ConfigError(f"{out}: the run was started on data with other classes")
     elif rank() == 0:
         folder.check_new()
+    if config.cached_views and config.freeze != "backbone":
+        raise ConfigError("train.cached_views needs a frozen backbone", "add --freeze backbone")
     the_plan = plan(config, dataset, world_size())
     device, seed = resolve_device(config.device), config.seed
     seed_everything(seed)
@@ -310,7 +315,11 @@ def prepare(
         saved.rng.restore()
         start = replace(start, origin=str(saved.meta.provenance.get("start", "resume")))
     stepper = Stepper(config, network, ema, optimizer, device, choose_dtype(config, device))
-    stream = BatchStream(_loader(config, dataset, start, device), counters.epoch, counters.batch)
+    loader = _loader(config, dataset, start, device)
+    if config.cached_views:
+        kept = folder.features / _fingerprint(config, start.preprocess)
+        stepper.cache = FeatureCache(kept, loader, config.cached_views, seed)
+    stream = BatchStream(stepper.cache or loader, counters.epoch, counters.batch)
     run = Run(
         config=config,
         dataset=dataset,
@@ -347,3 +356,9 @@ def _loader(
         world_size=world_size(),
         skip_unreadable=True,
     )
+
+
+def _fingerprint(config: TrainConfig, preprocess: PreprocessConfig) -> str:
+    """A name for all that decides which images stand in which batch, and what they look like."""
+    settings = (to_dict(config), to_dict(preprocess), rank(), world_size())
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]

@@ -59,6 +59,11 @@ class RunFolder:
         return self.root / "state" / "training.safetensors"
 
     @property
+    def features(self) -> Path:
+        """Of the frozen backbone, kept while the run goes on."""
+        return self.root / "state" / "features"
+
+    @property
     def config(self) -> Path:
         return self.root / "config.toml"
 

@@ -21,6 +21,7 @@ from dino_core.engine.distributed import (
 )
 from dino_core.engine.ema import Ema
 from dino_core.engine.events import StepDone
+from dino_core.engine.feature_cache import FeatureCache
 from dino_core.engine.memory import peak_memory_mb
 from dino_core.engine.optimizer import set_lr
 from dino_core.engine.plan import Plan
@@ -62,6 +63,7 @@ class Stepper:
     """Forward, backward and update of one model.
 
     Attributes:
+        cache: Keeps the backbone's maps, where it is frozen and they shall be kept.
         lr_scale: Factor of every rate, besides the schedule's.
         parts: Each batch goes through the network in so many parts, for want of memory.
     """
@@ -81,12 +83,16 @@ class Stepper:
         self.criterion = Criterion(config.loss)
         self.lr_scale = 1.0
         self.parts = 1
+        self.cache: FeatureCache | None = None
         self._wrapped = wrap(model, device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     @property
     def autocasts(self) -> bool:
         return self.dtype != torch.float32
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.autocasts)
 
     def step(self, batches: Sequence[Batch], step: int, progress: float) -> StepResult:
         """One whole step: `gradients`, and `update` where they can be used."""
@@ -114,6 +120,9 @@ class Stepper:
         for index, batch in enumerate(batches):
             boxes, images = self._counts(batch)
             seen += images
+            if self.cache is not None:
+                with self._autocast():
+                    batch = self.cache.with_features(batch, self.model.backbone, self.device)
             for number, part in enumerate(parts := batch.split(self.parts)):
                 last = index + 1 == len(batches) and number + 1 == len(parts)
                 place = (self.config.seed, step, index * self.parts + number)
@@ -179,8 +188,12 @@ class Stepper:
         images = batch.images.to(self.device, non_blocking=True)
         mask = batch.padding_mask.to(self.device, non_blocking=True)
         targets = [t.to(str(self.device)) for t in batch.targets]
-        with torch.autocast(self.device.type, self.dtype, enabled=self.autocasts):
-            output = self._wrapped(images, mask, targets, noise_generator(*place))
+        features = None
+        if batch.features is not None:
+            features = [f.to(self.device, non_blocking=True) for f in batch.features]
+        with self._autocast():
+            noise = noise_generator(*place)
+            output = self._wrapped(images, mask, targets, noise, features=features)
         losses = self.criterion(output, targets, boxes)
         weight = 1.0 if batch.image_ids else 0.0
         finite = all_true(bool(torch.isfinite(losses.total)), self.device)
