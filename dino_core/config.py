@@ -136,6 +136,8 @@ class TrainConfig:
     seed: int = 42
     workers: int = 0
     augment: Literal["none", "default", "strong", "published"] = "default"
+    mosaic: float = 0.0  # share of the samples that are made of four images
+    mosaic_until: float = 0.8  # fraction of the run after which no images are mixed any more
     image_size: int | None = None  # long side in pixels; None: the model's own
     freeze: Literal["none", "backbone"] = "none"
     eval_every_epochs: int = 1
@@ -145,6 +147,12 @@ class TrainConfig:
     val_split: float = 0.1  # used only when the data has no validation split
     gradient_checkpointing: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("mosaic", "mosaic_until"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}, expected a share from 0 to 1")
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

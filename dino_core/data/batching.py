@@ -45,7 +45,7 @@ class Batch:
         padding_mask: (B, H, W) bool, True on padding.
         targets: B targets.
         image_ids: B ids; none where no image could be read.
-        unreadable: The images that were left out.
+        unreadable: The images that were left out, or not mixed in.
     """
 
     images: Tensor
@@ -83,7 +83,8 @@ class Batch:
 
 def collate(samples: Sequence[Sample | Unreadable], multiple: int = STRIDE) -> Batch:
     """Pad samples to the largest height and width among them, rounded up to `multiple`."""
-    unreadable = tuple(sample for sample in samples if isinstance(sample, Unreadable))
+    remarks = [s if isinstance(s, Unreadable) else s.without for s in samples]
+    unreadable = tuple(remark for remark in remarks if remark is not None)
     readable = [sample for sample in samples if isinstance(sample, Sample)]
     arrays = [sample.image.numpy() for sample in readable]
     targets = [sample.target for sample in readable]
@@ -260,14 +261,28 @@ class Loader:
         """Batches in one epoch."""
         return len(self.sampler)
 
-    def batches(self, epoch: int, skip_batches: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, epoch: int, skip_batches: int = 0, mixed_batches: int | None = 0
+    ) -> Iterator[Batch]:
         """The batches of an epoch, without the first `skip_batches` (they are not loaded).
+
+        Args:
+            epoch: Which pass.
+            skip_batches: Where to begin.
+            mixed_batches: So many of the epoch's batches, from its start on, hold samples made of
+                several images where the data set mixes; None for all. Zero changes which images
+                form a batch, since then all sizes are those of unmixed samples.
 
         Raises:
             DataError: an image file cannot be decoded, unless such are skipped.
         """
-        batches = self.sampler.batches(epoch)[skip_batches:]
-        keys = [[(epoch, index) for index in batch] for batch in batches]
+        sampler = self.sampler
+        if mixed_batches != 0 and self.dataset.mixing is not None:
+            sampler = replace(sampler, sizes_of_epoch=self.dataset.mixed_sizes)
+        keys = [
+            [SampleKey(epoch, i, mixed_batches is None or place < mixed_batches) for i in batch]
+            for place, batch in enumerate(sampler.batches(epoch))
+        ][skip_batches:]
         return self._from_processes(keys) if self.workers > 0 else self._from_thread(keys)
 
     def _load(self, keys: Iterable[SampleKey]) -> Batch:

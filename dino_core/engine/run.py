@@ -15,6 +15,7 @@ from dino_core.checkpoints.io import save_checkpoint
 from dino_core.config import ModelConfig, TrainConfig, to_dict
 from dino_core.data.batching import Loader, make_loader
 from dino_core.data.dataset import DetectionDataset
+from dino_core.data.mixing import build_mixing
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.data.transforms import build_transform
 from dino_core.engine.batches import BatchStream
@@ -165,6 +166,7 @@ class Run:
                 counters.skipped += 1
             counters.step += 1
             counters.epoch, counters.batch = self.stream.epoch, self.stream.batch
+            counters.mixed_batches = self.stream.mixed_batches
             counters.ema_updates = self.ema.updates if self.ema is not None else 0
             counters.parts = self.stepper.parts
             counters.unreadable |= unreadable
@@ -251,10 +253,11 @@ class Run:
             step=place.step,
             epoch=place.epoch,
             batch=place.batch,
+            mixed_batches=place.mixed_batches,
             ema_updates=place.ema_updates,
             sentinel=place.sentinel.after_rollback(now.sentinel.rollbacks + 1),
         )
-        self.stream.go_to(place.epoch, place.batch)
+        self.stream.go_to(place.epoch, place.batch, place.mixed_batches)
         self.take_care()
         self.updating = False
         if rank() == 0:
@@ -310,7 +313,8 @@ def prepare(
         saved.rng.restore()
         start = replace(start, origin=str(saved.meta.provenance.get("start", "resume")))
     stepper = Stepper(config, network, ema, optimizer, device, choose_dtype(config, device))
-    stream = BatchStream(_loader(config, dataset, start, device), counters.epoch, counters.batch)
+    loader = _loader(config, dataset, start, device)
+    stream = BatchStream(loader, counters.epoch, counters.batch, counters.mixed_batches)
     run = Run(
         config=config,
         dataset=dataset,
@@ -335,7 +339,8 @@ def _loader(
 ) -> Loader:
     preprocess = start.preprocess
     transform = build_transform(config.augment, preprocess)
-    images = DetectionDataset(dataset.splits["train"], preprocess, transform, config.seed)
+    mixing = build_mixing(config.mosaic, config.augment, preprocess)
+    images = DetectionDataset(dataset.splits["train"], preprocess, transform, config.seed, mixing)
     return make_loader(
         images,
         config.batch,
