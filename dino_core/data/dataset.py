@@ -38,10 +38,10 @@ _MIXING_DRAWS = 1  # a generator of their own: what is not mixed stays as it was
 
 
 class SampleKey(NamedTuple):
-    """Which sample: the pass, the record, and whether it may be made of several images."""
+    """Which sample: the pass, the record's index, whether it may be made of several images."""
 
     epoch: int
-    index: int
+    record: int
     mixing: bool = False
 
 
@@ -120,7 +120,7 @@ class DetectionDataset(Dataset[Sample]):
             DataError: the image file cannot be decoded (PartnerError: one that is mixed in).
         """
         key = SampleKey(0, key) if isinstance(key, int) else SampleKey(*key)
-        record = self.records[key.index]
+        record = self.records[key.record]
         if self.transform is None:
             pixels = load_image(record.path)
             _check_shape(record, pixels)
@@ -162,14 +162,14 @@ class DetectionDataset(Dataset[Sample]):
         return np.random.default_rng((self.seed & _SEED_BITS, epoch, index, *purpose))
 
     def _augmented(self, key: SampleKey, transform: Transform) -> Scene:
-        rng = self._generator(key.epoch, key.index)
+        rng = self._generator(key.epoch, key.record)
         if key.mixing and self.mixing is not None:
-            draws = self._generator(key.epoch, key.index, _MIXING_DRAWS)
+            draws = self._generator(key.epoch, key.record, _MIXING_DRAWS)
             if self.mixing.wants_mosaic(draws):
                 others = draws.integers(len(self.records), size=PIECES - 1).tolist()
-                pieces = [self._piece(key.index), *map(self._partner, others)]
+                pieces = [self._piece(key.record), *map(self._partner, others)]
                 return self.mixing.finish(self.mixing.mosaic(pieces, draws), rng)
-        return transform(self._scene(key.index, _ROOM * self.preprocess.max_side), rng)
+        return transform(self._scene(key.record, _ROOM * self.preprocess.max_side), rng)
 
     def _piece(self, index: int) -> Piece:
         record = self.records[index]
@@ -210,7 +210,7 @@ class ReadableSamples(Dataset["Sample | Unreadable"]):
 
         Where only an image that is mixed in cannot be read, the sample goes without mixing.
         """
-        record = self.dataset.records[key.index]
+        record = self.dataset.records[key.record]
         size_hw = resized_size((record.height, record.width), self.dataset.preprocess)
         try:
             return self.dataset[key]
