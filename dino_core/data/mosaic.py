@@ -2,8 +2,8 @@
 
 Differs in the scale of the pieces. YOLOX's small models show each at 0.5 to 1.5 times the input's
 size (`exps/default/yolox_tiny.py`), DEIM's detection transformers at 0.25 to 0.75 (its `Mosaic`:
-320 for an input of 640, times 0.5 to 1.5). Here it is 0.5 to 1: an object is never below half of what
-inference sees, and no pixel is made up by enlarging.
+320 for an input of 640, times 0.5 to 1.5). Here it is 0.5 to 1: an object is never below half of
+what inference sees, and no pixel is made up by enlarging.
 """
 
 from __future__ import annotations
