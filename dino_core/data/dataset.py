@@ -163,13 +163,23 @@ class DetectionDataset(Dataset[Sample]):
 
     def _augmented(self, key: SampleKey, transform: Transform) -> Scene:
         rng = self._generator(key.epoch, key.record)
-        if key.mixing and self.mixing is not None:
-            draws = self._generator(key.epoch, key.record, _MIXING_DRAWS)
-            if self.mixing.wants_mosaic(draws):
-                others = draws.integers(len(self.records), size=PIECES - 1).tolist()
-                pieces = [self._piece(key.record), *map(self._partner, others)]
-                return self.mixing.finish(self.mixing.mosaic(pieces, draws), rng)
-        return transform(self._scene(key.record, _ROOM * self.preprocess.max_side), rng)
+        room = _ROOM * self.preprocess.max_side
+        if not key.mixing or self.mixing is None:
+            return transform(self._scene(key.record, room), rng)
+        draws = self._generator(key.epoch, key.record, _MIXING_DRAWS)
+        mixing, is_mosaic = self.mixing, self.mixing.wants_mosaic(draws)
+        pastes = draws.random() < mixing.paste_share and mixing.donors is not None
+        if is_mosaic:
+            others = draws.integers(len(self.records), size=PIECES - 1).tolist()
+            pieces = [self._piece(key.record), *map(self._partner, others)]
+            scene = mixing.mosaic(pieces, draws)
+        else:
+            scene = self._scene(key.record, room)
+        if pastes and mixing.donors is not None:
+            donor, box = mixing.donors.choose(draws)
+            other = self._partner(donor).load(max(scene.size_hw))
+            scene = mixing.paste(scene, other, box, draws)
+        return (mixing.finish if is_mosaic else transform)(scene, rng)
 
     def _piece(self, index: int) -> Piece:
         record = self.records[index]

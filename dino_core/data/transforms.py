@@ -224,6 +224,37 @@ class ScaleTo:
 
 
 @dataclass(frozen=True)
+class ScaleJitter:
+    """Show the image smaller, or a window of it larger, by one drawn factor of the inference size.
+
+    Large scale jitter (arXiv 2012.07177, 3: factors 0.1 to 2) without its fixed canvas.
+    """
+
+    preprocess: PreprocessConfig
+    low: float
+    high: float
+    min_visible: float = 0.25
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        factor, final = self._draw(scene.size_hw, rng)
+        if factor > 1:
+            height, width = (max(1, round(side / factor)) for side in scene.size_hw)
+            places = np.random.default_rng(int(rng.integers(1 << 62)))
+            scene = crop_near_box(scene, (height, width), self.min_visible, places)
+        return resize(scene, final)
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        factor, final = self._draw(size_hw, rng)
+        if factor > 1:
+            rng.integers(1 << 62)
+        return final
+
+    def _draw(self, size_hw: SizeHW, rng: np.random.Generator) -> tuple[float, SizeHW]:
+        factor = rng.uniform(self.low, self.high)
+        return factor, _scaled(size_hw, self.preprocess, min(1.0, factor))
+
+
+@dataclass(frozen=True)
 class ZoomOut:
     """Lay the shrunken image on a canvas, in its mean colour, of the size it would have."""
 
@@ -258,7 +289,10 @@ class DropSmall:
 
 
 def build_transform(
-    kind: AugmentKind, preprocess: PreprocessConfig, image_size: int | None = None
+    kind: AugmentKind,
+    preprocess: PreprocessConfig,
+    image_size: int | None = None,
+    scale: tuple[float, float] | None = None,
 ) -> Transform | None:
     """The augmentation of that name; None for "none", which is plain preprocessing.
 
@@ -268,26 +302,34 @@ def build_transform(
             shifts colours a little. "strong" also zooms out, crops closer and distorts colours.
         preprocess: The input at inference.
         image_size: Long side in pixels, instead of that of `preprocess`.
+        scale: Factors of the size at inference, instead of the geometry of "default" or "strong".
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind, or factors for another one.
     """
     size = at_image_size(preprocess, image_size)
+    geometry: Transform
+    if scale is not None and kind in ("none", "published"):
+        raise ConfigError(
+            f"augment '{kind}' has no scale_jitter", "set augment to default or strong"
+        )
     if kind == "none":
         return None
     if kind == "published":
         return _published(size)
     if kind == "default":
-        scale = ScaleTo(size, 0.7)
-        geometry = Choice((scale, Chain((SafeCrop(0.6), scale))), (0.5, 0.5))
+        whole = ScaleTo(size, 0.7)
+        geometry = Choice((whole, Chain((SafeCrop(0.6), whole))), (0.5, 0.5))
     elif kind == "strong":
-        scale = ScaleTo(size, 0.6)
-        close = Chain((SafeCrop(0.4), scale))
-        geometry = Choice((ZoomOut(size, 0.5), close, scale), (0.25, 0.5, 0.25))
+        whole = ScaleTo(size, 0.6)
+        close = Chain((SafeCrop(0.4), whole))
+        geometry = Choice((ZoomOut(size, 0.5), close, whole), (0.25, 0.5, 0.25))
     else:
         raise ConfigError(
             f"unknown augmentation '{kind}'", "known: none, default, strong, published"
         )
+    if scale is not None:
+        geometry = ScaleJitter(size, *scale)
     return Chain((geometry, finishing(kind)))
 
 

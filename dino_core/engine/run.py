@@ -338,9 +338,10 @@ def _loader(
     config: TrainConfig, dataset: DatasetIndex, start: Start, device: torch.device
 ) -> Loader:
     preprocess = start.preprocess
-    transform = build_transform(config.augment, preprocess)
-    mixing = build_mixing(config.mosaic, config.augment, preprocess)
-    images = DetectionDataset(dataset.splits["train"], preprocess, transform, config.seed, mixing)
+    transform = build_transform(config.augment, preprocess, scale=config.scale_jitter)
+    records = dataset.splits["train"]
+    mixing = build_mixing(config.mosaic, config.copy_paste, config.augment, preprocess, records)
+    images = DetectionDataset(records, preprocess, transform, config.seed, mixing)
     return make_loader(
         images,
         config.batch,

@@ -162,8 +162,9 @@ def make_dataset(
     folder: Path, count: int, share: float = 0.6, preprocess: PreprocessConfig = FREE
 ) -> DetectionDataset:
     transform = build_transform("strong", preprocess)
-    mixing = build_mixing(share, "strong", preprocess)
-    return DetectionDataset(make_records(folder, count), preprocess, transform, 3, mixing)
+    records = make_records(folder, count)
+    mixing = build_mixing(share, 0.0, "strong", preprocess, records)
+    return DetectionDataset(records, preprocess, transform, 3, mixing)
 
 
 @pytest.mark.parametrize("preprocess", [SQUARE, FREE])
@@ -307,7 +308,11 @@ def test_wrong_settings() -> None:
             ConfigError, match=f"{key} is {value:g}.*, expected a share from 0 to 1"
         ):
             from_dict(TrainConfig, {key: value})
+    for wrong in ([2.0, 0.5], [0, 1]):
+        with pytest.raises(ConfigError, match=r"scale_jitter is .*, expected a low and a"):
+            from_dict(TrainConfig, {"scale_jitter": wrong})
+    assert from_dict(TrainConfig, {"scale_jitter": [0.5, 2]}).scale_jitter == (0.5, 2.0)
     with pytest.raises(ConfigError, match=r"augment 'none' and mosaic 0\.5 contradict"):
-        build_mixing(0.5, "none", SQUARE)
-    assert build_mixing(0.0, "none", SQUARE) is None
+        build_mixing(0.5, 0.0, "none", SQUARE, [])
+    assert build_mixing(0.0, 0.0, "none", SQUARE, []) is None
     assert replace(TrainConfig(), mosaic=0.5).mosaic == 0.5
