@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dino_core.config import PreprocessConfig
-from dino_core.data.scene import Scene, SizeHW, as_array, make_scene, resize
+from dino_core.data.scene import Scene, SizeHW, as_array, blank, make_scene, resize
 from dino_core.data.transforms import crop_near_box
 from dino_core.processing.preprocess import resized_size
 
@@ -68,8 +68,7 @@ class Mosaic:
         centre_y, centre_x = (round(s * rng.uniform(self.edge, 1 - self.edge)) for s in size_hw)
         rows = (slice(0, centre_y), slice(centre_y, size_hw[0]))
         columns = (slice(0, centre_x), slice(centre_x, size_hw[1]))
-        canvas = np.empty((*size_hw, 3), np.uint8)
-        canvas[:] = [round(level * 255) for level in self.preprocess.mean]
+        canvas = blank(size_hw, [round(level * 255) for level in self.preprocess.mean])
         boxes, labels = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
         for quarter, number in enumerate(rng.permutation(PIECES)):
             below, right = divmod(quarter, 2)
