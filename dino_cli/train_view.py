@@ -113,7 +113,7 @@ def plan_lines(event: RunPlanned) -> list[str]:
     model, config, size = event.model, event.config, event.preprocess
     accumulate = f" x {config.accumulate}" if config.accumulate > 1 else ""
     mixed = {"mosaic": config.mosaic, "copy-paste": config.copy_paste}
-    mixing = "".join(f" with {name} {share:g}" for name, share in mixed.items() if share)
+    mixing = "".join(f" + {name} {share:g}" for name, share in mixed.items() if share)
     lines = [
         (
             f"model     {model.variant}: {model.backbone}, {event.parameters / 1e6:.1f} M "

@@ -234,6 +234,18 @@ def test_worker_processes_give_the_same_mosaics(tmp_path: Path) -> None:
         assert len(ours) == 2 and all(map(same, ours, theirs))
 
 
+def test_stream_stops_mixing_with_worker_processes(tmp_path: Path) -> None:
+    """What the processes prepared ahead, mixed, is not what comes next."""
+    dataset = make_dataset(tmp_path, 8, share=1.0)
+    taken = []
+    for workers in (1, 0):
+        stream = BatchStream(make_loader(dataset, 2, seed=1, workers=workers))
+        first = stream.take(1)
+        stream.stop_mixing()
+        taken.append(first + stream.take(5))
+    assert all(map(same, *taken))
+
+
 def test_stream_stops_mixing_and_comes_back_to_the_same_place(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, 12, share=1.0)
 
