@@ -112,6 +112,8 @@ def plan_lines(event: RunPlanned) -> list[str]:
     """Model, input, schedule and device of the run."""
     model, config, size = event.model, event.config, event.preprocess
     accumulate = f" x {config.accumulate}" if config.accumulate > 1 else ""
+    mixed = {"mosaic": config.mosaic, "copy-paste": config.copy_paste}
+    mixing = "".join(f" + {name} {share:g}" for name, share in mixed.items() if share)
     lines = [
         (
             f"model     {model.variant}: {model.backbone}, {event.parameters / 1e6:.1f} M "
@@ -120,7 +122,7 @@ def plan_lines(event: RunPlanned) -> list[str]:
         f"schedule  {'; '.join(event.plan.reasons)}",
         (
             f"recipe    batch {config.batch}{accumulate}, lr {config.lr:g} {config.schedule}, "
-            f"augment {config.augment}, {'EMA, ' if config.ema else ''}"
+            f"augment {config.augment}{mixing}, {'EMA, ' if config.ema else ''}"
             f"{event.dtype} on {event.device}, seed {config.seed}"
         ),
         f"training  {event.train_images} images, validation {event.val_images}",

@@ -136,6 +136,10 @@ class TrainConfig:
     seed: int = 42
     workers: int = 0
     augment: Literal["none", "default", "strong", "published"] = "default"
+    mosaic: float = 0.0  # share of the samples that are made of four images
+    copy_paste: float = 0.0  # share of the samples that get objects of another image
+    mosaic_until: float = 0.8  # fraction of the run after which neither of the two is done
+    scale_jitter: tuple[float, float] | None = None  # of the inference size; None: `augment`'s own
     image_size: int | None = None  # long side in pixels; None: the model's own
     freeze: Literal["none", "backbone"] = "none"
     cached_views: int = 0  # of each image, their backbone maps kept on disk; needs freeze backbone
@@ -146,6 +150,17 @@ class TrainConfig:
     val_split: float = 0.1  # used only when the data has no validation split
     gradient_checkpointing: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("mosaic", "copy_paste", "mosaic_until"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}, expected a share from 0 to 1")
+        if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ConfigError(
+                f"scale_jitter is {list(self.scale_jitter)}, expected a low and a high factor",
+                "e.g. --set train.scale_jitter=[0.5,2.0]",
+            )
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dino_core.data.batching import Batch, Loader
+from dino_core.data.dataset import DetectionDataset
 from dino_core.errors import DinoError
 from dino_core.models.backbone import Backbone
 from dino_core.targets import Target
@@ -47,8 +48,17 @@ class FeatureCache:
         """Batches in one pass."""
         return len(self._loader)
 
-    def batches(self, epoch: int, skip_batches: int = 0) -> Iterator[Batch]:
-        """The batches of a pass, those that are on disk with `features` instead of images."""
+    @property
+    def dataset(self) -> DetectionDataset:
+        return self._loader.dataset
+
+    def batches(
+        self, epoch: int, skip_batches: int = 0, mixed_batches: int | None = 0
+    ) -> Iterator[Batch]:
+        """The batches of a pass, those that are on disk with `features` instead of images.
+
+        Samples of several images are not kept: their data set has none (`mixed_batches`).
+        """
         view = epoch % self.views
         rng = np.random.default_rng((self._seed & _SEED_BITS, epoch))
         order = rng.permutation(len(self._loader))[skip_batches:].tolist()

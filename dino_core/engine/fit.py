@@ -114,6 +114,8 @@ def _train(run: Run) -> Iterator[Event]:
 def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None, str]:
     """One optimiser step. Returns why the run must go back to its checkpoint, or ""."""
     started, counters = time.monotonic(), run.counters
+    if progress >= run.config.mosaic_until:
+        run.stream.stop_mixing()
     batches = run.stream.take(run.config.accumulate)
     result = yield from _gradients(run, batches, progress)
     unread = {u.path: u.message for batch in batches for u in batch.unreadable}

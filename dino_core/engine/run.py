@@ -17,6 +17,7 @@ from dino_core.checkpoints.io import save_checkpoint
 from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig, to_dict
 from dino_core.data.batching import Loader, make_loader
 from dino_core.data.dataset import DetectionDataset
+from dino_core.data.mixing import build_mixing
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.data.transforms import build_transform
 from dino_core.engine.batches import BatchStream
@@ -168,6 +169,7 @@ class Run:
                 counters.skipped += 1
             counters.step += 1
             counters.epoch, counters.batch = self.stream.epoch, self.stream.batch
+            counters.mixed_batches = self.stream.mixed_batches
             counters.ema_updates = self.ema.updates if self.ema is not None else 0
             counters.parts = self.stepper.parts
             counters.unreadable |= unreadable
@@ -254,10 +256,11 @@ class Run:
             step=place.step,
             epoch=place.epoch,
             batch=place.batch,
+            mixed_batches=place.mixed_batches,
             ema_updates=place.ema_updates,
             sentinel=place.sentinel.after_rollback(now.sentinel.rollbacks + 1),
         )
-        self.stream.go_to(place.epoch, place.batch)
+        self.stream.go_to(place.epoch, place.batch, place.mixed_batches)
         self.take_care()
         self.updating = False
         if rank() == 0:
@@ -294,6 +297,11 @@ def prepare(
         folder.check_new()
     if config.cached_views and config.freeze != "backbone":
         raise ConfigError("train.cached_views needs a frozen backbone", "add --freeze backbone")
+    if config.cached_views and (config.mosaic or config.copy_paste):
+        raise ConfigError(
+            "train.cached_views keeps views; mosaic and copy_paste stop in the middle of a run",
+            "set them to 0, or cached_views",
+        )
     the_plan = plan(config, dataset, world_size())
     device, seed = resolve_device(config.device), config.seed
     seed_everything(seed)
@@ -319,7 +327,8 @@ def prepare(
     if config.cached_views:
         kept = folder.features / _fingerprint(config, start.preprocess)
         stepper.cache = FeatureCache(kept, loader, config.cached_views, seed)
-    stream = BatchStream(stepper.cache or loader, counters.epoch, counters.batch)
+    batches = stepper.cache or loader
+    stream = BatchStream(batches, counters.epoch, counters.batch, counters.mixed_batches)
     run = Run(
         config=config,
         dataset=dataset,
@@ -343,8 +352,10 @@ def _loader(
     config: TrainConfig, dataset: DatasetIndex, start: Start, device: torch.device
 ) -> Loader:
     preprocess = start.preprocess
-    transform = build_transform(config.augment, preprocess)
-    images = DetectionDataset(dataset.splits["train"], preprocess, transform, config.seed)
+    transform = build_transform(config.augment, preprocess, scale=config.scale_jitter)
+    records = dataset.splits["train"]
+    mixing = build_mixing(config.mosaic, config.copy_paste, config.augment, preprocess, records)
+    images = DetectionDataset(records, preprocess, transform, config.seed, mixing)
     return make_loader(
         images,
         config.batch,

@@ -33,6 +33,7 @@ class Counters:
         step: Optimiser steps done.
         epoch: Passes over the training split that are complete.
         batch: Batches of the present pass that are consumed.
+        mixed_batches: As in `BatchStream`: where mixing of images has stopped.
         elapsed_s: Seconds of work in all sessions, evaluation included.
         evaluating_s: Seconds of it spent evaluating.
         evaluation_s: Seconds of the last evaluation; None before the first.
@@ -49,6 +50,7 @@ class Counters:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    mixed_batches: int | None = None
     elapsed_s: float = 0.0
     evaluating_s: float = 0.0
     evaluation_s: float | None = None
