@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dino_core.config import ResolvedConfig
 from dino_core.data.batching import STRIDE, Batch, ShapeBatches
@@ -131,10 +131,11 @@ def try_out(
     with _untouched(model):
         training_mode(model, config.freeze)
         try:
-            seconds, peak = _pass(model, criterion, _batch(worst, 1), device, dtype)
+            with _saved_mb(model) as saved:
+                seconds, peak = _pass(model, criterion, _batch(worst, 1), device, dtype)
             if limit is not None:
                 weights = _trainable(model) * _BYTES / 2**20  # gradients: once, not for each image
-                each = max(0.0, peak - first - weights)
+                each = max(sum(saved), peak - first - weights)
                 if first + weights + later + each * at_a_time > first + (limit - first) * _USABLE:
                     return None
             if at_a_time > 1:
@@ -170,6 +171,26 @@ def _pass(
     # hardly shrinks where freed memory is kept.
     peak = peak_memory_mb()
     return time.monotonic() - started, peak if peak > before else resident_memory_mb()
+
+
+@contextmanager
+def _saved_mb(model: nn.Module) -> Iterator[list[float]]:
+    """MiB of each tensor that forward passes inside keep for the backward, weights left out.
+
+    A process that held more before does not grow by them.
+    """
+    seen = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    sizes: list[float] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            sizes.append(storage.nbytes() / 2**20)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield sizes
 
 
 def _batch(worst: WorstBatch, images: int) -> Batch:

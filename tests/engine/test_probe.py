@@ -1,4 +1,4 @@
-"""The worst batch is found, tried before step one without a trace, and short memory is met there."""
+"""The worst batch is found, and tried before step one without a trace; short memory shows there."""
 
 from __future__ import annotations
 
