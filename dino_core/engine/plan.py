@@ -231,6 +231,15 @@ def _given(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def filled(config: TrainConfig, earlier: TrainConfig) -> TrainConfig:
+    """`config` with what it leaves open as an earlier plan chose it; a length replaces a length."""
+    lengths = {"steps", "epochs", "minutes"}
+    given = _given(config).keys()
+    kept = lengths if given & lengths else set()
+    values = {n: v for n, v in _given(earlier).items() if n not in given and n not in kept}
+    return dataclasses.replace(config, **values)
+
+
 def check_settings(config: TrainConfig) -> None:
     """Raises ConfigError where settings contradict each other or make no sense."""
     lengths = {"steps": config.steps, "epochs": config.epochs, "minutes": config.minutes}

@@ -25,7 +25,7 @@ from dino_core.engine.ema import Ema
 from dino_core.engine.events import CheckpointSaved, RunPlanned
 from dino_core.engine.interrupts import interrupts_deferred
 from dino_core.engine.optimizer import build_optimizer
-from dino_core.engine.plan import Forecast, Plan, check_settings, forecast
+from dino_core.engine.plan import Forecast, Plan, check_settings, filled, forecast
 from dino_core.engine.plan_facts import Machine, check_data
 from dino_core.engine.probe import Trial
 from dino_core.engine.run_folder import RunFolder, RunSettings, metric_values
@@ -306,7 +306,7 @@ def prepare(
     folder = RunFolder(out)
     saved: SavedState | None = None
     if resume:
-        folder.read_settings()
+        config = filled(config, folder.read_settings().train)
         saved = load_state(folder.state)
         if saved.meta.classes != dataset.classes:
             raise ConfigError(f"{out}: the run was started on data with other classes")

@@ -88,7 +88,7 @@ def test_a_recipe_brings_its_model(data: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config", "r50-4scale-13ep"], "did you mean 'r50-4scale-1"),
+        (["--config", "r50-4scale-13ep"], "did you mean 'r50-4scale-"),
         (["--json"], "--json goes with --plan"),
         (["--plan", "--batch", "0"], "expected a number or auto"),
         (["--plan", "--set", "train.images_per_step=3", "--batch", "2"], "no multiple of batch"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from dino_core.config import PreprocessConfig, TrainConfig, from_dict, to_dict
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
-from dino_core.engine.plan import AS_ASKED, Plan, forecast, plan
+from dino_core.engine.plan import AS_ASKED, Plan, filled, forecast, plan
 from dino_core.engine.plan_facts import DataFacts, Machine, ModelFacts, check_data, data_facts
 from dino_core.errors import ConfigError, DataError
 
@@ -205,6 +205,16 @@ def test_a_plan_of_its_own_result_is_the_same(asked: dict[str, Any], model: Mode
     )  # fmt: skip
     assert all(d.reason.startswith(AS_ASKED) for d in again.decisions
                if d.name != "images_per_step")  # fmt: skip
+
+
+def test_what_a_resumed_run_leaves_open_is_as_it_was_chosen() -> None:
+    first = planned(model=replace(NANO, trained=False), epochs=3).config
+    assert filled(TrainConfig(epochs=3), first) == TrainConfig(
+        **{f.name: getattr(first, f.name) for f in fields(TrainConfig)}
+    )
+    longer = filled(TrainConfig(steps=99, lr=0.5), first)
+    assert (longer.steps, longer.epochs, longer.lr) == (99, None, 0.5)
+    assert (longer.batch, longer.backbone_lr_factor) == (first.batch, 1.0)
 
 
 def test_each_decision_has_a_reason_and_an_option() -> None:
