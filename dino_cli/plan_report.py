@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dino_cli.commands.check import show_findings
 from dino_cli.train_view import data_lines, plan_lines
 from dino_core.config import to_dict
 
@@ -23,7 +25,10 @@ def print_plan(
     if as_json:
         print(json.dumps(plan_dict(event, dataset, findings), ensure_ascii=False))
         return
-    for line in [*data_lines(dataset), *plan_lines(event)]:
+    for line in data_lines(dataset):
+        print(line)
+    show_findings(findings, dataset.root, sys.stdout)
+    for line in plan_lines(event):
         print(line)
     print("nothing was written; without --plan this starts the run")
 

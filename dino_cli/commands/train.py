@@ -188,7 +188,6 @@ def _plan(
     as_json: bool,
 ) -> None:
     """Answer `--plan`."""
-    from dino_cli.commands.check import show_findings
     from dino_cli.plan_report import print_plan
     from dino_core.engine.fit import plan_run
 
@@ -200,8 +199,6 @@ def _plan(
         weights=weights,
         model_config=model_overrides(settings, model, weights),
     )
-    if not as_json:
-        show_findings(findings, dataset.root, sys.stdout)
     print_plan(event, dataset, findings, as_json)
 
 
