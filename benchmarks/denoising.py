@@ -91,6 +91,7 @@ def study(args: argparse.Namespace, folders: Sequence[Path], model: str) -> Iter
         lr=args.lr,
         warmup_steps=args.steps // 10,
         eval_every_epochs=10**6,  # only at the end
+        probe=False,
     )
     settings = list(SETTINGS)[: 2 if args.tiny else None]
     for seed, setting, folder in itertools.product(range(args.seeds), settings, folders):

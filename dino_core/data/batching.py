@@ -300,13 +300,16 @@ class Loader:
         """One batch, at once. Raises as `batches` does."""
         return self._load(self._keys_of(epoch, [number], 0)[0])
 
+    def mixed_sampler(self) -> ShapeBatches:
+        """The sampler for samples that may be made of several images."""
+        if self.dataset.mixing is None:
+            return self.sampler
+        return replace(self.sampler, sizes_of_epoch=self.dataset.mixed_sizes)
+
     def _keys_of(
         self, epoch: int, numbers: Sequence[int], mixed_batches: int | None
     ) -> list[list[SampleKey]]:
-        sampler = self.sampler
-        if mixed_batches != 0 and self.dataset.mixing is not None:
-            sampler = replace(sampler, sizes_of_epoch=self.dataset.mixed_sizes)
-        batches = sampler.batches(epoch)
+        batches = (self.sampler if mixed_batches == 0 else self.mixed_sampler()).batches(epoch)
         return [
             [SampleKey(epoch, i, mixed_batches is None or number < mixed_batches) for i in indices]
             for number, indices in ((number, batches[number]) for number in numbers)

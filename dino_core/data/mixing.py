@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dino_core.config import PreprocessConfig
-from dino_core.data.mosaic import Mosaic
+from dino_core.data.mosaic import PIECES, Mosaic
 from dino_core.data.paste import Donors, Paste, find_donors
 from dino_core.data.records import ImageRecord
 from dino_core.data.transforms import AugmentKind, Transform, finishing
@@ -38,6 +38,13 @@ class Mixing:
     def wants_mosaic(self, rng: np.random.Generator) -> bool:
         """Whether this sample is one; the generator's first draw."""
         return bool(rng.random() < self.mosaic_share)
+
+
+def counts_when_mixed(counts: Sequence[int], mosaic: float, copy_paste: float) -> Sequence[int]:
+    """How many boxes a sample may have, of images with so many, where some are mixed."""
+    most = sum(sorted(counts)[-PIECES:]) if mosaic else max(counts)
+    most += Paste().most if copy_paste else 0
+    return range(most + 1) if mosaic or copy_paste else counts
 
 
 def build_mixing(

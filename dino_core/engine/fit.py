@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,16 @@ from dino_core.config import ModelConfig, TrainConfig
 from dino_core.data.batching import Batch
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.coco_metrics import Metrics
-from dino_core.engine.distributed import rank
+from dino_core.engine.distributed import rank, world_size
 from dino_core.engine.evaluate import evaluate_model
-from dino_core.engine.events import EvaluationDone, Event, RunFinished, Warned
+from dino_core.engine.events import (
+    EvaluationDone,
+    Event,
+    RunFinished,
+    RunPlanned,
+    SpeedMeasured,
+    Warned,
+)
 from dino_core.engine.memory import keep_freed_memory
 from dino_core.engine.plan import evaluation_due
 from dino_core.engine.run import Run, prepare
@@ -25,6 +33,9 @@ from dino_core.engine.sentinel import BAD_STEPS, MAX_ROLLBACKS
 from dino_core.engine.step import StepMeter, StepResult
 from dino_core.errors import DataError, DinoError, is_out_of_memory
 from dino_core.processing.preprocess import load_image
+
+SPEED_STEPS = 5
+"""Steps after the first one by which the speed of a run by the clock is measured."""
 
 
 def fit(
@@ -43,7 +54,7 @@ def fit(
     from which `resume` goes on exactly.
 
     Args:
-        config: The recipe.
+        config: The recipe; what it leaves open is chosen, and told by the first event.
         dataset: Splits "train" and, for evaluation, "val".
         out: The run's folder: made after the first event; on resume the folder of that run.
         model: A variant's name or a model file.
@@ -71,18 +82,43 @@ def fit(
         raise
 
 
+def plan_run(
+    config: TrainConfig,
+    dataset: DatasetIndex,
+    *,
+    out: Path,
+    model: str = "dino-nano",
+    weights: str | Path | None = None,
+    model_config: ModelConfig | None = None,
+    processes: int | None = None,
+) -> RunPlanned:
+    """What `fit` would do, worst batch tried and all; nothing is written.
+
+    Arguments and errors are those of `fit`, and `processes`: plan for so many training processes,
+    each on a device like this one.
+    """
+    memory_kept = keep_freed_memory()
+    run = prepare(config, dataset, out, model, weights, model_config, False, processes)
+    return run.planned(memory_kept, processes)
+
+
 def _train(run: Run) -> Iterator[Event]:
     """The loop; between any two events the run is at a step's border."""
     meter = StepMeter(run.stepper.device)
     stopped = ""
     evaluated_step = -1
+    timed: list[float] = []
     while (progress := run.progress()) < 1.0 and not stopped:
-        epoch = run.stream.epoch
+        epoch, started = run.stream.epoch, time.monotonic()
         trouble = yield from _step(run, progress, meter)
         if trouble:
             yield _roll_back(run, trouble)
             meter = StepMeter(run.stepper.device)
             continue
+        if run.plan.minutes is not None and len(timed) <= SPEED_STEPS:
+            timed.append(time.monotonic() - started)
+            if len(timed) == 1 + SPEED_STEPS:
+                yield _speed(run, sum(timed[1:]) / SPEED_STEPS)
         if run.counters.step % run.config.log_every_steps == 0 and meter.steps:
             yield meter.report(run.counters, run.plan, run.progress(), run.elapsed_s())
         if run.stream.epoch > epoch and _evaluation_due(run):
@@ -109,6 +145,15 @@ def _train(run: Run) -> Iterator[Event]:
     if rank() == 0:
         run.folder.write_summary(summary)
     yield RunFinished(run.folder.root, summary)
+
+
+def _speed(run: Run, step_s: float) -> SpeedMeasured:
+    """How far a run by the clock will get, at `step_s` seconds a step from here on."""
+    assert run.plan.minutes is not None
+    left_s = run.plan.minutes * 60.0 - run.elapsed_s()
+    rest, done = run.forecast(step_s, world_size(), left_s), run.counters.step
+    steps = done + rest.steps
+    return SpeedMeasured(done, replace(rest, steps=steps, epochs=steps / run.plan.steps_per_epoch))
 
 
 def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None, str]:

@@ -8,28 +8,38 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dino_core.checkpoints.io import save_checkpoint
-from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig, to_dict
-from dino_core.data.batching import Loader, make_loader
+from dino_core.config import (
+    ModelConfig,
+    PreprocessConfig,
+    ResolvedConfig,
+    TrainConfig,
+    to_dict,
+)
+from dino_core.data.batching import Loader, ShapeBatches, make_loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.mixing import build_mixing
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.data.transforms import build_transform
 from dino_core.engine.batches import BatchStream
+from dino_core.engine.choose import choose
 from dino_core.engine.distributed import rank, world_size
 from dino_core.engine.ema import Ema
 from dino_core.engine.events import CheckpointSaved, RunPlanned
 from dino_core.engine.feature_cache import FeatureCache
 from dino_core.engine.interrupts import interrupts_deferred
 from dino_core.engine.optimizer import build_optimizer
-from dino_core.engine.plan import Plan, plan
+from dino_core.engine.plan import Forecast, Plan, check_settings, filled, forecast
+from dino_core.engine.plan_facts import Machine, check_data
+from dino_core.engine.probe import Trial
 from dino_core.engine.run_folder import RunFolder, RunSettings, metric_values
-from dino_core.engine.setup import Start, choose_dtype, freeze, start_from
+from dino_core.engine.setup import Start, choose_dtype, start_from
 from dino_core.engine.state import (
     Counters,
     RngState,
@@ -51,10 +61,10 @@ _SAVE_EVERY_S = 600.0
 class Run:
     """Everything alive during a run."""
 
-    config: TrainConfig
     dataset: DatasetIndex
     folder: RunFolder
     plan: Plan
+    trial: Trial | None
     start: Start
     stepper: Stepper
     ema: Ema[Dino] | None
@@ -68,6 +78,11 @@ class Run:
     saved_step: int = -1
     saved_at: float = 0.0
     updating: bool = False  # weights and counters are not of one step at this moment
+
+    @property
+    def config(self) -> ResolvedConfig:
+        """The recipe, every choice made."""
+        return self.plan.config
 
     @property
     def model(self) -> Dino:
@@ -93,8 +108,9 @@ class Run:
         reserve = (self.counters.evaluation_s or 0.0) if self.dataset.splits.get("val") else 0.0
         return self.plan.progress(self.counters.step, self.elapsed_s(), reserve)
 
-    def planned(self, memory_kept: bool) -> RunPlanned:
+    def planned(self, memory_kept: bool, processes: int | None = None) -> RunPlanned:
         trainable = (p.numel() for p in self.model.parameters() if p.requires_grad)
+        processes = processes or world_size()
         return RunPlanned(
             plan=self.plan,
             out=self.folder.root,
@@ -109,7 +125,14 @@ class Run:
             transfer=self.start.report,
             resumed_step=self.resumed_step,
             memory_kept=memory_kept,
+            trial=self.trial,
+            forecast=None if self.trial is None else self.forecast(self.trial.step_s, processes),
+            processes=processes,
         )
+
+    def forecast(self, step_s: float, processes: int, left_s: float | None = None) -> Forecast:
+        """How the run will go where a step takes `step_s`; by the clock, with `left_s` to go."""
+        return forecast(self.plan, step_s, len(self.val_records), processes, left_s)
 
     def begin(self) -> None:
         """Start the clock, and make the folder with a state to come back to, or clear it up."""
@@ -284,56 +307,59 @@ def prepare(
     weights: str | Path | None,
     model_config: ModelConfig | None,
     resume: bool,
+    processes: int | None = None,
 ) -> Run:
-    """Check everything and build everything; nothing is written."""
+    """Check everything, choose what is left open and build everything; nothing is written.
+
+    `processes` plans for another number of them than train; only a plan can be made then.
+    """
+    check_settings(config)
+    check_data(dataset)
     folder = RunFolder(out)
     saved: SavedState | None = None
     if resume:
-        folder.read_settings()
+        config = filled(config, folder.read_settings().train)
         saved = load_state(folder.state)
         if saved.meta.classes != dataset.classes:
             raise ConfigError(f"{out}: the run was started on data with other classes")
     elif rank() == 0:
         folder.check_new()
-    if config.cached_views and config.freeze != "backbone":
-        raise ConfigError("train.cached_views needs a frozen backbone", "add --freeze backbone")
-    if config.cached_views and (config.mosaic or config.copy_paste):
-        raise ConfigError(
-            "train.cached_views keeps views; mosaic and copy_paste stop in the middle of a run",
-            "set them to 0, or cached_views",
-        )
-    the_plan = plan(config, dataset, world_size())
     device, seed = resolve_device(config.device), config.seed
     seed_everything(seed)
     if saved is not None:
         start = Start(Dino(saved.meta.model), saved.meta.preprocess, None, "resume")
     else:
-        start = start_from(model, weights, dataset.classes, config.image_size, model_config)
+        start = start_from(model, weights, dataset.classes, model_config)
     start.model.backbone.fold_batch_norm()  # two passes over every map less
     network = start.model.to(device)
-    network.set_gradient_checkpointing(config.gradient_checkpointing)
-    freeze(network, config.freeze)
+    dtype = choose_dtype(config, device)
+    machine = Machine.here(device, processes or world_size())
+    sampler_of = partial(_sampler, dataset=dataset, device=device)
+    the_plan, start, trial = choose(
+        config, dataset, start, machine, device, sampler_of, new=saved is None
+    )
+    resolved = the_plan.config
     seed_everything(seed + rank())
-    ema = Ema(network, config.ema_decay) if config.ema else None
-    optimizer = build_optimizer(network, config)
-    counters = Counters()
+    ema = Ema(network, resolved.ema_decay) if resolved.ema else None
+    optimizer = build_optimizer(network, resolved)
+    counters = Counters() if trial is None else Counters(parts=trial.parts)
     if saved is not None:
         counters = saved.counters
         saved.restore(network, ema, optimizer)
         saved.rng.restore()
         start = replace(start, origin=str(saved.meta.provenance.get("start", "resume")))
-    stepper = Stepper(config, network, ema, optimizer, device, choose_dtype(config, device))
-    loader = _loader(config, dataset, start, device)
-    if config.cached_views:
-        kept = folder.features / _fingerprint(config, start.preprocess)
-        stepper.cache = FeatureCache(kept, loader, config.cached_views, seed)
+    stepper = Stepper(resolved, network, ema, optimizer, device, dtype)
+    loader = _loader(resolved, dataset, start, device)
+    if resolved.cached_views:
+        kept = folder.features / _fingerprint(resolved, start.preprocess)
+        stepper.cache = FeatureCache(kept, loader, resolved.cached_views, seed)
     batches = stepper.cache or loader
     stream = BatchStream(batches, counters.epoch, counters.batch, counters.mixed_batches)
     run = Run(
-        config=config,
         dataset=dataset,
         folder=folder,
         plan=the_plan,
+        trial=trial,
         start=start,
         stepper=stepper,
         ema=ema,
@@ -348,8 +374,14 @@ def prepare(
     return run
 
 
+def _sampler(
+    config: ResolvedConfig, start: Start, dataset: DatasetIndex, device: torch.device
+) -> ShapeBatches:
+    return _loader(config, dataset, start, device).mixed_sampler()
+
+
 def _loader(
-    config: TrainConfig, dataset: DatasetIndex, start: Start, device: torch.device
+    config: ResolvedConfig, dataset: DatasetIndex, start: Start, device: torch.device
 ) -> Loader:
     preprocess = start.preprocess
     transform = build_transform(config.augment, preprocess, scale=config.scale_jitter)
@@ -369,7 +401,7 @@ def _loader(
     )
 
 
-def _fingerprint(config: TrainConfig, preprocess: PreprocessConfig) -> str:
+def _fingerprint(config: ResolvedConfig, preprocess: PreprocessConfig) -> str:
     """A name for all that decides which images stand in which batch, and what they look like."""
     settings = (to_dict(config), to_dict(preprocess), rank(), world_size())
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]

@@ -12,15 +12,12 @@ from dino_core.checkpoints.surgery import TransferReport, transfer
 from dino_core.checkpoints.zoo import load
 from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig
 from dino_core.detections import ClassMap
-from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
 from dino_core.processing.preprocess import at_image_size
 from dino_core.variants import VARIANTS
 
 FROM_SCRATCH = "none"
 """As `weights`: random initialisation."""
-
-_MIN_IMAGE_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -32,28 +29,28 @@ class Start:
     report: TransferReport | None
     origin: str
 
+    def at_size(self, image_size: int | None) -> Start:
+        """The same with an input whose long side is `image_size`; None: as it is."""
+        return replace(self, preprocess=at_image_size(self.preprocess, image_size))
+
 
 def start_from(
     name: str,
     weights: str | Path | None,
     classes: ClassMap,
-    image_size: int | None,
     model_config: ModelConfig | None = None,
 ) -> Start:
-    """Build the network for `classes` and give it its starting weights.
+    """Build the network for `classes` and give it its starting weights, at its own input size.
 
     Args:
         name: A variant's name or a model file.
         weights: A model file, "none" (random), or None for the weights that `name` stands for.
         classes: The data's classes.
-        image_size: Long side of the input in pixels; None keeps the model's own.
         model_config: Replaces the network's settings (its class count is ignored).
 
     Raises:
         CheckpointError, ConfigError: no such model or weights, or they do not fit.
     """
-    if image_size is not None and image_size < _MIN_IMAGE_SIZE:
-        raise ConfigError(f"image_size = {image_size}: must be at least {_MIN_IMAGE_SIZE}")
     source: Checkpoint | None = None
     if str(weights) != FROM_SCRATCH:
         source = load(str(weights) if weights is not None else name)
@@ -70,13 +67,20 @@ def start_from(
     if source is not None:
         report = transfer(model, source.state_dict, source.meta.classes, classes)
     origin = FROM_SCRATCH if source is None else str(weights or name)
-    return Start(model, at_image_size(preprocess, image_size), report, origin)
+    return Start(model, preprocess, report, origin)
 
 
 def freeze(model: Dino, what: str) -> None:
     """Take the gradient from the part that `TrainConfig.freeze` names."""
     if what == "backbone":
         model.backbone.requires_grad_(False)
+
+
+def training_mode(model: Dino, frozen: str) -> None:
+    """Set the model to training, but for the part that `TrainConfig.freeze` names."""
+    model.train()
+    if frozen == "backbone":
+        model.backbone.eval()
 
 
 def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:

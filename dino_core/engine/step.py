@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dino_core.config import TrainConfig
+from dino_core.config import ResolvedConfig
 from dino_core.data.batching import Batch
 from dino_core.engine.distributed import (
     all_reduce_mean,
@@ -26,6 +26,7 @@ from dino_core.engine.memory import peak_memory_mb
 from dino_core.engine.optimizer import set_lr
 from dino_core.engine.plan import Plan
 from dino_core.engine.schedule import lr_factor
+from dino_core.engine.setup import training_mode
 from dino_core.engine.state import Counters
 from dino_core.losses.criterion import Criterion
 from dino_core.models.dino import Dino
@@ -70,7 +71,7 @@ class Stepper:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: ResolvedConfig,
         model: Dino,
         ema: Ema[Dino] | None,
         optimizer: torch.optim.Optimizer,
@@ -109,9 +110,7 @@ class Stepper:
             step: Steps done before this one.
             progress: Fraction of the run that is done.
         """
-        self.model.train()
-        if self.config.freeze == "backbone":
-            self.model.backbone.eval()
+        training_mode(self.model, self.config.freeze)
         self.optimizer.zero_grad(set_to_none=True)
         factor = lr_factor(self.config, step, progress, self.config.warmup_steps) * self.lr_scale
         set_lr(self.optimizer, factor)

@@ -18,7 +18,7 @@ from dino_core.errors import ConfigError
 
 RECIPE = TrainConfig(
     steps=18, batch=2, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3, augment="strong",
-    freeze="backbone", cached_views=2, accumulate=1,
+    freeze="backbone", cached_views=2, accumulate=1, probe=False,
 )  # fmt: skip  # 3 steps a pass: two passes are computed, four read
 
 
