@@ -108,6 +108,10 @@ class LossConfig:
             raise ConfigError(f"encoder_repeats is {self.encoder_repeats}; it must be at least 1")
 
 
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+LOGGERS: tuple[str, ...] = typing.get_args(LoggerName)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The training recipe. Defaults suit fine-tuning; the published one is `recipes/`'s business.
@@ -144,6 +148,9 @@ class TrainConfig:
     log_every_steps: int = 10
     val_split: float = 0.1  # used only when the data has no validation split
     gradient_checkpointing: bool = False
+    plots: bool = True
+    loggers: tuple[LoggerName, ...] | None = None
+    # csv is always written; None: TensorBoard too, where it is installed
     loss: LossConfig = field(default_factory=LossConfig)
 
 

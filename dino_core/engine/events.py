@@ -116,6 +116,14 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class PicturesDrawn:
+    """Pictures in the run's folder are new, or drawn anew with what is known after `step`."""
+
+    paths: tuple[Path, ...]
+    step: int
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """The end. `summary` is what summary.json holds."""
 
@@ -123,4 +131,6 @@ class RunFinished:
     summary: Mapping[str, Any]
 
 
-Event: TypeAlias = RunPlanned | StepDone | EvaluationDone | CheckpointSaved | Warned | RunFinished
+Event: TypeAlias = (
+    RunPlanned | StepDone | EvaluationDone | CheckpointSaved | Warned | PicturesDrawn | RunFinished
+)

@@ -17,11 +17,13 @@ from dino_core.data.batching import Loader, make_loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.data.transforms import build_transform
+from dino_core.engine.album import Album
 from dino_core.engine.batches import BatchStream
 from dino_core.engine.distributed import rank, world_size
 from dino_core.engine.ema import Ema
 from dino_core.engine.events import CheckpointSaved, RunPlanned
 from dino_core.engine.interrupts import interrupts_deferred
+from dino_core.engine.loggers import check_loggers
 from dino_core.engine.optimizer import build_optimizer
 from dino_core.engine.plan import Plan, plan
 from dino_core.engine.run_folder import RunFolder, RunSettings, metric_values
@@ -57,6 +59,7 @@ class Run:
     stream: BatchStream
     counters: Counters
     rng: RngState
+    album: Album
     resumed_step: int
     session_start: float = 0.0
     earlier_s: float = 0.0
@@ -280,6 +283,7 @@ def prepare(
     resume: bool,
 ) -> Run:
     """Check everything and build everything; nothing is written."""
+    check_loggers(config)
     folder = RunFolder(out)
     saved: SavedState | None = None
     if resume:
@@ -322,6 +326,7 @@ def prepare(
         stream=stream,
         counters=counters,
         rng=RngState.now(),
+        album=Album(folder, dataset, start.preprocess, config.plots and rank() == 0),
         resumed_step=counters.step,
         earlier_s=counters.elapsed_s,
         saved_step=counters.step if saved is not None else -1,
