@@ -82,7 +82,7 @@ def _draw_lines(
     if not drawn:
         say(axes, "no step was reported yet")
         return
-    axes.set_xlabel("step")
+    _step_axis(axes)
     if len(columns) > 1:
         axes.legend()
 
@@ -106,6 +106,13 @@ def _draw_scores(axes: Axes, rows: Sequence[Row]) -> None:
         )  # fmt: skip
         axes.set_ylim(0, min(1.02, max(0.05, 1.15 * _highest(rows))))
         axes.legend(loc="best")
+    _step_axis(axes)
+
+
+def _step_axis(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
 
 

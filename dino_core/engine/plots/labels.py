@@ -95,13 +95,14 @@ def _draw_classes(
     values = counts[shown]
     rows = np.arange(len(shown))
     axes.barh(rows, values, color=[rgb(names[i]) for i in shown], height=0.72)
-    if values.max(initial=0) > _IMBALANCE * max(1, int(values.min(initial=1))):
+    most, least = int(values.max(initial=0)), int(min(values, default=0))
+    if most > _IMBALANCE * max(1, least):
         axes.set_xscale("log")
         axes.set_xlim(left=0.5)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlim(right=float(values.max()) * 12)  # room for the numbers
+        axes.set_xlim(right=12.0 * most)  # room for the numbers
     else:
-        axes.set_xlim(right=1.4 * max(1.0, float(values.max(initial=0))))
+        axes.set_xlim(right=1.4 * max(1, most))
     size = 9 if len(shown) <= 16 else 7
     for row, index in enumerate(shown):
         lacks = not counts[index] or (len(val) > 0 and not held[index])
@@ -109,7 +110,7 @@ def _draw_classes(
         place = max(float(counts[index]), 0.5 if axes.get_xscale() == "log" else 0.0)
         axes.text(place, row, text, va="center", fontsize=size, color=BAD if lacks else "black")
     axes.set_yticks(rows, [short(names[i]) for i in shown], fontsize=size)
-    axes.set_ylim(max(len(shown), 3) - 0.4, -0.6)
+    axes.set_ylim(max(len(shown), 6) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     hidden = len(order) - len(shown)
     more = f" (the {len(shown)} most frequent of {len(order)})" if hidden else ""
@@ -117,13 +118,14 @@ def _draw_classes(
 
 
 def _draw_sizes(figure: Figure, axes: Axes, sizes_px: NDArray[np.float64]) -> None:
-    from matplotlib.colors import LogNorm
+    from matplotlib.colors import LogNorm, Normalize
 
     sizes = np.maximum(sizes_px, 1.0)
     edges = np.geomspace(1.0, max(2.0, float(sizes.max()) * 1.02), _SIZE_BINS + 1)
     table, _, _ = np.histogram2d(sizes[:, 0], sizes[:, 1], bins=(edges, edges))
     shown = np.ma.masked_equal(table.T, 0)  # row: height, column: width
-    norm = LogNorm(vmin=1, vmax=max(2.0, float(table.max())))
+    most = float(table.max())
+    norm = LogNorm(vmin=1, vmax=most) if most > 20 else Normalize(vmin=0, vmax=most)
     mesh = axes.pcolormesh(edges, edges, shown, cmap="viridis_r", norm=norm)
     axes.plot(edges, edges, color="#bbbbbb", linewidth=0.8, zorder=0)
     for scale in (axes.set_xscale, axes.set_yscale):
@@ -137,11 +139,13 @@ def _draw_sizes(figure: Figure, axes: Axes, sizes_px: NDArray[np.float64]) -> No
     small = 100 * float((sizes.max(axis=1) < 16).mean())
     axes.set_title(f"Box sizes ({small:.0f} % under 16 px)")
     bar = figure.colorbar(mesh, ax=axes, shrink=0.8, format=lambda value, _: f"{value:g}")
+    bar.minorticks_off()
     bar.set_label("boxes")
 
 
 def _draw_centres(axes: Axes, centres: NDArray[np.float64]) -> None:
-    edges = np.linspace(0, 1, _PLACE_BINS + 1)
+    bins = int(np.clip(np.sqrt(len(centres)) / 2, 6, _PLACE_BINS))  # some boxes in each
+    edges = np.linspace(0, 1, bins + 1)
     table, _, _ = np.histogram2d(centres[:, 1], centres[:, 0], bins=(edges, edges))
     axes.imshow(table, cmap="magma", extent=(0, 1, 1, 0), interpolation="nearest")
     axes.grid(visible=False)

@@ -46,18 +46,22 @@ def network_view(
     height, width = (int((~padding_mask).any(axis=axis).sum()) for axis in (1, 0))
     center, half = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
     corners = np.concatenate([center - half, center + half], axis=1)
-    return _at_most(pixels, corners * np.array([width, height] * 2, np.float32), labels, _TILE)
+    return _resized(pixels, corners * np.array([width, height] * 2, np.float32), labels, _TILE)
 
 
 def grid(pictures: Sequence[UInt8Image], caption: str) -> UInt8Image:
     """Pictures side by side in rows, under one caption."""
     columns = math.ceil(math.sqrt(len(pictures)))
-    height, width = (max(p.shape[axis] for p in pictures) + _GAP for axis in (0, 1))
-    rows = math.ceil(len(pictures) / columns)
-    page = np.full((rows * height + _GAP, columns * width + _GAP, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        top, left = _GAP + number // columns * height, _GAP + number % columns * width
-        page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    width = max(p.shape[1] for p in pictures) + _GAP
+    heights = [max(p.shape[0] for p in row) + _GAP for row in rows]
+    page = np.full((sum(heights) + _GAP, columns * width + _GAP, 3), 255, np.uint8)
+    top = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(row):
+            left = _GAP + column * width
+            page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        top += height
     return with_caption(page, caption)
 
 
@@ -72,11 +76,11 @@ def sample_sheet(
     image = load_image(record.path)
     wanted = ~record.is_crowd
     labels = [names[i] for i in record.class_indices[wanted]]
-    truth = _at_most(image, record.boxes_xyxy_px[wanted], labels, _SAMPLE)
+    truth = _resized(image, record.boxes_xyxy_px[wanted], labels, _SAMPLE)
     kept = np.flatnonzero(predicted.scores >= threshold)[:_MOST_BOXES]
     found = [names[i] for i in predicted.class_indices[kept]]
     texts = [f"{n} {s:.2f}" for n, s in zip(found, predicted.scores[kept], strict=True)]
-    drawn = _at_most(image, predicted.boxes_xyxy_px[kept], found, _SAMPLE, texts)
+    drawn = _resized(image, predicted.boxes_xyxy_px[kept], found, _SAMPLE, texts)
     left = with_caption(truth, f"truth: {_objects(len(labels))}")
     right = with_caption(drawn, f"predicted, score {threshold:.2f} and above: {len(found)}")
     between = np.full((left.shape[0], _GAP, 3), 255, np.uint8)
@@ -109,16 +113,20 @@ def _objects(count: int) -> str:
     return f"{count} object{'' if count == 1 else 's'}"
 
 
-def _at_most(
+def _resized(
     image: UInt8Image,
     boxes_xyxy_px: NDArray[np.float32],
     labels: Sequence[str],
     side: int,
     texts: Sequence[str] | None = None,
 ) -> UInt8Image:
-    """The image with boxes, shrunk first so that its long side is `side` and its labels legible."""
-    scale = min(1.0, side / max(image.shape[:2]))
-    if scale < 1:
+    """The image with boxes, resized first so that its long side is `side` and its labels legible.
+
+    A tiny one is left to `draw_boxes`, which enlarges by whole factors.
+    """
+    longest = max(image.shape[:2])
+    scale = side / longest if longest > side // 2 else 1.0
+    if scale != 1:
         width, height = (max(1, round(v * scale)) for v in (image.shape[1], image.shape[0]))
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         image = np.asarray(resized)

@@ -46,7 +46,8 @@ def draw_precision_recall(result: PrecisionRecall, title: str) -> bytes:
             axes.plot(RECALLS, result.mean, color="black", linewidth=2.6, label=label)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
         axes.set_title(f"Precision and recall at IoU {result.iou:g}, {title}")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8,
+            title="class  AP50, best F1 at score", alignment="left")  # fmt: skip
 
     return render((9.5, 6), draw)
 
