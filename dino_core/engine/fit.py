@@ -85,6 +85,7 @@ def _train(run: Run) -> Iterator[Event]:
     stopped = ""
     evaluated_step = -1
     yield from run.album.labels()
+    run.session_start = time.monotonic()  # what came before must not shorten a run by the clock
     while (progress := run.progress()) < 1.0 and not stopped:
         epoch = run.stream.epoch
         trouble = yield from _step(run, progress, meter)

@@ -14,6 +14,7 @@ from dino_core.inference.web import is_offline
 
 _EXPERIMENT = "dino"
 _METRICS_A_CALL, _PARAMS_A_CALL, _PARAM_LETTERS = 1000, 100, 500  # MLflow's limits of log_batch
+_REMOTE = ("http:", "https:", "databricks", "postgresql", "mysql", "mssql")
 _FOREIGN = re.compile(r"[^\w\-./ ]")  # letters that a metric's name may not hold
 
 
@@ -25,7 +26,7 @@ class MlflowLogger:
         import mlflow
 
         uri = str(mlflow.get_tracking_uri())
-        if is_offline() and not uri.startswith(("file:", "sqlite:", "/", ".")):
+        if is_offline() and uri.startswith(_REMOTE):
             raise DinoError(f"DINO_OFFLINE forbids the network, and MLflow's place is {uri}")
         self._mlflow: Any = mlflow
         self._client: Any = mlflow.MlflowClient()
