@@ -20,7 +20,13 @@ from dino_core.engine.evaluate import EvaluationResult
 from dino_core.engine.events import Event, PicturesDrawn, Warned
 from dino_core.engine.plots.curves import draw_curves
 from dino_core.engine.plots.labels import draw_labels
-from dino_core.engine.plots.pictures import choose_samples, grid, network_view, sample_sheet
+from dino_core.engine.plots.pictures import (
+    choose_samples,
+    grid,
+    network_view,
+    png_bytes,
+    sample_sheet,
+)
 from dino_core.engine.plots.scores import draw_confusion, draw_precision_recall
 from dino_core.engine.precision_recall import precision_recall
 from dino_core.engine.run_folder import RunFolder
@@ -151,7 +157,7 @@ class Album:
             caption = f"the first {len(tiles)} training images as the network sees them"
             page = grid(tiles, f"{caption}; padding is striped")
             path = self.folder.plots / "batches.png"
-            yield from self._draw(step, [lambda: _write(path, encode_image(page, ".png"))])
+            yield from self._draw(step, [lambda: _write(path, png_bytes(page))])
 
     def _draw_evaluation(self, step: int) -> Iterator[Event]:
         drawings: list[Callable[[], list[Path]]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 
@@ -63,6 +64,13 @@ def grid(pictures: Sequence[UInt8Image], caption: str) -> UInt8Image:
             page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
         top += height
     return with_caption(page, caption)
+
+
+def png_bytes(image: UInt8Image) -> bytes:
+    """(H, W, 3) RGB as a PNG file; a little larger than it could be, in a third of the time."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=2)
+    return buffer.getvalue()
 
 
 def sample_sheet(
