@@ -37,6 +37,9 @@ def draw_curves(rows: Sequence[Row]) -> bytes:
         _draw_scores(axes["scores"], scores)
         _draw_lines(axes["lr"], steps, (("lr", "lr"),), "Learning rate of the head")
         axes["lr"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
+        last = max((row["step"] for row in (*steps, *scores)), default=1)
+        for part in axes.values():
+            part.set_xlim(0, 1.02 * last)
         for row in rows:
             if row.get("event") == "warning":
                 axes["loss"].axvline(row.get("step", 0), color=GRAY, linewidth=0.7, linestyle=":")

@@ -62,20 +62,22 @@ def _draw_curve(axes: Axes, curve: ClassCurve, line: str) -> None:
 
 
 def draw_confusion(matrix: ConfusionMatrix, title: str) -> bytes:
-    """The confusion matrix as PNG: colours are shares of a row, numbers are counts."""
+    """The confusion matrix as PNG: colours are shares of a class's objects, numbers are counts."""
     classes = len(matrix.names)
     order = np.argsort(-matrix.counts[:classes].sum(axis=1), kind="stable")
     shown = np.sort(order[:_MOST_CLASSES])  # the frequent ones, in class order
     rows = [*shown.tolist(), classes]
     counts = matrix.counts[np.ix_(rows, rows)]
+    objects = np.maximum(matrix.counts[shown].sum(axis=1), 1)
+    shares = counts / np.append(objects, 1)[:, None]
+    shares[-1] = np.append(np.minimum(counts[-1, :-1] / objects, 1.0), 0.0)  # invented for each
     names = [*(short(matrix.names[i], 16) for i in shown), "background"]
     side = float(np.clip(3.0 + 0.42 * len(rows), 5.0, 15.0))
     cut = f", the {len(shown)} most frequent of {classes} classes" if len(shown) < classes else ""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        image = axes.imshow(counts / total, cmap="Blues", vmin=0, vmax=1)
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.grid(visible=False)
         size = 8 if len(rows) <= _NUMBERED else 6
         places = range(len(rows))
@@ -86,9 +88,9 @@ def draw_confusion(matrix: ConfusionMatrix, title: str) -> bytes:
         axes.axhline(len(rows) - 1.5, color=GRAY, linewidth=0.8)
         axes.axvline(len(rows) - 1.5, color=GRAY, linewidth=0.8)
         if len(rows) <= _NUMBERED:
-            _write_counts(axes, counts / total, counts.tolist())
+            _write_counts(axes, shares, counts.tolist())
         bar = figure.colorbar(image, ax=axes, shrink=0.7)
-        bar.set_label("share of the row")
+        bar.set_label("share of the class's objects")
         axes.set_title(
             f"What objects were taken for, {title}\n"
             f"score ≥ {matrix.threshold:.2f}, IoU ≥ {matrix.iou:g}{cut}"
