@@ -220,7 +220,9 @@ def speed_line(event: SpeedMeasured) -> str:
 
 
 def finished_lines(event: RunFinished) -> list[str]:
-    """The last words of a run: how it went and where the model is."""
+    """The last words of a run: how it went, class by class, and where the model is."""
+    from dino_core.engine.class_table import class_lines
+
     summary = event.summary
     took = render.duration(summary["seconds"])
     lines = [f"{summary['steps']} steps, {summary['epochs']} epochs in {took}"]
@@ -228,7 +230,10 @@ def finished_lines(event: RunFinished) -> list[str]:
         lines.append(f"stopped early: {summary['stopped_early']}")
     if summary["best_ap"] is not None:
         lines.append(f"best AP {summary['best_ap']:.3f} at step {summary['best_step']}")
-    return [*lines, f"model in {summary['best']}", f"results in {event.out}"]
+    lines += class_lines(summary["best_per_class"] or {})
+    plots = event.out / "plots"
+    pictures = [f"pictures in {plots} and {event.out / 'samples'}"] if plots.is_dir() else []
+    return [*lines, f"model in {summary['best']}", *pictures, f"results in {event.out}"]
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -110,6 +110,8 @@ class LossConfig:
 
 AugmentName = Literal["none", "default", "strong", "published"]
 FreezeName = Literal["none", "backbone"]
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+LOGGERS: tuple[str, ...] = typing.get_args(LoggerName)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,9 @@ class TrainConfig:
     val_split: float = 0.1  # used only when the data has no validation split
     gradient_checkpointing: bool = False
     probe: bool = True  # the worst batch goes through once before the first step
+    plots: bool = True
+    loggers: tuple[LoggerName, ...] | None = None
+    # csv is always written; None: TensorBoard too, where it is installed
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from dino_cli import errors, options, output, render
 from dino_cli.settings import Settings, model_overrides, resolve_settings
+from dino_core.config import LOGGERS
 from dino_core.errors import ConfigError
 from dino_core.recipes import find_recipe
 
@@ -97,6 +98,14 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run folder.")
     ] = None,
+    logger: Annotated[
+        str | None,
+        typer.Option(
+            "--logger",
+            metavar="NAMES",
+            help="csv, tensorboard, wandb, mlflow; comma-separated.",
+        ),
+    ] = None,
     val_split: Annotated[
         float | None,
         typer.Option("--val-split", min=0, max=0.9, help="Share held out when DATA has no val."),
@@ -121,7 +130,7 @@ def train(
         "epochs": epochs, "steps": steps, "minutes": minutes, "batch": _batch(batch),
         "accumulate": accumulate, "lr": lr, "image_size": image_size, "dtype": dtype,
         "device": device, "freeze": freeze, "ema": ema, "augment": augment, "patience": patience,
-        "seed": seed, "val_split": val_split,
+        "seed": seed, "val_split": val_split, "loggers": _loggers(logger),
     }  # fmt: skip
     source = _run_config(resume) if resume else find_recipe(config) if config else None
     settings = resolve_settings(source, given, assignments or [])
@@ -141,6 +150,11 @@ def _batch(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--batch {text}: expected a number or auto", "e.g. --batch 8")
     return int(text)
+
+
+def _loggers(text: str | None) -> list[str] | None:
+    """The names given; None keeps the default. Raises ConfigError with the nearest known one."""
+    return None if text is None else options.choices(text, LOGGERS, "--logger")
 
 
 def _run_config(run: Path) -> Path:

@@ -136,6 +136,14 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class PicturesDrawn:
+    """Pictures in the run's folder are new, or drawn anew with what is known after `step`."""
+
+    paths: tuple[Path, ...]
+    step: int
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """The end. `summary` is what summary.json holds."""
 
@@ -144,5 +152,12 @@ class RunFinished:
 
 
 Event: TypeAlias = (
-    RunPlanned | SpeedMeasured | StepDone | EvaluationDone | CheckpointSaved | Warned | RunFinished
+    RunPlanned
+    | SpeedMeasured
+    | StepDone
+    | EvaluationDone
+    | CheckpointSaved
+    | Warned
+    | PicturesDrawn
+    | RunFinished
 )

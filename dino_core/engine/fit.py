@@ -14,9 +14,8 @@ from typing import Any
 from dino_core.config import ModelConfig, TrainConfig
 from dino_core.data.batching import Batch
 from dino_core.data.records import DatasetIndex
-from dino_core.engine.coco_metrics import Metrics
 from dino_core.engine.distributed import rank, world_size
-from dino_core.engine.evaluate import evaluate_model
+from dino_core.engine.evaluate import EvaluationResult, model_result
 from dino_core.engine.events import (
     EvaluationDone,
     Event,
@@ -25,6 +24,7 @@ from dino_core.engine.events import (
     SpeedMeasured,
     Warned,
 )
+from dino_core.engine.loggers import LoggerGroup, Opening, open_loggers
 from dino_core.engine.memory import keep_freed_memory
 from dino_core.engine.plan import evaluation_due
 from dino_core.engine.run import Run, prepare
@@ -68,18 +68,26 @@ def fit(
     """
     memory_kept = keep_freed_memory()
     run = prepare(config, dataset, out, model, weights, model_config, resume)
-    yield run.planned(memory_kept)
+    planned = run.planned(memory_kept)
+    yield planned
     run.begin()
+    loggers = LoggerGroup()
     try:
+        if rank() == 0:
+            names = run.dataset.classes.names
+            loggers = open_loggers(Opening(planned, run.folder, names, str(run.dataset.root)))
         for event in _train(run):
-            if rank() == 0:
-                run.folder.record(event)
-            yield event
+            for happening in (*loggers.log(event), event):
+                if rank() == 0:
+                    run.folder.record(happening)
+                yield happening
     except DinoError:  # raised on purpose: the state on disk is the one to go on from
         raise
     except BaseException:
         run.save_interrupted()
         raise
+    finally:
+        loggers.close()
 
 
 def plan_run(
@@ -108,6 +116,8 @@ def _train(run: Run) -> Iterator[Event]:
     stopped = ""
     evaluated_step = -1
     timed: list[float] = []
+    yield from run.album.labels()
+    run.session_start = time.monotonic()  # what came before must not shorten a run by the clock
     while (progress := run.progress()) < 1.0 and not stopped:
         epoch, started = run.stream.epoch, time.monotonic()
         trouble = yield from _step(run, progress, meter)
@@ -141,6 +151,7 @@ def _train(run: Run) -> Iterator[Event]:
         yield run.save_best()
     if run.stepper.cache is not None:
         run.stepper.cache.remove()
+    yield from run.album.finish(run.counters.step)
     summary = _summary(run, stopped)
     if rank() == 0:
         run.folder.write_summary(summary)
@@ -176,6 +187,7 @@ def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None,
         yield Warned(f"step {counters.step}: none of its images can be read", counters.step)
     elif not result.finite:
         yield Warned(f"step {counters.step}: the loss is not finite; left out", counters.step)
+    yield from run.album.batches(batches, counters.step - 1)
     return trouble
 
 
@@ -248,10 +260,11 @@ def _evaluate(run: Run) -> Iterator[Event]:
     """Score the shipped model; keep it where it is the best so far."""
     started, counters = time.monotonic(), run.counters
     try:
-        run.metrics = _metrics(run)
+        result = _result(run)
     except DataError:  # an image got lost since the start: the others tell as much
         yield from _leave_out_unreadable(run)
-        run.metrics = _metrics(run)
+        result = _result(run)
+    run.metrics = result.metrics
     run.rng.restore()
     counters.evaluation_s = time.monotonic() - started
     counters.evaluating_s += counters.evaluation_s
@@ -264,10 +277,14 @@ def _evaluate(run: Run) -> Iterator[Event]:
     counters.since_best = 0 if better else counters.since_best + 1
     yield EvaluationDone(counters.step, counters.epoch, run.metrics, best, counters.evaluation_s)
     yield from saved
+    drawn_s = run.album.seconds
+    yield from run.album.evaluated(result, best, counters.step, run.elapsed_s())
+    counters.evaluation_s += run.album.seconds - drawn_s
+    counters.evaluating_s += run.album.seconds - drawn_s
 
 
-def _metrics(run: Run) -> Metrics:
-    return evaluate_model(
+def _result(run: Run) -> EvaluationResult:
+    return model_result(
         run.shipped,
         run.val_records,
         run.dataset.classes,
@@ -323,5 +340,14 @@ def _summary(run: Run, stopped: str) -> dict[str, Any]:
         "best_step": counters.best_step,
         "best": str(run.folder.best),
         "last": str(run.folder.last),
+        "best_per_class": _best_per_class(run),
         "metrics": metric_values(run.metrics) if run.metrics is not None else None,
     }
+
+
+def _best_per_class(run: Run) -> dict[str, Any] | None:
+    """Each class's numbers at the best evaluation, which may be one of an earlier session."""
+    for row in reversed(run.folder.rows()):
+        if row["event"] == "evaluation" and row["step"] == run.counters.best_step:
+            return dict(row["per_class"])
+    return None

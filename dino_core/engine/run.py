@@ -27,6 +27,7 @@ from dino_core.data.dataset import DetectionDataset
 from dino_core.data.mixing import build_mixing
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.data.transforms import build_transform
+from dino_core.engine.album import Album
 from dino_core.engine.batches import BatchStream
 from dino_core.engine.choose import choose
 from dino_core.engine.distributed import rank, world_size
@@ -34,6 +35,7 @@ from dino_core.engine.ema import Ema
 from dino_core.engine.events import CheckpointSaved, RunPlanned
 from dino_core.engine.feature_cache import FeatureCache
 from dino_core.engine.interrupts import interrupts_deferred
+from dino_core.engine.loggers import check_loggers
 from dino_core.engine.optimizer import build_optimizer
 from dino_core.engine.plan import Forecast, Plan, check_settings, filled, forecast
 from dino_core.engine.plan_facts import Machine, check_data
@@ -71,6 +73,7 @@ class Run:
     stream: BatchStream
     counters: Counters
     rng: RngState
+    album: Album
     resumed_step: int
     session_start: float = 0.0
     earlier_s: float = 0.0
@@ -315,6 +318,7 @@ def prepare(
     """
     check_settings(config)
     check_data(dataset)
+    check_loggers(config)
     folder = RunFolder(out)
     saved: SavedState | None = None
     if resume:
@@ -366,6 +370,7 @@ def prepare(
         stream=stream,
         counters=counters,
         rng=RngState.now(),
+        album=Album(folder, dataset, start.preprocess, config.plots and rank() == 0),
         resumed_step=counters.step,
         earlier_s=counters.elapsed_s,
         saved_step=counters.step if saved is not None else -1,
