@@ -138,7 +138,8 @@ class Album:
     def _add_tiles(self, batches: Sequence[Batch]) -> list[Path]:
         names = self.dataset.classes.names
         for batch in batches:
-            for n in range(min(len(batch.image_ids), _BATCH_IMAGES - len(self._tiles))):
+            shown = 0 if batch.features is not None else len(batch.image_ids)  # no pixels kept
+            for n in range(min(shown, _BATCH_IMAGES - len(self._tiles))):
                 target = batch.targets[n]
                 tile = network_view(
                     batch.images[n].numpy(),
