@@ -144,6 +144,8 @@ class TrainConfig:
     log_every_steps: int = 10
     val_split: float = 0.1  # used only when the data has no validation split
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of backbone and transformer layers
+    shard: Literal["none", "fsdp"] = "none"  # spread weights and moments over the processes
     loss: LossConfig = field(default_factory=LossConfig)
 
 

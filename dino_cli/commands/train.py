@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from dino_cli import errors, options, output, render
+from dino_cli import errors, options, output, processes, render
 from dino_cli.settings import Settings, model_overrides, resolve_settings
 from dino_core.errors import ConfigError
 
@@ -31,6 +31,7 @@ app = typer.Typer(**options.SETTINGS)
     )
 )
 def train(
+    context: typer.Context,
     data: Annotated[
         Path | None,
         typer.Argument(
@@ -62,6 +63,9 @@ def train(
     ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option("--devices", min=1, help="So many GPUs (processes) here.")
     ] = None,
     freeze: Annotated[
         Literal["none", "backbone"] | None, typer.Option("--freeze", help="Keep this part as is.")
@@ -102,10 +106,22 @@ def train(
         "device": device, "freeze": freeze, "ema": ema, "augment": augment, "patience": patience,
         "seed": seed, "val_split": val_split,
     }  # fmt: skip
-    source = config if resume is None else _run_config(resume)
-    settings = resolve_settings(source, given, assignments or [])
-    dataset = _load(data, form, resume, settings)
-    _train(dataset, settings, model, weights, resume, out)
+    where = str(resolve_settings(_source(config, resume), given, assignments or []).train.device)
+    if devices is not None and processes.started_by_torchrun():
+        processes.check_devices(devices)
+    elif devices is not None and devices > 1:
+        raise typer.Exit(processes.launch(devices, where, context.obj))
+    with processes.one_of_several(where):
+        restarted = processes.decided_once(lambda: processes.restarted_run(out), where)
+        resume = resume or (Path(restarted) if restarted else None)
+        settings = resolve_settings(_source(config, resume), given, assignments or [])
+        dataset = _load(data, form, resume, settings)
+        _train(dataset, settings, model, weights, resume, out)
+
+
+def _source(config: Path | None, resume: Path | None) -> Path | None:
+    """The file of settings: `--config`, or the run's own."""
+    return config if resume is None else _run_config(resume)
 
 
 def _batch(text: str) -> int | None:
@@ -162,7 +178,7 @@ def _train(
     from dino_core.engine.run_folder import RunFolder
 
     model_config = None if resume else model_overrides(settings, model, weights)
-    with output.output_folder(resume or out, "train") as folder:
+    with _folder(resume or out, settings.train.device) as folder:
         run = cast(
             "Generator[Event, None, None]",  # so that closing it saves the state
             fit(
@@ -191,6 +207,20 @@ def _train(
             folder.keep()
             render.note(f"interrupted; go on with: dino train --resume {folder.path}")
             raise typer.Exit(errors.INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _folder(out: Path | None, device: str) -> Iterator[output.OutputFolder]:
+    """The run's folder, which process 0 of several chooses and makes."""
+    with contextlib.ExitStack() as stack:
+        made: list[output.OutputFolder] = []
+
+        def make() -> str:
+            made.append(stack.enter_context(output.output_folder(out, "train")))
+            return str(made[0].path)
+
+        path = processes.decided_once(make, device)
+        yield made[0] if made else output.OutputFolder(Path(path))
 
 
 @contextlib.contextmanager

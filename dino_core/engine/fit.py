@@ -5,8 +5,10 @@ The recipe follows the paper (ALGORITHM 26) with options around it: bf16, weight
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,17 @@ from dino_core.config import ModelConfig, TrainConfig
 from dino_core.data.batching import Batch
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.coco_metrics import Metrics
-from dino_core.engine.distributed import rank
-from dino_core.engine.evaluate import evaluate_model
+from dino_core.engine.compiling import is_compiler_error
+from dino_core.engine.distributed import gather_texts, is_distributed, rank
 from dino_core.engine.events import EvaluationDone, Event, RunFinished, Warned
+from dino_core.engine.interrupts import interrupts_collected
 from dino_core.engine.memory import keep_freed_memory
 from dino_core.engine.plan import evaluation_due
 from dino_core.engine.run import Run, prepare
 from dino_core.engine.run_folder import metric_values
 from dino_core.engine.sentinel import BAD_STEPS, MAX_ROLLBACKS
 from dino_core.engine.step import StepMeter, StepResult
+from dino_core.engine.together import evaluate_together
 from dino_core.errors import DataError, DinoError, is_out_of_memory
 from dino_core.processing.preprocess import load_image
 
@@ -58,17 +62,18 @@ def fit(
     memory_kept = keep_freed_memory()
     run = prepare(config, dataset, out, model, weights, model_config, resume)
     yield run.planned(memory_kept)
-    run.begin()
-    try:
-        for event in _train(run):
-            if rank() == 0:
-                run.folder.record(event)
-            yield event
-    except DinoError:  # raised on purpose: the state on disk is the one to go on from
-        raise
-    except BaseException:
-        run.save_interrupted()
-        raise
+    with interrupts_collected() if is_distributed() else nullcontext(()) as run.interrupts:
+        run.begin()
+        try:
+            for event in _train(run):
+                if rank() == 0:
+                    run.folder.record(event)
+                yield event
+        except DinoError:  # raised on purpose: the state on disk is the one to go on from
+            raise
+        except BaseException:
+            run.save_interrupted()
+            raise
 
 
 def _train(run: Run) -> Iterator[Event]:
@@ -76,7 +81,10 @@ def _train(run: Run) -> Iterator[Event]:
     meter = StepMeter(run.stepper.device)
     stopped = ""
     evaluated_step = -1
-    while (progress := run.progress()) < 1.0 and not stopped:
+    while not stopped:
+        run.tick()
+        if (progress := run.progress()) >= 1.0:
+            break
         epoch = run.stream.epoch
         trouble = yield from _step(run, progress, meter)
         if trouble:
@@ -112,9 +120,9 @@ def _train(run: Run) -> Iterator[Event]:
 def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None, str]:
     """One optimiser step. Returns why the run must go back to its checkpoint, or ""."""
     started, counters = time.monotonic(), run.counters
-    batches = run.stream.take(run.config.accumulate)
+    batches = run.stream.take(run.accumulate)
     result = yield from _gradients(run, batches, progress)
-    unread = {u.path: u.message for batch in batches for u in batch.unreadable}
+    unread = _known_to_all(run, batches) if result.unreadable else {}
     news = {path: what for path, what in unread.items() if path not in counters.unreadable}
     trouble = run.finish_step(result, news)
     if result.usable:
@@ -130,6 +138,18 @@ def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None,
     return trouble
 
 
+def _known_to_all(run: Run, batches: Sequence[Batch]) -> dict[str, str]:
+    """Path of each image of this step that a process could not read to what is wrong with it."""
+    unread = {u.path: u.message for batch in batches for u in batch.unreadable}
+    return _merged(run, unread)
+
+
+def _merged(run: Run, own: Mapping[str, str]) -> dict[str, str]:
+    """What all processes found, the same in all of them."""
+    texts = gather_texts(json.dumps(own), run.stepper.device)
+    return {path: what for text in texts for path, what in json.loads(text).items()}
+
+
 def _gradients(
     run: Run, batches: Sequence[Batch], progress: float
 ) -> Generator[Event, None, StepResult]:
@@ -137,7 +157,12 @@ def _gradients(
     while True:
         try:
             return run.stepper.gradients(batches, run.counters.step, progress)
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
+            if is_compiler_error(error):
+                raise DinoError(
+                    f"torch.compile failed: {str(error).strip().splitlines()[0]}",
+                    f"dino train --resume {run.folder.root} --set train.compile=false",
+                ) from error
             if not is_out_of_memory(error):
                 raise
         if not run.stepper.halve(batches):
@@ -146,7 +171,6 @@ def _gradients(
                 f"out of memory with {-(-run.config.batch // run.stepper.parts)} images at a time",
                 "a smaller --batch or --image-size, or --set train.gradient_checkpointing=true",
             )
-        run.rng.restore()
         yield Warned(
             f"out of memory: batches of {run.config.batch} go through in {run.stepper.parts} "
             "parts from here on; steps and results stay those of whole batches",
@@ -197,14 +221,15 @@ def _evaluation_due(run: Run) -> bool:
 
 def _evaluate(run: Run) -> Iterator[Event]:
     """Score the shipped model; keep it where it is the best so far."""
-    started, counters = time.monotonic(), run.counters
+    run.tick()
+    started, counters = run.elapsed_s(), run.counters
     try:
         run.metrics = _metrics(run)
     except DataError:  # an image got lost since the start: the others tell as much
         yield from _leave_out_unreadable(run)
         run.metrics = _metrics(run)
-    run.rng.restore()
-    counters.evaluation_s = time.monotonic() - started
+    run.tick()
+    counters.evaluation_s = run.elapsed_s() - started
     counters.evaluating_s += counters.evaluation_s
     score = run.metrics.ap if run.metrics.ap is not None else 0.0
     better = counters.best is None or score > counters.best
@@ -218,26 +243,35 @@ def _evaluate(run: Run) -> Iterator[Event]:
 
 
 def _metrics(run: Run) -> Metrics:
-    return evaluate_model(
-        run.shipped,
-        run.val_records,
-        run.dataset.classes,
-        run.start.preprocess,
-        batch=max(1, run.config.batch // run.stepper.parts),
-        device=str(run.stepper.device),
-        dtype="auto",  # not the training's: `dino eval` shall say the same of the saved model
-    )
+    try:
+        result = evaluate_together(
+            run.whole_model(),
+            run.val_records,
+            run.dataset.classes,
+            run.start.preprocess,
+            batch=max(1, run.config.batch // run.stepper.parts),
+            device=run.stepper.device,
+            dtype="auto",  # not the training's: `dino eval` shall say the same of the saved model
+            interrupted=lambda: bool(run.interrupts),
+        )
+    except KeyboardInterrupt:
+        run.stopping = is_distributed()
+        raise
+    return result.metrics
 
 
 def _leave_out_unreadable(run: Run) -> Iterator[Event]:
     """Find the validation images that cannot be read. Raises DataError when they are half of it."""
     records = run.val_records
+    unread: dict[str, str] = {}
     for record in records:
         try:
             load_image(record.path)
         except DataError as error:
-            run.counters.unreadable[str(record.path)] = error.message
-            yield Warned(f"validation image left out: {error.message}", run.counters.step)
+            unread[str(record.path)] = error.message
+    for path, what in _merged(run, unread).items():
+        run.counters.unreadable[path] = what
+        yield Warned(f"validation image left out: {what}", run.counters.step)
     if 2 * len(run.val_records) <= len(records):
         raise DataError(
             f"{len(records) - len(run.val_records)} of {len(records)} validation images cannot be "

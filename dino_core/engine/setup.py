@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from dino_core.checkpoints.surgery import TransferReport, transfer
 from dino_core.checkpoints.zoo import load
 from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig
 from dino_core.detections import ClassMap
+from dino_core.engine.compiling import check_compiler, compile_parts
+from dino_core.engine.ema import Ema
+from dino_core.engine.sharding import check_sharding, shard
 from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
 from dino_core.processing.preprocess import at_image_size
@@ -71,6 +75,32 @@ def start_from(
         report = transfer(model, source.state_dict, source.meta.classes, classes)
     origin = FROM_SCRATCH if source is None else str(weights or name)
     return Start(model, at_image_size(preprocess, image_size), report, origin)
+
+
+def check_options(config: TrainConfig, device: torch.device) -> None:
+    """Raises ConfigError where this machine or this start cannot do what is asked for."""
+    if config.shard == "fsdp":
+        check_sharding()
+    if config.compile:
+        check_compiler(device)
+
+
+def build_network(
+    config: TrainConfig, start: Start, device: torch.device
+) -> tuple[Dino, Ema[Dino] | None]:
+    """The network of `start`, and its average, ready to be trained on `device`."""
+    start.model.backbone.fold_batch_norm()  # two passes over every map less
+    network = start.model.to(device)
+    network.set_gradient_checkpointing(config.gradient_checkpointing)
+    freeze(network, config.freeze)
+    shadow = copy.deepcopy(network) if config.ema else None
+    if config.shard == "fsdp":
+        shard(network, device)
+        if shadow is not None:
+            shard(shadow, device)
+    if config.compile:
+        compile_parts(network)
+    return network, Ema(network, config.ema_decay, shadow) if config.ema else None
 
 
 def freeze(model: Dino, what: str) -> None:
