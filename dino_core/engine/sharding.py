@@ -7,15 +7,18 @@ without.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from dino_core.engine.distributed import is_distributed, world_size
+from dino_core.engine.distributed import gather_rows, is_distributed, world_size
 from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
+
+_AT_A_TIME = 2**26  # numbers in one exchange: a quarter of a gigabyte
 
 
 def check_sharding() -> None:
@@ -47,26 +50,42 @@ def shard(model: Dino, device: torch.device) -> None:
 
 
 def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Gather what is spread; every process must call this with the same names.
+    """Gather what is spread, on the CPU; every process must call this with the same names.
 
     Args:
         tensors: Name to tensor, a part or whole already; one under two names stays one.
         keep: Whether this process wants the result, which is empty otherwise.
     """
-    seen: dict[int, Tensor] = {}
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if id(tensor) not in seen:
-            full = _whole(tensor)
-            seen[id(tensor)] = full if keep else full.new_empty(0)
-        if keep:
-            result[name] = seen[id(tensor)]
-    return result
+    parts = {id(t): t for t in tensors.values() if hasattr(t, "full_tensor")}
+    gathered: dict[int, Tensor] = {}
+    waiting: list[Tensor] = []
+    for part in parts.values():
+        waiting.append(part)
+        if sum(t.numel() for t in waiting) >= _AT_A_TIME:
+            gathered |= _gather(waiting, keep)
+            waiting = []
+    gathered |= _gather(waiting, keep)
+    if not keep:
+        return {}
+    return {name: gathered.get(id(t), t.detach()) for name, t in tensors.items()}
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    gather = getattr(tensor.detach(), "full_tensor", None)  # of a DTensor
-    return tensor.detach() if gather is None else cast(Tensor, gather()).cpu()
+def _gather(parts: Sequence[Tensor], keep: bool) -> dict[int, Tensor]:
+    """The whole of each of `parts` by its id, in one exchange; none where not to `keep` them."""
+    if not parts:
+        return {}
+    shares = gather_rows(torch.cat([local(part).detach().flatten() for part in parts]))
+    if not keep:
+        return {}
+    result: dict[int, list[Tensor]] = {id(part): [] for part in parts}
+    for number, share in enumerate(shares):
+        # FSDP2 cuts along the first axis as torch.chunk does: equal pieces, the last ones smaller.
+        rows = [-(-len(part) // len(shares)) for part in parts]
+        rows = [min(n, max(0, len(p) - number * n)) for n, p in zip(rows, parts, strict=True)]
+        sizes = [n * math.prod(part.shape[1:]) for n, part in zip(rows, parts, strict=True)]
+        for part, piece in zip(parts, share.cpu().split(sizes), strict=True):
+            result[id(part)].append(piece)
+    return {id(p): torch.cat(result[id(p)]).view(p.shape) for p in parts}
 
 
 def like(full: Tensor, target: Tensor) -> Tensor:

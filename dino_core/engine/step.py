@@ -27,7 +27,6 @@ from dino_core.engine.memory import peak_memory_mb
 from dino_core.engine.optimizer import set_lr
 from dino_core.engine.plan import Plan
 from dino_core.engine.schedule import lr_factor
-from dino_core.engine.sharding import whole
 from dino_core.engine.state import Counters, seed_step
 from dino_core.losses.criterion import Criterion
 from dino_core.models.dino import Dino
@@ -145,7 +144,8 @@ class Stepper:
     def _clip(self) -> float:
         """Limit the gradients' norm, which is returned as it was."""
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
-        return float(whole({"norm": norm})["norm"])
+        total = getattr(norm, "full_tensor", None)  # of parts, where the weights are spread
+        return float(norm if total is None else total())
 
     def update(self) -> None:
         """Move the weights and their average by the gradients."""
