@@ -44,6 +44,7 @@ def process_group(device: str = "auto") -> Iterator[Store]:
         ConfigError: there are fewer GPUs than processes here, or the device is one in particular.
     """
     store, own_rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    store = PrefixStore(_attempt(), store)
     where = device_of_process(device)
     cuda = where.type == "cuda"
     if cuda:
@@ -69,9 +70,15 @@ def torchruns_store() -> Store | None:
         return None
     try:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return TCPStore(*place, timeout=timedelta(seconds=30))
+        return PrefixStore(_attempt(), TCPStore(*place, timeout=timedelta(seconds=30)))
     except RuntimeError:  # it is gone, or was never there
         return None
+
+
+def _attempt() -> str:
+    """The part of torchrun's store for these processes: it still holds what earlier ones wrote."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return f"attempt {count} of {os.environ['WORLD_SIZE']}"
 
 
 def device_of_process(name: str) -> torch.device:

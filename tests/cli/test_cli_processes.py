@@ -193,7 +193,7 @@ def test_wrong_numbers_of_processes(
 
     monkeypatch.chdir(tmp_path)
     if not torch.cuda.is_available():
-        assert run([*command(data, model, "--device", "cuda", "--devices", "2")]) == 2
+        assert run([*command(data, model, "--set=train.device=cuda", "--devices", "2")]) == 2
         assert "0 CUDA GPUs" in capsys.readouterr().err
     for name, value in {
         "RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "localhost",

@@ -1,4 +1,4 @@
-"""Two processes end with the same weights, replicated or spread by FSDP2, and any number goes on."""
+"""Two processes end with the same weights, replicated or spread, and any number goes on."""
 
 from __future__ import annotations
 
