@@ -17,7 +17,7 @@ from dino_core.data.batching import Batch
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.coco_metrics import Metrics
 from dino_core.engine.compiling import is_compiler_error
-from dino_core.engine.distributed import gather_texts, is_distributed, rank
+from dino_core.engine.distributed import barrier, gather_texts, is_distributed, rank
 from dino_core.engine.events import EvaluationDone, Event, RunFinished, Warned
 from dino_core.engine.interrupts import interrupts_collected
 from dino_core.engine.memory import keep_freed_memory
@@ -114,6 +114,7 @@ def _train(run: Run) -> Iterator[Event]:
     summary = _summary(run, stopped)
     if rank() == 0:
         run.folder.write_summary(summary)
+    barrier()  # whichever process sees the end finds the files complete
     yield RunFinished(run.folder.root, summary)
 
 
