@@ -33,14 +33,13 @@ def check_compiler(device: torch.device) -> None:
         )
 
 
-def compile_parts(model: Dino) -> None:
+def compile_parts(model: Dino, backend: str = "inductor") -> None:
     """Compile the repeating parts of `model`, in place, at their first use."""
     for part in (model.backbone.body, *model.encoder.layers, *model.decoder.layers):
-        part.compile(dynamic=True)
+        part.compile(dynamic=True, backend=backend)
 
 
 def is_compiler_error(error: BaseException) -> bool:
     """Whether torch.compile failed, rather than the network."""
-    return any(kind.__module__.startswith("torch._dynamo") for kind in type(error).__mro__) or any(
-        kind.__module__.startswith("torch._inductor") for kind in type(error).__mro__
-    )
+    compilers = ("torch._dynamo", "torch._inductor")
+    return any(kind.__module__.startswith(compilers) for kind in type(error).__mro__)

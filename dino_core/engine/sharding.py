@@ -83,7 +83,7 @@ def _gather(parts: Sequence[Tensor], keep: bool) -> dict[int, Tensor]:
         rows = [-(-len(part) // len(shares)) for part in parts]
         rows = [min(n, max(0, len(p) - number * n)) for n, p in zip(rows, parts, strict=True)]
         sizes = [n * math.prod(part.shape[1:]) for n, part in zip(rows, parts, strict=True)]
-        for part, piece in zip(parts, share.cpu().split(sizes), strict=True):
+        for part, piece in zip(parts, torch.split(share.cpu(), sizes), strict=True):
             result[id(part)].append(piece)
     return {id(p): torch.cat(result[id(p)]).view(p.shape) for p in parts}
 
