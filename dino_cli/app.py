@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from dino_cli import processes
 from dino_cli.errors import report
 from dino_cli.options import SETTINGS, examples
 from dino_core.config import nearest
@@ -107,9 +108,15 @@ def run(argv: Sequence[str]) -> int:
     options = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
     arguments = [a for a in options if a != "--debug"] + list(argv[len(options) :])
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="dino", standalone_mode=False)
+        code = typer.main.get_command(app).main(
+            arguments, prog_name="dino", standalone_mode=False, obj=list(argv)
+        )
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
+        if isinstance(error, processes.Told):
+            error = error.error
+        elif (told := processes.told_by_another(error)) is not None:
+            return told
         return report(error, as_json="--json" in options, debug="--debug" in options)
     return code if isinstance(code, int) else 0

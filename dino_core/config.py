@@ -161,6 +161,8 @@ class TrainConfig:
     plots: bool = True
     loggers: tuple[LoggerName, ...] | None = None
     # csv is always written; None: TensorBoard too, where it is installed
+    compile: bool = False  # torch.compile of backbone and transformer layers
+    shard: Literal["none", "fsdp"] = "none"  # spread weights and moments over the processes
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:

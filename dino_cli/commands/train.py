@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from dino_cli import errors, options, output, render
+from dino_cli import errors, options, output, processes, render
 from dino_cli.settings import Settings, model_overrides, resolve_settings
 from dino_core.config import LOGGERS
 from dino_core.errors import ConfigError
@@ -37,6 +37,7 @@ DEFAULT_MODEL = "dino-nano"
     )
 )
 def train(
+    context: typer.Context,
     data: Annotated[
         Path | None,
         typer.Argument(
@@ -73,6 +74,9 @@ def train(
     ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option("--devices", min=1, help="So many GPUs (processes) here.")
     ] = None,
     freeze: Annotated[
         Literal["none", "backbone"] | None, typer.Option("--freeze", help="Keep this part as is.")
@@ -132,15 +136,32 @@ def train(
         "device": device, "freeze": freeze, "ema": ema, "augment": augment, "patience": patience,
         "seed": seed, "val_split": val_split, "loggers": _loggers(logger),
     }  # fmt: skip
-    source = _run_config(resume) if resume else find_recipe(config) if config else None
-    settings = resolve_settings(source, given, assignments or [])
-    name = model or settings.recipe.model or DEFAULT_MODEL
-    dataset, findings = _load(data, form, resume, settings)
+    where = str(resolve_settings(_source(config, resume), given, assignments or []).train.device)
     if plan:
-        _plan(dataset, findings, settings, name, weights, out, as_json)
+        settings = resolve_settings(_source(config, resume), given, assignments or [])
+        dataset, findings = _load(data, form, resume, settings)
+        name = model or settings.recipe.model or DEFAULT_MODEL
+        _plan(dataset, findings, settings, name, weights, out, as_json, devices)
         return
-    _show_data(dataset, findings)
-    _train(dataset, settings, name, weights, resume, out)
+    if devices is not None and processes.started_by_torchrun():
+        processes.check_devices(devices)
+    elif devices is not None and devices > 1:
+        raise typer.Exit(processes.launch(devices, where, context.obj))
+    with processes.one_of_several(where):
+        restarted = processes.decided_once(lambda: processes.restarted_run(out), where)
+        resume = resume or (Path(restarted) if restarted else None)
+        settings = resolve_settings(_source(config, resume), given, assignments or [])
+        dataset, findings = _load(data, form, resume, settings)
+        _show_data(dataset, findings)
+        name = model or settings.recipe.model or DEFAULT_MODEL
+        _train(dataset, settings, name, weights, resume, out)
+
+
+def _source(config: str | None, resume: Path | None) -> Path | None:
+    """The file of settings: the run's own, or `--config`, a file or a recipe's name."""
+    if resume is not None:
+        return _run_config(resume)
+    return find_recipe(config) if config else None
 
 
 def _batch(text: str) -> int | None:
@@ -200,6 +221,7 @@ def _plan(
     weights: str | None,
     out: Path | None,
     as_json: bool,
+    processes: int | None,
 ) -> None:
     """Answer `--plan`."""
     from dino_cli.plan_report import print_plan
@@ -212,6 +234,7 @@ def _plan(
         model=model,
         weights=weights,
         model_config=model_overrides(settings, model, weights),
+        processes=processes,
     )
     print_plan(event, dataset, findings, as_json)
 
@@ -230,7 +253,7 @@ def _train(
     from dino_core.engine.run_folder import RunFolder
 
     model_config = None if resume else model_overrides(settings, model, weights)
-    with output.output_folder(resume or out, "train") as folder:
+    with _folder(resume or out, settings.train.device) as folder:
         run = cast(
             "Generator[Event, None, None]",  # so that closing it saves the state
             fit(
@@ -259,6 +282,20 @@ def _train(
             folder.keep()
             render.note(f"interrupted; go on with: dino train --resume {folder.path}")
             raise typer.Exit(errors.INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _folder(out: Path | None, device: str) -> Iterator[output.OutputFolder]:
+    """The run's folder, which process 0 of several chooses and makes."""
+    with contextlib.ExitStack() as stack:
+        made: list[output.OutputFolder] = []
+
+        def make() -> str:
+            made.append(stack.enter_context(output.output_folder(out, "train")))
+            return str(made[0].path)
+
+        path = processes.decided_once(make, device)
+        yield made[0] if made else output.OutputFolder(Path(path))
 
 
 @contextlib.contextmanager

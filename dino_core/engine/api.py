@@ -10,8 +10,10 @@ from typing import Any
 from dino_core.config import TrainConfig, from_dict
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
+from dino_core.engine.distributed import gather_texts, rank
 from dino_core.engine.events import Event
 from dino_core.engine.fit import fit
+from dino_core.engine.group import device_of_process
 
 
 def train(
@@ -23,6 +25,9 @@ def train(
     **settings: Any,
 ) -> Iterator[Event]:
     """Train or fine-tune; iterate to do it, and look at the events as they come.
+
+    In several processes (`dino_core.engine.group.process_group`, or a group of your own) each of
+    them calls this and iterates to the end; process 0 writes the folder.
 
     Args:
         data: A data set's folder or file, or what `load_dataset` returned.
@@ -39,10 +44,12 @@ def train(
     config = from_dict(TrainConfig, settings, "train")
     if not isinstance(data, DatasetIndex):
         data = load_dataset(data, val_split=config.val_split, seed=config.seed)
-    folder = Path(out) if out is not None else _free_folder()
+    folder = Path(out) if out is not None else _free_folder(config.device)
     return fit(config, data, out=folder, model=model, weights=weights)
 
 
-def _free_folder() -> Path:
+def _free_folder(device: str) -> Path:
+    """The first free name, which process 0 of several chooses for all."""
     names = (Path("runs", "train" if n == 1 else f"train-{n}") for n in count(1))
-    return next(path for path in names if not path.exists())
+    free = str(next(path for path in names if not path.exists())) if rank() == 0 else ""
+    return Path(gather_texts(free, device_of_process(device))[0])

@@ -53,7 +53,7 @@ def choose(
     if not new:
         return replace(the_plan, decisions=()), start, None
     start = start.at_size(resolved.image_size)
-    if not config.probe:
+    if not config.probe or config.shard == "fsdp":  # whole, the model might not fit
         return the_plan, start, None
     dtype = choose_dtype(config, device)
     boxes = counts_when_mixed(

@@ -1,8 +1,12 @@
-"""The few collective operations training needs; in a single process each does nothing."""
+"""The few collective operations training needs; in a single process each does nothing.
+
+Everything that is exchanged is a tensor: nothing is pickled.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -40,19 +44,73 @@ def all_true(flag: bool, device: torch.device) -> bool:
     return bool(value.item())
 
 
+def sums(values: Sequence[float], device: torch.device) -> list[float]:
+    """Each of `values`, which are as many everywhere, summed over the processes."""
+    if not is_distributed():
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+    result: list[float] = tensor.tolist()
+    return result
+
+
+def gather_rows(rows: Tensor) -> list[Tensor]:
+    """The (N, ...) tensors of all processes in their order; only N may differ between them."""
+    if not is_distributed():
+        return [rows]
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts[rank()] = len(rows)
+    dist.all_reduce(counts, op=dist.ReduceOp.SUM)
+    lengths = counts.tolist()
+    if not max(lengths):
+        return [rows for _ in lengths]
+    padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(gathered, padded)
+    return [part[:length] for part, length in zip(gathered, lengths, strict=True)]
+
+
+def gather_texts(text: str, device: torch.device) -> list[str]:
+    """The texts of all processes, in their order."""
+    if not is_distributed():
+        return [text]
+    code = torch.tensor(list(text.encode()), dtype=torch.uint8).to(device)
+    return [bytes(part.tolist()).decode() for part in gather_rows(code)]
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if is_distributed():
+        dist.barrier()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective operation failed because another process is gone.
+
+    NCCL's errors have a type; gloo's are plain RuntimeErrors that name the source file.
+    """
+    if not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
 def exchange(model: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
     """Forward and backward of a wrapped model in it average gradients only where `wanted`.
 
     Gradients that are accumulated first need one exchange a step instead of one a micro-batch.
     """
-    if wanted or not isinstance(model, nn.parallel.DistributedDataParallel):
-        return contextlib.nullcontext()
-    return model.no_sync()
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext() if wanted else model.no_sync()
+    set_sync = getattr(model, "set_requires_gradient_sync", None)  # of `sharding.shard`'s models
+    if set_sync is not None:
+        set_sync(wanted)
+    return contextlib.nullcontext()
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """`model`, averaging gradients over processes where there are several."""
-    if not is_distributed():
+    if not is_distributed() or hasattr(model, "set_requires_gradient_sync"):  # shards do it already
         return model
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)

@@ -19,9 +19,15 @@ class Ema(Generic[M]):
         updates: How many times `update` was called.
     """
 
-    def __init__(self, model: M, decay: float) -> None:
-        """Start from `model`'s present weights, which keeps its own copy."""
-        self.model: M = copy.deepcopy(model).eval()
+    def __init__(self, model: M, decay: float, shadow: M | None = None) -> None:
+        """Start from `model`'s present weights.
+
+        Args:
+            model: The live model, which keeps its own copy.
+            decay: Of the average, once it has grown to it.
+            shadow: A copy of `model`; None makes one (a sharded model cannot be copied).
+        """
+        self.model: M = (copy.deepcopy(model) if shadow is None else shadow).eval()
         self.model.requires_grad_(False)
         self.decay = decay
         self.updates = 0

@@ -296,9 +296,29 @@ def score(
         columns: Class index of each of the network's columns, -1 for none; None: they are equal.
         input_hw: Size to which images are padded; None where each keeps its own.
     """
-    groups = shape_groups(records, config, batch, input_hw)
     predictions: dict[int, Decoded] = {}
     seconds = 0.0
+    groups = shape_groups(records, config, batch, input_hw)
+    for found, spent in predict_groups(run, records, groups, config, input_hw, columns):
+        predictions.update(found)
+        seconds += spent
+        ms_per_image = 1000 * seconds / len(predictions)
+        yield EvaluationProgress(len(predictions), len(records), ms_per_image)
+    ordered = tuple(predictions[i] for i in range(len(records)))
+    ms = 1000 * seconds / len(records) if records else None
+    metrics = coco_metrics(records, ordered, classes, ms_per_image=ms)
+    yield EvaluationResult(metrics, tuple(records), ordered, classes)
+
+
+def predict_groups(
+    run: Run,
+    records: Sequence[ImageRecord],
+    groups: Sequence[Sequence[int]],
+    config: PreprocessConfig,
+    input_hw: tuple[int, int] | None,
+    columns: NDArray[np.int64] | None = None,
+) -> Iterator[tuple[dict[int, Decoded], float]]:
+    """Predict the images of each group together: index to prediction, and the seconds it took."""
     with ThreadPoolExecutor(max_workers=1) as reader:
 
         def read(group: Sequence[int]) -> list[_Input]:
@@ -312,14 +332,7 @@ def score(
             if number + 1 < len(groups):
                 waiting = reader.submit(read, groups[number + 1])
             decoded = _predict(run, inputs, columns, input_hw)
-            predictions.update(zip(group, decoded, strict=True))
-            seconds += time.perf_counter() - started
-            ms_per_image = 1000 * seconds / len(predictions)
-            yield EvaluationProgress(len(predictions), len(records), ms_per_image)
-    ordered = tuple(predictions[i] for i in range(len(records)))
-    ms = 1000 * seconds / len(records) if records else None
-    metrics = coco_metrics(records, ordered, classes, ms_per_image=ms)
-    yield EvaluationResult(metrics, tuple(records), ordered, classes)
+            yield dict(zip(group, decoded, strict=True)), time.perf_counter() - started
 
 
 def shape_groups(

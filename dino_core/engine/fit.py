@@ -5,8 +5,10 @@ The recipe follows the paper (ALGORITHM 26) with options around it: bf16, weight
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from typing import Any
 from dino_core.config import ModelConfig, TrainConfig
 from dino_core.data.batching import Batch
 from dino_core.data.records import DatasetIndex
-from dino_core.engine.distributed import rank, world_size
-from dino_core.engine.evaluate import EvaluationResult, model_result
+from dino_core.engine.compiling import is_compiler_error
+from dino_core.engine.distributed import barrier, gather_texts, is_distributed, rank, world_size
+from dino_core.engine.evaluate import EvaluationResult
 from dino_core.engine.events import (
     EvaluationDone,
     Event,
@@ -24,6 +27,7 @@ from dino_core.engine.events import (
     SpeedMeasured,
     Warned,
 )
+from dino_core.engine.interrupts import interrupts_collected
 from dino_core.engine.loggers import LoggerGroup, Opening, open_loggers
 from dino_core.engine.memory import keep_freed_memory
 from dino_core.engine.plan import evaluation_due
@@ -31,6 +35,7 @@ from dino_core.engine.run import Run, prepare
 from dino_core.engine.run_folder import metric_values
 from dino_core.engine.sentinel import BAD_STEPS, MAX_ROLLBACKS
 from dino_core.engine.step import StepMeter, StepResult
+from dino_core.engine.together import evaluate_together
 from dino_core.errors import DataError, DinoError, is_out_of_memory
 from dino_core.processing.preprocess import load_image
 
@@ -70,24 +75,25 @@ def fit(
     run = prepare(config, dataset, out, model, weights, model_config, resume)
     planned = run.planned(memory_kept)
     yield planned
-    run.begin()
-    loggers = LoggerGroup()
-    try:
-        if rank() == 0:
-            names = run.dataset.classes.names
-            loggers = open_loggers(Opening(planned, run.folder, names, str(run.dataset.root)))
-        for event in _train(run):
-            for happening in (*loggers.log(event), event):
-                if rank() == 0:
-                    run.folder.record(happening)
-                yield happening
-    except DinoError:  # raised on purpose: the state on disk is the one to go on from
-        raise
-    except BaseException:
-        run.save_interrupted()
-        raise
-    finally:
-        loggers.close()
+    with interrupts_collected() if is_distributed() else nullcontext(()) as run.interrupts:
+        run.begin()
+        loggers = LoggerGroup()
+        try:
+            if rank() == 0:
+                names = run.dataset.classes.names
+                loggers = open_loggers(Opening(planned, run.folder, names, str(run.dataset.root)))
+            for event in _train(run):
+                for happening in (*loggers.log(event), event):
+                    if rank() == 0:
+                        run.folder.record(happening)
+                    yield happening
+        except DinoError:  # raised on purpose: the state on disk is the one to go on from
+            raise
+        except BaseException:
+            run.save_interrupted()
+            raise
+        finally:
+            loggers.close()
 
 
 def plan_run(
@@ -118,7 +124,10 @@ def _train(run: Run) -> Iterator[Event]:
     timed: list[float] = []
     yield from run.album.labels()
     run.session_start = time.monotonic()  # what came before must not shorten a run by the clock
-    while (progress := run.progress()) < 1.0 and not stopped:
+    while not stopped:
+        run.tick()
+        if (progress := run.progress()) >= 1.0:
+            break
         epoch, started = run.stream.epoch, time.monotonic()
         trouble = yield from _step(run, progress, meter)
         if trouble:
@@ -155,6 +164,7 @@ def _train(run: Run) -> Iterator[Event]:
     summary = _summary(run, stopped)
     if rank() == 0:
         run.folder.write_summary(summary)
+    barrier()  # whichever process sees the end finds the files complete
     yield RunFinished(run.folder.root, summary)
 
 
@@ -172,9 +182,9 @@ def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None,
     started, counters = time.monotonic(), run.counters
     if progress >= run.config.mosaic_until:
         run.stream.stop_mixing()
-    batches = run.stream.take(run.config.accumulate)
+    batches = run.stream.take(run.accumulate)
     result = yield from _gradients(run, batches, progress)
-    unread = {u.path: u.message for batch in batches for u in batch.unreadable}
+    unread = _known_to_all(run, batches) if result.unreadable else {}
     news = {path: what for path, what in unread.items() if path not in counters.unreadable}
     trouble = run.finish_step(result, news)
     if result.usable:
@@ -191,6 +201,18 @@ def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None,
     return trouble
 
 
+def _known_to_all(run: Run, batches: Sequence[Batch]) -> dict[str, str]:
+    """Path of each image of this step that a process could not read to what is wrong with it."""
+    unread = {u.path: u.message for batch in batches for u in batch.unreadable}
+    return _merged(run, unread)
+
+
+def _merged(run: Run, own: Mapping[str, str]) -> dict[str, str]:
+    """What all processes found, the same in all of them."""
+    texts = gather_texts(json.dumps(own), run.stepper.device)
+    return {path: what for text in texts for path, what in json.loads(text).items()}
+
+
 def _gradients(
     run: Run, batches: Sequence[Batch], progress: float
 ) -> Generator[Event, None, StepResult]:
@@ -198,7 +220,12 @@ def _gradients(
     while True:
         try:
             return run.stepper.gradients(batches, run.counters.step, progress)
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
+            if is_compiler_error(error):
+                raise DinoError(
+                    f"torch.compile failed: {str(error).strip().splitlines()[0]}",
+                    f"dino train --resume {run.folder.root} --set train.compile=false",
+                ) from error
             if not is_out_of_memory(error):
                 raise
         if not run.stepper.halve(batches):
@@ -207,7 +234,6 @@ def _gradients(
                 f"out of memory with {-(-run.config.batch // run.stepper.parts)} images at a time",
                 "a smaller --batch or --image-size, or --set train.gradient_checkpointing=true",
             )
-        run.rng.restore()
         yield Warned(
             f"out of memory: batches of {run.config.batch} go through in {run.stepper.parts} "
             "parts from here on; steps and results stay those of whole batches",
@@ -258,16 +284,16 @@ def _evaluation_due(run: Run) -> bool:
 
 def _evaluate(run: Run) -> Iterator[Event]:
     """Score the shipped model; keep it where it is the best so far."""
-    started, counters = time.monotonic(), run.counters
+    run.tick()
+    started, counters = run.elapsed_s(), run.counters
     try:
         result = _result(run)
     except DataError:  # an image got lost since the start: the others tell as much
         yield from _leave_out_unreadable(run)
         result = _result(run)
     run.metrics = result.metrics
-    run.rng.restore()
-    counters.evaluation_s = time.monotonic() - started
-    counters.evaluating_s += counters.evaluation_s
+    run.tick()
+    seconds = run.elapsed_s() - started
     score = run.metrics.ap if run.metrics.ap is not None else 0.0
     better = counters.best is None or score > counters.best
     best = better or score == counters.best  # of equals the one that trained longer
@@ -275,35 +301,43 @@ def _evaluate(run: Run) -> Iterator[Event]:
     if best:
         counters.best, counters.best_step = score, counters.step
     counters.since_best = 0 if better else counters.since_best + 1
-    yield EvaluationDone(counters.step, counters.epoch, run.metrics, best, counters.evaluation_s)
+    yield EvaluationDone(counters.step, counters.epoch, run.metrics, best, seconds)
     yield from saved
-    drawn_s = run.album.seconds
     yield from run.album.evaluated(result, best, counters.step, run.elapsed_s())
-    counters.evaluation_s += run.album.seconds - drawn_s
-    counters.evaluating_s += run.album.seconds - drawn_s
+    run.tick()  # drawing is process 0's, but all must count with its time
+    counters.evaluation_s = run.elapsed_s() - started
+    counters.evaluating_s += counters.evaluation_s
 
 
 def _result(run: Run) -> EvaluationResult:
-    return model_result(
-        run.shipped,
-        run.val_records,
-        run.dataset.classes,
-        run.start.preprocess,
-        batch=max(1, run.config.batch // run.stepper.parts),
-        device=str(run.stepper.device),
-        dtype="auto",  # not the training's: `dino eval` shall say the same of the saved model
-    )
+    try:
+        return evaluate_together(
+            run.whole_model(),
+            run.val_records,
+            run.dataset.classes,
+            run.start.preprocess,
+            batch=max(1, run.config.batch // run.stepper.parts),
+            device=run.stepper.device,
+            dtype="auto",  # not the training's: `dino eval` shall say the same of the saved model
+            interrupted=lambda: bool(run.interrupts),
+        )
+    except KeyboardInterrupt:
+        run.stopping = is_distributed()
+        raise
 
 
 def _leave_out_unreadable(run: Run) -> Iterator[Event]:
     """Find the validation images that cannot be read. Raises DataError when they are half of it."""
     records = run.val_records
+    unread: dict[str, str] = {}
     for record in records:
         try:
             load_image(record.path)
         except DataError as error:
-            run.counters.unreadable[str(record.path)] = error.message
-            yield Warned(f"validation image left out: {error.message}", run.counters.step)
+            unread[str(record.path)] = error.message
+    for path, what in _merged(run, unread).items():
+        run.counters.unreadable[path] = what
+        yield Warned(f"validation image left out: {what}", run.counters.step)
     if 2 * len(run.val_records) <= len(records):
         raise DataError(
             f"{len(records) - len(run.val_records)} of {len(records)} validation images cannot be "

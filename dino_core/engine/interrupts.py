@@ -31,3 +31,21 @@ def interrupts_deferred() -> Iterator[None]:
     finally:
         if arrived:
             signal.raise_signal(arrived[0])
+
+
+@contextlib.contextmanager
+def interrupts_collected() -> Iterator[list[int]]:
+    """SIGINT, SIGTERM and SIGHUP that would raise something are only put into the list.
+
+    For several processes, which must stop at one and the same step: one that left at once would
+    leave the others waiting.
+    """
+    arrived: list[int] = []
+    with contextlib.ExitStack() as handlers:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)  # Windows has no SIGHUP
+                if number is not None and callable(previous := signal.getsignal(number)):
+                    handlers.callback(signal.signal, number, previous)
+                    signal.signal(number, lambda caught, frame: arrived.append(caught))
+        yield arrived

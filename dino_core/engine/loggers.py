@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,6 @@ from typing import Any, Protocol
 from dino_core.config import TrainConfig, to_dict
 from dino_core.engine.events import EvaluationDone, Event, RunPlanned, StepDone, Warned
 from dino_core.engine.run_folder import RunFolder, write_text
-from dino_core.engine.state import RngState
 from dino_core.errors import ConfigError, DinoError
 
 _PACKAGES = {
@@ -84,16 +83,15 @@ def open_loggers(opening: Opening) -> LoggerGroup:
         DinoError: one that was asked for cannot start (TensorBoard by default only warns).
     """
     group = LoggerGroup()
-    with _own_random_numbers():
-        for name in chosen_loggers(opening.planned.config):
-            try:
-                group.members[name] = _open(name, opening)
-            except Exception as error:
-                if opening.planned.config.loggers is not None:
-                    group.close()
-                    hint = "check its settings, or leave it out of --logger"
-                    raise DinoError(f"--logger {name}: {_reason(error)}", hint) from error
-                group.failures.append(f"{name}: {_reason(error)}; the run goes on without it")
+    for name in chosen_loggers(opening.planned.config):
+        try:
+            group.members[name] = _open(name, opening)
+        except Exception as error:
+            if opening.planned.config.loggers is not None:
+                group.close()
+                hint = "check its settings, or leave it out of --logger"
+                raise DinoError(f"--logger {name}: {_reason(error)}", hint) from error
+            group.failures.append(f"{name}: {_reason(error)}; the run goes on without it")
     return group
 
 
@@ -113,7 +111,7 @@ def _open(name: str, opening: Opening) -> Logger:
 
 @dataclass
 class LoggerGroup:
-    """All loggers of a run, none of which can end it or touch its random numbers.
+    """All loggers of a run, none of which can end it.
 
     Attributes:
         members: Name to logger.
@@ -125,16 +123,13 @@ class LoggerGroup:
 
     def log(self, event: Event) -> list[Warned]:
         """Hand an event to each; what fails is left out from then on, with a warning."""
-        if self.members:
-            with _own_random_numbers():
-                for name, logger in list(self.members.items()):
-                    try:
-                        logger.log(event)
-                    except Exception as error:
-                        del self.members[name]
-                        reason = _reason(error)
-                        self.failures.append(f"{name}: {reason}; the run goes on without it")
-                        _close(logger)
+        for name, logger in list(self.members.items()):
+            try:
+                logger.log(event)
+            except Exception as error:
+                del self.members[name]
+                self.failures.append(f"{name}: {_reason(error)}; the run goes on without it")
+                _close(logger)
         failures, self.failures = self.failures, []
         return [Warned(message, getattr(event, "step", 0)) for message in failures]
 
@@ -148,16 +143,6 @@ class LoggerGroup:
 def _close(logger: Logger) -> None:
     with contextlib.suppress(Exception):
         logger.close()
-
-
-@contextlib.contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Foreign code may draw random numbers; training must be the same with and without it."""
-    state = RngState.now()
-    try:
-        yield
-    finally:
-        state.restore()
 
 
 def _reason(error: Exception) -> str:

@@ -18,7 +18,6 @@ from dino_core.config import ResolvedConfig
 from dino_core.data.batching import STRIDE, Batch, ShapeBatches
 from dino_core.engine.memory import free_memory_mb, peak_memory_mb, resident_memory_mb
 from dino_core.engine.setup import training_mode
-from dino_core.engine.state import RngState
 from dino_core.errors import is_out_of_memory
 from dino_core.losses.criterion import Criterion
 from dino_core.models.denoising import denoising_layout
@@ -215,7 +214,6 @@ def _batch(worst: WorstBatch, images: int) -> Batch:
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Whatever is done with the model inside leaves no trace but in its weights."""
-    random = RngState.now()
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -227,7 +225,6 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-        random.restore()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,10 +31,18 @@ from dino_core.data.transforms import build_transform
 from dino_core.engine.album import Album
 from dino_core.engine.batches import BatchStream
 from dino_core.engine.choose import choose
-from dino_core.engine.distributed import rank, world_size
+from dino_core.engine.distributed import (
+    all_true,
+    barrier,
+    is_distributed,
+    rank,
+    sums,
+    world_size,
+)
 from dino_core.engine.ema import Ema
 from dino_core.engine.events import CheckpointSaved, RunPlanned
 from dino_core.engine.feature_cache import FeatureCache
+from dino_core.engine.group import device_of_process, launch_identity, started_by_torchrun
 from dino_core.engine.interrupts import interrupts_deferred
 from dino_core.engine.loggers import check_loggers
 from dino_core.engine.optimizer import build_optimizer
@@ -41,18 +50,24 @@ from dino_core.engine.plan import Forecast, Plan, check_settings, filled, foreca
 from dino_core.engine.plan_facts import Machine, check_data
 from dino_core.engine.probe import Trial
 from dino_core.engine.run_folder import RunFolder, RunSettings, metric_values
-from dino_core.engine.setup import Start, choose_dtype, start_from
+from dino_core.engine.setup import (
+    Start,
+    average_of,
+    check_options,
+    choose_dtype,
+    start_from,
+)
+from dino_core.engine.sharding import local, whole
 from dino_core.engine.state import (
     Counters,
-    RngState,
     SavedState,
     load_state,
     save_state,
     seed_everything,
+    state_tensors,
 )
 from dino_core.engine.step import Stepper, StepResult
 from dino_core.errors import CheckpointError, ConfigError, DinoError
-from dino_core.inference.torch_runtime import resolve_device
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
 
@@ -72,11 +87,14 @@ class Run:
     ema: Ema[Dino] | None
     stream: BatchStream
     counters: Counters
-    rng: RngState
     album: Album
     resumed_step: int
+    accumulate: int
+    interrupts: Sequence[int] = ()  # signals that wait for the step's end; several processes only
+    stopping: bool = False  # all processes, at this step
     session_start: float = 0.0
     earlier_s: float = 0.0
+    clock_s: float = 0.0
     metrics: Any = None
     saved_step: int = -1
     saved_at: float = 0.0
@@ -103,8 +121,26 @@ class Run:
         records = self.dataset.splits.get("val", ())
         return tuple(r for r in records if str(r.path) not in self.counters.unreadable)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether no process has whole weights."""
+        return self.config.shard == "fsdp"
+
+    def tick(self) -> None:
+        """Read the clock: process 0's for all, so that they decide the same about time.
+
+        Raises: KeyboardInterrupt in every process where one was asked to stop.
+        """
+        now = self.earlier_s + time.monotonic() - self.session_start
+        own = (float(bool(self.interrupts)), now if rank() == 0 else 0.0)
+        stops, self.clock_s = sums(own, self.stepper.device)
+        if stops:
+            self.stopping = True
+            raise KeyboardInterrupt
+
     def elapsed_s(self) -> float:
-        return self.earlier_s + time.monotonic() - self.session_start
+        """Seconds of work in all sessions, when the clock was read last."""
+        return self.clock_s
 
     def progress(self) -> float:
         # Not `val_records`, which asks after every image: this is called at every step.
@@ -139,7 +175,8 @@ class Run:
 
     def begin(self) -> None:
         """Start the clock, and make the folder with a state to come back to, or clear it up."""
-        self.session_start = self.saved_at = time.monotonic()
+        self.session_start = time.monotonic()
+        self.saved_at = self.clock_s
         if self.saved_step >= 0:
             if rank() == 0:
                 self.folder.clear_up(self.resumed_step)
@@ -147,6 +184,8 @@ class Run:
         if rank() == 0:
             self._create_folder()
         self._save_state()
+        if rank() == 0 and started_by_torchrun():
+            self.folder.mark_launch(launch_identity())
 
     def _create_folder(self) -> None:
         data = {
@@ -200,7 +239,6 @@ class Run:
             counters.parts = self.stepper.parts
             counters.unreadable |= unreadable
             trouble = counters.sentinel.see(result)
-            self.rng = RngState.now()
             self.updating = False
         return trouble
 
@@ -219,19 +257,29 @@ class Run:
 
     def _save_state(self) -> None:
         self.counters.elapsed_s = self.elapsed_s()
+        if rank() == 0 or self.sharded:
+            tensors = state_tensors(self.model, self.ema, self.stepper.optimizer)
+            tensors = whole(tensors, keep=rank() == 0)
         if rank() == 0:
-            optimizer, counters = self.stepper.optimizer, self.counters
             with self._telling_what_is_needed():
-                save_state(
-                    self.folder.state, self.model, self.ema, optimizer, counters, self.rng,
-                    self.meta(),
-                )  # fmt: skip
-        self.saved_step, self.saved_at = self.counters.step, time.monotonic()
+                save_state(self.folder.state, tensors, self.counters, self.meta())
+        self.saved_step, self.saved_at = self.counters.step, self.clock_s
 
     def _save_model(self, path: Path) -> None:
+        if rank() == 0 or self.sharded:
+            tensors = whole(self.shipped.state_dict(keep_vars=True), keep=rank() == 0)
         if rank() == 0:
             with self._telling_what_is_needed():
-                save_checkpoint(path, self.shipped.state_dict(), self.meta())
+                save_checkpoint(path, tensors, self.meta())
+
+    def whole_model(self) -> Dino:
+        """The model that is shipped, whole in this process."""
+        if not self.sharded:
+            return self.shipped
+        model = Dino(self.model.config)
+        model.backbone.fold_batch_norm()
+        model.load_state_dict(whole(self.shipped.state_dict(keep_vars=True)))
+        return model.to(self.stepper.device).eval()
 
     @contextlib.contextmanager
     def _telling_what_is_needed(self) -> Iterator[None]:
@@ -251,32 +299,40 @@ class Run:
             ) from error
 
     def save_interrupted(self) -> None:
-        """Save what an interrupt or an error left at a step's border, where it is worth keeping."""
+        """Save what an interrupt or an error left at a step's border, where it is worth keeping.
+
+        Sharded weights are put together by all processes: only where all of them stop.
+        """
+        if self.sharded and not self.stopping:
+            return
         if not self.updating and self.saved_step != self.counters.step and self.worth_saving():
             with interrupts_deferred():
                 self.save()
+        if self.stopping:
+            barrier()  # torchrun ends the others once one has left, process 0 in its writing too
 
     def worth_saving(self) -> bool:
         """Whether a checkpoint of now would not take the place of a better one."""
         return self.counters.sentinel.calm and self.weights_finite()
 
     def weights_finite(self) -> bool:
-        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        finite = all(bool(torch.isfinite(local(p)).all()) for p in self.model.parameters())
+        return all_true(finite, self.stepper.device) if self.sharded else finite
 
     def checkpoint_due(self) -> bool:
         due = (
             self.counters.step - self.saved_step >= self.config.checkpoint_every_steps
-            or time.monotonic() - self.saved_at > _SAVE_EVERY_S
+            or self.clock_s - self.saved_at > _SAVE_EVERY_S
         )
         return due and self.worth_saving()
 
     def roll_back(self) -> None:
         """Return to the saved state, from there on more careful; that is saved in its turn."""
         saved = load_state(self.folder.state)
+        saved.counters.go_on_with(world_size())
         self.updating = True
         saved.restore(self.model, self.ema, self.stepper.optimizer)
-        saved.rng.restore()
-        self.rng, place, now = saved.rng, saved.counters, self.counters
+        place, now = saved.counters, self.counters
         self.counters = replace(
             now,
             step=place.step,
@@ -321,6 +377,11 @@ def prepare(
     check_loggers(config)
     folder = RunFolder(out)
     saved: SavedState | None = None
+    if started_by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1 and not is_distributed():
+        raise ConfigError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but they are no process group",
+            "with dino_core.engine.group.process_group(): train(...)",
+        )
     if resume:
         config = filled(config, folder.read_settings().train)
         saved = load_state(folder.state)
@@ -328,7 +389,12 @@ def prepare(
             raise ConfigError(f"{out}: the run was started on data with other classes")
     elif rank() == 0:
         folder.check_new()
-    device, seed = resolve_device(config.device), config.seed
+    counters = Counters(processes=world_size(), planned_processes=world_size())
+    if saved is not None:
+        counters = saved.counters
+        counters.go_on_with(world_size())
+    device, seed = device_of_process(config.device), config.seed
+    check_options(config, device)
     seed_everything(seed)
     if saved is not None:
         start = Start(Dino(saved.meta.model), saved.meta.preprocess, None, "resume")
@@ -337,20 +403,18 @@ def prepare(
     start.model.backbone.fold_batch_norm()  # two passes over every map less
     network = start.model.to(device)
     dtype = choose_dtype(config, device)
-    machine = Machine.here(device, processes or world_size())
+    machine = Machine.here(device, processes or counters.planned_processes)
     sampler_of = partial(_sampler, dataset=dataset, device=device)
     the_plan, start, trial = choose(
         config, dataset, start, machine, device, sampler_of, new=saved is None
     )
     resolved = the_plan.config
-    seed_everything(seed + rank())
-    ema = Ema(network, resolved.ema_decay) if resolved.ema else None
+    if trial is not None:
+        counters.parts = trial.parts
+    ema = average_of(network, resolved, device)
     optimizer = build_optimizer(network, resolved)
-    counters = Counters() if trial is None else Counters(parts=trial.parts)
     if saved is not None:
-        counters = saved.counters
         saved.restore(network, ema, optimizer)
-        saved.rng.restore()
         start = replace(start, origin=str(saved.meta.provenance.get("start", "resume")))
     stepper = Stepper(resolved, network, ema, optimizer, device, dtype)
     loader = _loader(resolved, dataset, start, device)
@@ -369,10 +433,11 @@ def prepare(
         ema=ema,
         stream=stream,
         counters=counters,
-        rng=RngState.now(),
         album=Album(folder, dataset, start.preprocess, config.plots and rank() == 0),
         resumed_step=counters.step,
+        accumulate=accumulation(resolved.accumulate, counters.planned_processes, world_size()),
         earlier_s=counters.elapsed_s,
+        clock_s=counters.elapsed_s,
         saved_step=counters.step if saved is not None else -1,
     )
     run.take_care()
@@ -383,6 +448,11 @@ def _sampler(
     config: ResolvedConfig, start: Start, dataset: DatasetIndex, device: torch.device
 ) -> ShapeBatches:
     return _loader(config, dataset, start, device).mixed_sampler()
+
+
+def accumulation(wanted: int, planned_processes: int, processes: int) -> int:
+    """Micro-batches a step that keep its images, where a run goes on with other processes."""
+    return max(1, round(wanted * planned_processes / processes))
 
 
 def _loader(

@@ -65,6 +65,10 @@ class RunFolder:
         return self.root / "state" / "features"
 
     @property
+    def launch(self) -> Path:
+        return self.root / "state" / "launch.json"
+
+    @property
     def config(self) -> Path:
         return self.root / "config.toml"
 
@@ -123,6 +127,19 @@ class RunFolder:
             write_text(self.config, dump_toml(tables))
         except OSError as error:
             raise ConfigError(f"{self.root}: cannot be written ({error.strerror})") from error
+
+    def mark_launch(self, identity: Mapping[str, str]) -> None:
+        """Note which start of torchrun the run is of, for the processes after a restart."""
+        with self._writing():
+            write_text(self.launch, json.dumps(dict(identity)) + "\n")
+
+    def launched_as(self) -> dict[str, str]:
+        """What `mark_launch` noted; empty where it did not."""
+        try:
+            noted = json.loads(self.launch.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {str(name): str(value) for name, value in noted.items()}
 
     def read_settings(self) -> RunSettings:
         """What config.toml holds. Raises ConfigError when this is not a run's folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import torch
 from dino_core.checkpoints.io import Checkpoint
 from dino_core.checkpoints.surgery import TransferReport, transfer
 from dino_core.checkpoints.zoo import load
-from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig
+from dino_core.config import ModelConfig, PreprocessConfig, ResolvedConfig, TrainConfig
 from dino_core.detections import ClassMap
+from dino_core.engine.compiling import check_compiler, compile_parts
+from dino_core.engine.ema import Ema
+from dino_core.engine.sharding import check_sharding, shard
+from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
 from dino_core.processing.preprocess import at_image_size
 from dino_core.variants import VARIANTS
@@ -68,6 +73,30 @@ def start_from(
         report = transfer(model, source.state_dict, source.meta.classes, classes)
     origin = FROM_SCRATCH if source is None else str(weights or name)
     return Start(model, preprocess, report, origin)
+
+
+def check_options(config: TrainConfig, device: torch.device) -> None:
+    """Raises ConfigError where this machine or this start cannot do what is asked for."""
+    if config.shard == "fsdp":
+        check_sharding()
+        if config.compile:
+            raise ConfigError(
+                "train.compile and train.shard = fsdp: not supported together", "choose one"
+            )
+    if config.compile:
+        check_compiler(device)
+
+
+def average_of(network: Dino, config: ResolvedConfig, device: torch.device) -> Ema[Dino] | None:
+    """The average of `network`, which is spread and compiled as `config` says."""
+    shadow = copy.deepcopy(network) if config.ema else None
+    if config.shard == "fsdp":
+        shard(network, device)
+        if shadow is not None:
+            shard(shadow, device)
+    if config.compile:
+        compile_parts(network)
+    return None if shadow is None else Ema(network, config.ema_decay, shadow)
 
 
 def freeze(model: Dino, what: str) -> None:

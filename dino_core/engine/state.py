@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from dino_core.checkpoints.io import read_tensors, write_tensors
 from dino_core.engine.ema import Ema
 from dino_core.engine.sentinel import Sentinel
+from dino_core.engine.sharding import like, load_whole
 from dino_core.errors import CheckpointError
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
 
-_COUNTERS_KEY, _RNG_KEY = "counters", "rng"
+_COUNTERS_KEY = "counters"
 
 
 @dataclass
@@ -45,6 +47,8 @@ class Counters:
         parts: Each batch goes through the network in so many parts, for want of memory.
         unreadable: Path of each image that could not be read to what is wrong with it.
         sentinel: What the watch over the loss remembers.
+        processes: Of which each has consumed `batch` batches.
+        planned_processes: With which the run began: its plan counts on their images a step.
     """
 
     step: int = 0
@@ -62,65 +66,55 @@ class Counters:
     parts: int = 1
     unreadable: dict[str, str] = field(default_factory=dict)
     sentinel: Sentinel = field(default_factory=Sentinel)
+    processes: int = 1
+    planned_processes: int = 1
 
+    def go_on_with(self, processes: int) -> None:
+        """Count for another number of processes: what the old ones consumed stays consumed.
 
-@dataclass(frozen=True)
-class RngState:
-    """The global random generators (torch, CUDA, numpy, Python)."""
-
-    torch_cpu: Tensor
-    torch_cuda: Tensor | None
-    numpy: dict[str, Any]
-    python: tuple[Any, ...]
-
-    @classmethod
-    def now(cls) -> RngState:
-        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        cuda = torch.cuda.get_rng_state() if in_use else None
-        numpy_state = np.random.get_state(legacy=False)
-        assert isinstance(numpy_state, dict)
-        return cls(torch.get_rng_state(), cuda, numpy_state, random.getstate())
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.torch_cpu)
-        if self.torch_cuda is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self.torch_cuda)
-        np.random.set_state(self.numpy)
-        random.setstate(self.python)
+        Where the numbers do not divide, up to `processes - 1` batches are seen a second time.
+        """
+        self.batch = self.batch * self.processes // processes
+        self.processes = processes
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators, which initialise weights and may serve augmentations."""
+    """Seed the global generators: torch's (of all devices), numpy's and Python's."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
-def save_state(
-    path: Path,
-    model: nn.Module,
-    ema: Ema[Any] | None,
-    optimizer: torch.optim.Optimizer,
-    counters: Counters,
-    rng: RngState,
-    meta: CheckpointMeta,
-) -> None:
-    """Write the state atomically. Raises CheckpointError when it cannot be written."""
-    tensors = {f"model.{n}": t for n, t in model.state_dict().items()}
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Seed the global generators for one step of one process.
+
+    What a step draws (stochastic depth, say) is so a pure function of its place, and a resumed run
+    needs no generator's state, of however many processes.
+    """
+    words = np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)
+    seed_everything(int(words[0] >> np.uint64(1)))
+
+
+def state_tensors(
+    model: nn.Module, ema: Ema[Any] | None, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Every tensor of the state by the name it has in the file; parts, where they are spread."""
+    tensors = {f"model.{n}": t for n, t in model.state_dict(keep_vars=True).items()}
     if ema is not None:
-        tensors |= {f"ema.{n}": t for n, t in ema.model.state_dict().items()}
+        tensors |= {f"ema.{n}": t for n, t in ema.model.state_dict(keep_vars=True).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}:{key}"] = value
-    tensors["rng.torch_cpu"] = rng.torch_cpu
-    if rng.torch_cuda is not None:
-        tensors["rng.torch_cuda"] = rng.torch_cuda
-    numpy_state = {**rng.numpy, "state": {**rng.numpy["state"]}}
-    tensors["rng.numpy"] = torch.from_numpy(numpy_state["state"].pop("key").astype(np.int64))
+    return tensors
+
+
+def save_state(
+    path: Path, tensors: Mapping[str, Tensor], counters: Counters, meta: CheckpointMeta
+) -> None:
+    """Write the state atomically. Raises CheckpointError when it cannot be written."""
     metadata = {
         METADATA_KEY: to_json(meta),
         _COUNTERS_KEY: json.dumps(dataclasses.asdict(counters)),
-        _RNG_KEY: json.dumps({"numpy": numpy_state, "python": rng.python}),
     }
     write_tensors(path, tensors, metadata)
 
@@ -132,13 +126,12 @@ class SavedState:
     path: Path
     meta: CheckpointMeta
     counters: Counters
-    rng: RngState
     tensors: dict[str, Tensor]
 
     def restore(
         self, model: nn.Module, ema: Ema[Any] | None, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Put weights, average and optimiser moments back; the generators are `rng`'s business.
+        """Put weights, average and optimiser moments back; each process takes its part.
 
         Raises: CheckpointError when the state belongs to another model or recipe.
         """
@@ -153,7 +146,9 @@ class SavedState:
             if name not in named:
                 raise CheckpointError(f"{self.path}: optimiser state for unknown '{name}'")
             parameter = named[name]
-            optimizer.state[parameter][slot] = tensor.to(parameter.device).clone()
+            tensor = tensor.to(parameter.device)
+            part = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            optimizer.state[parameter][slot] = part.clone()
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix) :]: t for k, t in self.tensors.items() if k.startswith(prefix)}
@@ -165,7 +160,7 @@ class SavedState:
                 f"{self.path}: holds no '{prefix[:-1]}' weights", "resume with the same options"
             )
         try:
-            module.load_state_dict(part)
+            load_whole(module, part)
         except RuntimeError as error:
             raise CheckpointError(f"{self.path}: of another model: {error}") from error
 
@@ -177,16 +172,7 @@ def load_state(path: Path) -> SavedState:
         numbers = json.loads(metadata[_COUNTERS_KEY])
         sentinel = Sentinel(**numbers.pop("sentinel", {}))
         counters = Counters(**numbers, sentinel=sentinel)
-        rng = json.loads(metadata[_RNG_KEY])
-        numpy_state = rng["numpy"]
-        key = tensors.pop("rng.numpy").numpy().astype(np.uint32)
-        numpy_state["state"] = {**numpy_state["state"], "key": key}
-        version, internal, gauss = rng["python"]
-        python = (version, tuple(internal), gauss)
-        state = RngState(
-            tensors.pop("rng.torch_cpu"), tensors.pop("rng.torch_cuda", None), numpy_state, python
-        )
         meta = from_json(metadata[METADATA_KEY], str(path))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a training state ({error!r})") from error
-    return SavedState(path, meta, counters, state, tensors)
+    return SavedState(path, meta, counters, tensors)

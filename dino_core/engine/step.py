@@ -17,6 +17,8 @@ from dino_core.engine.distributed import (
     exchange,
     is_distributed,
     rank,
+    sums,
+    world_size,
     wrap,
 )
 from dino_core.engine.ema import Ema
@@ -27,7 +29,7 @@ from dino_core.engine.optimizer import set_lr
 from dino_core.engine.plan import Plan
 from dino_core.engine.schedule import lr_factor
 from dino_core.engine.setup import training_mode
-from dino_core.engine.state import Counters
+from dino_core.engine.state import Counters, seed_step
 from dino_core.losses.criterion import Criterion
 from dino_core.models.dino import Dino
 
@@ -44,6 +46,7 @@ class StepResult:
         losses: Detached scalars, means over the accumulated batches.
         grad_norm: Before clipping.
         lr: The head's rate.
+        unreadable: Whether any process met images that it could not read.
     """
 
     finite: bool
@@ -53,6 +56,7 @@ class StepResult:
     losses: dict[str, Tensor]
     grad_norm: float
     lr: float
+    unreadable: bool = False
 
     @property
     def usable(self) -> bool:
@@ -114,11 +118,11 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         factor = lr_factor(self.config, step, progress, self.config.warmup_steps) * self.lr_scale
         set_lr(self.optimizer, factor)
-        sums: dict[str, Tensor] = {}
-        finite, seen = True, 0.0
+        seed_step(self.config.seed, step, rank())
+        losses: dict[str, Tensor] = {}
+        finite = True
+        boxes, images, unreadable = self._counts(batches)
         for index, batch in enumerate(batches):
-            boxes, images = self._counts(batch)
-            seen += images
             if self.cache is not None:
                 with self._autocast():
                     batch = self.cache.with_features(batch, self.model.backbone, self.device)
@@ -126,24 +130,30 @@ class Stepper:
                 last = index + 1 == len(batches) and number + 1 == len(parts)
                 place = (self.config.seed, step, index * self.parts + number)
                 with exchange(self._wrapped, last):
-                    terms, finite = self._accumulate(part, boxes, place, len(batches))
+                    terms, finite = self._accumulate(part, boxes[index], place, len(batches))
                 for name, value in terms.items():
-                    sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(batches)
+                    losses[name] = losses.get(name, torch.zeros_like(value)) + value / len(batches)
                 if not finite:
                     break
             if not finite:
                 break
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm))
-        loss = float(all_reduce_mean(sums["loss"]))
+        norm = self._clip()
         return StepResult(
             finite=finite and bool(np.isfinite(norm)),  # equal in all: gradients are averaged
             images=sum(len(batch.image_ids) for batch in batches),
-            empty=seen == 0,
-            loss=loss,
-            losses=sums,
+            empty=images == 0,
+            loss=float(all_reduce_mean(losses["loss"])),
+            losses=losses,
             grad_norm=norm,
             lr=self.config.lr * factor,
+            unreadable=unreadable > 0,
         )
+
+    def _clip(self) -> float:
+        """Limit the gradients' norm, which is returned as it was."""
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+        total = getattr(norm, "full_tensor", None)  # of parts, where the weights are spread
+        return float(norm if total is None else total())
 
     def update(self) -> None:
         """Move the weights and their average by the gradients."""
@@ -164,12 +174,15 @@ class Stepper:
             torch.cuda.empty_cache()
         return True
 
-    def _counts(self, batch: Batch) -> tuple[float, float]:
-        """Boxes and readable images of a batch, means over the processes."""
-        boxes = sum(len(target.labels) for target in batch.targets)
-        counts = torch.tensor([float(boxes), float(len(batch.image_ids))], device=self.device)
-        mean_boxes, mean_images = all_reduce_mean(counts).tolist()
-        return mean_boxes, mean_images
+    def _counts(self, batches: Sequence[Batch]) -> tuple[list[float], float, float]:
+        """Boxes of each batch (means over the processes), and images read and not read in all."""
+        boxes = [float(sum(len(target.labels) for target in b.targets)) for b in batches]
+        images = sum(len(batch.image_ids) for batch in batches)
+        unreadable = sum(len(batch.unreadable) for batch in batches)
+        *summed, images_in_all, unreadable_in_all = sums(
+            [*boxes, float(images), float(unreadable)], self.device
+        )
+        return [count / world_size() for count in summed], images_in_all, unreadable_in_all
 
     def _accumulate(
         self, batch: Batch, boxes: float, place: tuple[int, int, int], count: int
@@ -224,14 +237,14 @@ class StepMeter:
     def add(self, result: StepResult, seconds: float) -> None:
         """Take in one step that took `seconds`."""
         self.steps += 1
-        self._images += result.images
+        self._images += result.images * world_size()
         self._seconds += seconds
         self._last = result
         for name, value in result.losses.items():
             self._losses[name] = self._losses.get(name, torch.zeros_like(value)) + value
 
     def report(self, counters: Counters, plan: Plan, progress: float, elapsed_s: float) -> StepDone:
-        """The event for the steps since the last report."""
+        """The event for the steps since the last report; losses are means over the processes."""
         assert self._last is not None
         if plan.steps is not None:
             eta_s = (plan.steps - counters.step) * self._seconds / self.steps
@@ -239,15 +252,14 @@ class StepMeter:
             eta_s = elapsed_s / max(progress, 1e-6) - elapsed_s
         gpu = self._device.type == "cuda"
         memory = torch.cuda.max_memory_allocated(self._device) / 2**20 if gpu else peak_memory_mb()
+        names = ["total" if name == "loss" else name for name in self._losses]
+        means = all_reduce_mean(torch.stack(list(self._losses.values())) / self.steps)
         event = StepDone(
             step=counters.step,
             steps_total=plan.steps,
             epoch=counters.epoch,
             progress=progress,
-            losses={
-                "total" if name == "loss" else name: float(value) / self.steps
-                for name, value in self._losses.items()
-            },
+            losses=dict(zip(names, means.tolist(), strict=True)),
             lr=self._last.lr,
             grad_norm=self._last.grad_norm,
             images_per_s=self._images / max(self._seconds, 1e-9),

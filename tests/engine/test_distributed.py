@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from factories import TINY_INPUT, make_coco_dataset, tiny_config
+from processes import two_processes
 from torch import nn
 
 from dino_core.config import ResolvedConfig
@@ -60,23 +58,6 @@ def test_a_single_process_needs_nothing() -> None:
     assert distributed.all_true(True, torch.device("cpu"))
     assert not distributed.all_true(False, torch.device("cpu"))
     assert distributed.wrap(model, torch.device("cpu")) is model
-
-
-def two_processes(code: str, *arguments: str) -> list[str]:
-    """What each of two processes prints that run `code` with its rank and `arguments`."""
-    tests = str(Path(__file__).parents[1])
-    paths = os.pathsep.join([tests, os.environ["PYTHONPATH"]])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, str(rank), *arguments],
-            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=300)[0].strip() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    return outputs
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:

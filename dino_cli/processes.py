@@ -1,0 +1,177 @@
+"""Training in several processes: starting them on this machine, and speaking with one voice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from dino_cli import errors, render
+from dino_core.errors import ConfigError, DinoError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+_SHUTDOWN_S = "300"  # a stopping run finishes its step and writes its state
+
+
+def launch(devices: int, device: str, argv: Sequence[str]) -> int:
+    """Start `dino` with `argv` in `devices` processes here, as torchrun does; returns its code.
+
+    Raises: ConfigError where the machine has not got so many devices.
+    """
+    import logging
+
+    import torch
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from dino_core.engine.group import check_gpus
+
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        check_gpus(devices)
+    elif "OMP_NUM_THREADS" not in os.environ:  # else each process would use every core
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // devices))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN_S)
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", "dino_cli", *argv)
+    except SignalException:
+        return errors.INTERRUPTED
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if all(code < 0 for code in codes):  # killed, all of them: nobody could say so
+            render.note(f"error: the processes were killed by signal {-codes[0]}")
+        return next((code for code in codes if code > 0), errors.FAILED)
+    return 0
+
+
+@contextlib.contextmanager
+def one_of_several(device: str) -> Iterator[None]:
+    """Where torchrun started this process, join the others; else nothing.
+
+    Only process 0 is heard, and of an error that ends all only the first that meets it.
+    """
+    if not started_by_torchrun():
+        yield
+        return
+    from dino_core.engine.distributed import rank
+    from dino_core.engine.group import process_group
+
+    with process_group(device) as store:
+        try:
+            if rank() == 0:
+                yield
+            else:
+                with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+                    yield
+        except typer.Exit:
+            raise
+        except BaseException as error:
+            error = _explained(error)
+            code = _told_by_another(store, error)  # before the others notice that this one ends
+            if code is None:
+                raise Told(error) from error
+            raise typer.Exit(code) from None
+
+
+def started_by_torchrun() -> bool:
+    """As `dino_core.engine.group.started_by_torchrun`, without importing torch."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+class Told(Exception):
+    """An error that this one of several processes is to tell."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def told_by_another(error: BaseException) -> int | None:
+    """The exit code where another process tells of the error; None where this one is to.
+
+    For errors before the processes have joined, a wrong option for instance, which all meet.
+    """
+    if not started_by_torchrun():
+        return None
+    from dino_core.engine.group import torchruns_store
+
+    store = torchruns_store()
+    return None if store is None else _told_by_another(store, error)
+
+
+def _told_by_another(store: Store, error: BaseException) -> int | None:
+    code = errors.exit_code(error)
+    try:
+        if store.add("dino/told", 1) == 1:
+            store.set("dino/code", str(code))
+            return None
+        return int(store.get("dino/code"))
+    except RuntimeError:  # the store is gone with its machine
+        return None
+
+
+def _explained(error: BaseException) -> BaseException:
+    """What the error of an operation means that needed a process which has ended."""
+    from dino_core.engine.distributed import is_lost_peer
+
+    if not is_lost_peer(error):
+        return error
+    return DinoError(
+        "another process of this run is gone (killed, or its machine is lost)",
+        "go on with dino train --resume RUN; torchrun --max-restarts 3 does so by itself",
+    )
+
+
+def decided_once(decide: Callable[[], str], device: str) -> str:
+    """What process 0 decides, in all processes."""
+    if not started_by_torchrun():
+        return decide()
+    from dino_core.engine.distributed import gather_texts, rank
+    from dino_core.engine.group import device_of_process
+
+    own = decide() if rank() == 0 else ""
+    return gather_texts(own, device_of_process(device))[0]
+
+
+def restarted_run(out: Path | None) -> str:
+    """The folder of the run that this process was training before torchrun restarted it, or ""."""
+    if not started_by_torchrun():
+        return ""
+    from dino_core.engine.group import is_same_launch
+    from dino_core.engine.run_folder import RunFolder
+
+    candidates = [out] if out is not None else sorted(Path("runs").glob("train*"))
+    for path in candidates:
+        folder = RunFolder(path)
+        if is_same_launch(folder.launched_as()) and folder.state.is_file():
+            return str(path)
+    return ""
+
+
+def check_devices(devices: int) -> None:
+    """Raises ConfigError where torchrun started another number of processes than `devices`."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if local != str(devices):
+        raise ConfigError(
+            f"--devices {devices}, but torchrun started {local} processes here",
+            "torchrun's --nproc-per-node decides; leave out --devices",
+        )

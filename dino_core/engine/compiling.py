@@ -1,0 +1,45 @@
+"""`torch.compile` of the parts that repeat: the transformer layers and the backbone.
+
+They are compiled where they stand, so parameters keep their names and checkpoints their form; each
+kind of layer is compiled once, for all its copies and for all sizes of images.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import torch
+
+from dino_core.errors import ConfigError
+from dino_core.models.dino import Dino
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises ConfigError where torch has nothing to compile with."""
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            raise ConfigError(
+                "train.compile: torch compiles for CUDA with triton, which is not installed",
+                "pip install triton, or leave out train.compile",
+            )
+        return
+    named = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++"])):
+        raise ConfigError(
+            f"train.compile: no C++ compiler ({named or 'g++, clang++'})",
+            "install one (apt-get install g++), or leave out train.compile",
+        )
+
+
+def compile_parts(model: Dino, backend: str = "inductor") -> None:
+    """Compile the repeating parts of `model`, in place, at their first use."""
+    for part in (model.backbone.body, *model.encoder.layers, *model.decoder.layers):
+        part.compile(dynamic=True, backend=backend)
+
+
+def is_compiler_error(error: BaseException) -> bool:
+    """Whether torch.compile failed, rather than the network."""
+    compilers = ("torch._dynamo", "torch._inductor")
+    return any(kind.__module__.startswith(compilers) for kind in type(error).__mro__)
