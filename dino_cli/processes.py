@@ -18,7 +18,7 @@ from dino_core.errors import ConfigError, DinoError
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-_SHUTDOWN_S = "300"  # a stopping run finishes its step and writes its state
+_SHUTDOWN_S = "60"  # a stopping run finishes its step and writes its state; one that hangs is ended
 
 
 def launch(devices: int, device: str, argv: Sequence[str]) -> int:
