@@ -103,7 +103,7 @@ class EvaluationDone:
     Attributes:
         step: Steps done so far.
         epoch: Epochs complete.
-        metrics: What `evaluate_model` returned (`.ap`, `.ap50`, `.per_class`, ...).
+        metrics: What the evaluation found (`.ap`, `.ap50`, `.per_class`, ...).
         best: Whether it is the best so far.
         seconds: How long it took.
     """

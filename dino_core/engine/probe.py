@@ -1,7 +1,8 @@
 """The worst batch that a run can meet, tried before the first step: memory, and the speed.
 
-Forward and backward of random pictures of that shape with that many boxes. Weights, buffers, modes
-and random generators are afterwards as before, so that a run with it equals a run without it.
+Forward and backward of random pictures of that shape with that many boxes. Weights, buffers and
+modes are afterwards as before, and each step seeds its own random numbers, so that a run with it
+equals a run without it.
 """
 
 from __future__ import annotations

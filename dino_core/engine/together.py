@@ -29,7 +29,7 @@ def evaluate_together(
     dtype: str = "auto",
     interrupted: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult:
-    """What `evaluate_model` gives, in every process; which one predicts an image changes nothing.
+    """Numbers and detections, equal in every process; which one predicts an image changes nothing.
 
     Args:
         model: A Dino on `device`, with the same weights in all processes; its mode is kept.
@@ -38,7 +38,7 @@ def evaluate_together(
         preprocess: The model's input.
         batch: The most images at once.
         device: Where the model is.
-        dtype: As in `evaluate_model`.
+        dtype: "auto", "fp32", or "bf16"/"fp16" for autocast.
         interrupted: Asked after each batch; where it says yes in any process, all stop.
 
     Raises:

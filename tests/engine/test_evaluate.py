@@ -23,14 +23,13 @@ from dino_core.engine.evaluate import (
     EvaluationStarted,
     Run,
     evaluate,
-    evaluate_model,
     evaluation_steps,
     match_classes,
-    model_steps,
     score,
     shape_groups,
     split_records,
 )
+from dino_core.engine.together import evaluate_together
 from dino_core.errors import CheckpointError, DataError
 from dino_core.inference.detector import Detector
 
@@ -69,6 +68,12 @@ class RectangleFinder(nn.Module):
                     boxes[b, c] = box / torch.tensor([width, height, width, height])
                     logits[b, c, c] = 2.0
         return Output(logits, boxes)
+
+
+def result_of(model: RectangleFinder, records: list[ImageRecord]) -> EvaluationResult:
+    """As a training run evaluates its model, in one process."""
+    device = torch.device("cpu")
+    return evaluate_together(model, records, CLASSES, RAW, batch=2, device=device, dtype="fp32")
 
 
 def run_of(model: RectangleFinder) -> Run:
@@ -119,7 +124,7 @@ def records(tmp_path: Path) -> list[ImageRecord]:
 
 
 def test_rectangles_are_found_in_original_pixels(records: list[ImageRecord]) -> None:
-    metrics = evaluate_model(RectangleFinder(), records, CLASSES, RAW, batch=2)
+    metrics = result_of(RectangleFinder(), records).metrics
     assert metrics.ap == pytest.approx(1.0)
     assert metrics.images == 5
     assert metrics.per_class["green"].boxes == 3
@@ -129,7 +134,7 @@ def test_rectangles_are_found_in_original_pixels(records: list[ImageRecord]) -> 
 
 def test_batches_hold_one_shape_and_no_padding(records: list[ImageRecord]) -> None:
     model = RectangleFinder()
-    evaluate_model(model, records, CLASSES, RAW, batch=2)
+    result_of(model, records)
     assert sorted(model.shapes) == [(1, 3, 64, 64), (1, 3, 64, 96), (1, 3, 96, 64), (2, 3, 64, 64)]
     assert not model.padded
 
@@ -152,7 +157,7 @@ def test_a_fixed_input_size_is_padded_to(records: list[ImageRecord]) -> None:
 
 
 def test_progress_counts_up_and_the_result_is_last(records: list[ImageRecord]) -> None:
-    *progress, result = model_steps(RectangleFinder(), records, CLASSES, RAW, batch=2)
+    *progress, result = score(run_of(RectangleFinder()), records, CLASSES, RAW, batch=2)
     assert isinstance(result, EvaluationResult)
     assert all(isinstance(event, EvaluationProgress) for event in progress)
     done = [event.done for event in progress if isinstance(event, EvaluationProgress)]
@@ -161,8 +166,7 @@ def test_progress_counts_up_and_the_result_is_last(records: list[ImageRecord]) -
 
 
 def test_predictions_are_in_data_set_order_and_ids(records: list[ImageRecord]) -> None:
-    *_, result = model_steps(RectangleFinder(), records, CLASSES, RAW, batch=4)
-    assert isinstance(result, EvaluationResult)
+    result = result_of(RectangleFinder(), records)
     rows = [row for row in result.to_coco() if row["score"] > 0.5]
     assert [(row["image_id"], row["category_id"]) for row in rows] == [
         (11, 5),
@@ -177,14 +181,14 @@ def test_predictions_are_in_data_set_order_and_ids(records: list[ImageRecord]) -
 @pytest.mark.parametrize("training", [True, False])
 def test_the_models_mode_is_kept(records: list[ImageRecord], training: bool) -> None:
     model = RectangleFinder().train(training)
-    evaluate_model(model, records[:1], CLASSES, RAW)
+    result_of(model, records[:1])
     assert model.training is training
 
 
 def test_a_file_of_another_size_than_stated_is_run_alone(records: list[ImageRecord]) -> None:
     stated = replace(records[1], width=128, height=128)  # the file is 192 x 128
     model = RectangleFinder()
-    metrics = evaluate_model(model, [records[0], stated], CLASSES, RAW, batch=2)
+    metrics = result_of(model, [records[0], stated]).metrics
     assert metrics.ap == pytest.approx(1.0)
     assert not model.padded
 
@@ -192,7 +196,7 @@ def test_a_file_of_another_size_than_stated_is_run_alone(records: list[ImageReco
 def test_a_missing_image_is_an_error_and_not_a_lower_score(records: list[ImageRecord]) -> None:
     records[2].path.unlink()
     with pytest.raises(DataError, match=r"30\.png"):
-        evaluate_model(RectangleFinder(), records, CLASSES, RAW)
+        result_of(RectangleFinder(), records)
 
 
 def test_columns_are_matched_by_name(records: list[ImageRecord]) -> None:

@@ -14,7 +14,7 @@ from processes import two_processes
 
 from dino_core.checkpoints.io import build_model, load_checkpoint
 from dino_core.data.load import load_dataset
-from dino_core.engine.evaluate import EvaluationResult, model_steps
+from dino_core.engine.evaluate import EvaluationResult, score, torch_run
 from dino_core.engine.together import gather_predictions
 from dino_core.processing.postprocess import Decoded
 
@@ -79,13 +79,17 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     assert "lost.png" in first[3] and second[3] == "another process cannot read a validation image"
 
     checkpoint, dataset = load_checkpoint(start), load_dataset(data)
-    model, records = build_model(checkpoint), dataset.splits["val"]
+    model, records = build_model(checkpoint).eval(), dataset.splits["val"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as there: sums are then made in the same order
     try:
         for wanted, found in ((records, first[0]), (records[:1], first[1])):
-            *_, result = model_steps(
-                model, wanted, dataset.classes, checkpoint.meta.preprocess, batch=2
+            *_, result = score(
+                torch_run(model, "cpu", "fp32"),
+                wanted,
+                dataset.classes,
+                checkpoint.meta.preprocess,
+                batch=2,
             )
             assert isinstance(result, EvaluationResult)
             metrics = replace(result.metrics, ms_per_image=None).to_dict()
