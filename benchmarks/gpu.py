@@ -45,7 +45,7 @@ from subjects import (
 from timing import interleaved
 from torch import Tensor
 
-from dino_core.config import TrainConfig
+from dino_core.config import ResolvedConfig
 from dino_core.engine.optimizer import build_optimizer
 from dino_core.engine.step import Stepper
 from dino_core.inference.torch_runtime import TorchRuntime
@@ -175,7 +175,7 @@ def training(dtype: str, tiny: bool) -> Call:
     """One optimiser step of the engine, at a rate that leaves the weights finite."""
     model = random_model("dino-r50-4scale", tiny)
     model.backbone.fold_batch_norm()  # as fit() does
-    config = TrainConfig(lr=1e-7)
+    config = ResolvedConfig(lr=1e-7)
     model = model.to(DEVICE)
     optimizer = build_optimizer(model, config)
     stepper = Stepper(config, model, None, optimizer, torch.device(DEVICE), DTYPES[dtype])

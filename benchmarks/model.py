@@ -106,14 +106,14 @@ def nano_call(setting: Setting, args: argparse.Namespace) -> Callable[[], object
 def train_call(setting: Setting, args: argparse.Namespace) -> Callable[[], object]:
     """One optimiser step, as the engine takes it; at a rate that leaves the weights finite."""
     # Imported here, or the memory of prediction would be larger than it is.
-    from dino_core.config import TrainConfig
+    from dino_core.config import ResolvedConfig
     from dino_core.engine.optimizer import build_optimizer
     from dino_core.engine.step import Stepper
 
     model = random_model(args.model, args.tiny)
     model.backbone.fold_batch_norm()  # as fit() does
     model.set_gradient_checkpointing(setting.checkpointing)
-    config = TrainConfig(lr=1e-7)
+    config = ResolvedConfig(lr=1e-7)
     dtype = torch.bfloat16 if setting.dtype == "bf16" else torch.float32
     optimizer = build_optimizer(model, config)
     stepper = Stepper(config, model, None, optimizer, torch.device("cpu"), dtype)

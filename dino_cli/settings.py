@@ -19,6 +19,7 @@ from dino_core.config import (
     to_dict,
 )
 from dino_core.errors import ConfigError
+from dino_core.recipes import RecipeInfo
 from dino_core.variants import VARIANTS
 
 TABLES = {"train": TrainConfig, "model": ModelConfig, "preprocess": PreprocessConfig}
@@ -34,12 +35,14 @@ class Settings:
         model: Settings of the network that differ from the chosen model's own.
         preprocess: Settings of its input that differ from the chosen model's own.
         data: What the settings file of an earlier run tells about its data.
+        recipe: What a published recipe tells about itself.
     """
 
     train: TrainConfig
     model: Mapping[str, Any]
     preprocess: Mapping[str, Any]
     data: Mapping[str, Any]
+    recipe: RecipeInfo
 
 
 def resolve_settings(
@@ -48,7 +51,7 @@ def resolve_settings(
     """Merge the sources of settings.
 
     Args:
-        config: TOML file with the tables train, train.loss, model, preprocess.
+        config: TOML file with the tables train, train.loss, model, preprocess, recipe.
         options: TrainConfig field to the value of an explicit option; None: not given.
         assignments: `--set` values, e.g. "train.lr=1e-4".
 
@@ -72,6 +75,7 @@ def resolve_settings(
         model=merged.get("model", {}),
         preprocess=merged.get("preprocess", {}),
         data=tables.get("data", {}),
+        recipe=from_dict(RecipeInfo, tables.get("recipe", {}), f"{config}: recipe"),
     )
 
 
@@ -120,7 +124,7 @@ def _check_preprocess(settings: Settings, own: PreprocessConfig) -> None:
 def _check_tables(tables: Mapping[str, Any], where: str) -> None:
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
     for name, value in tables.items():
-        if name == "data":  # a run's config.toml tells there where its data was
+        if name in ("data", "recipe"):  # where a run's data was, what a recipe is for
             continue
         if name in fields and name not in TABLES:
             raise ConfigError(f"{where}: '{name}' stands in no table", f"write train.{name}")

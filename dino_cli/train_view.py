@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Event,
         RunFinished,
         RunPlanned,
+        SpeedMeasured,
         StepDone,
     )
 
@@ -43,6 +44,8 @@ class TrainView:
             self.lines(plan_lines(event))
         elif isinstance(event, events.StepDone):
             self._step(event)
+        elif isinstance(event, events.SpeedMeasured):
+            self.lines([speed_line(event)])
         elif isinstance(event, events.EvaluationDone):
             self._evaluation(event)
         elif isinstance(event, events.Warned):
@@ -109,21 +112,17 @@ def _counts(records: tuple[ImageRecord, ...]) -> str:
 
 
 def plan_lines(event: RunPlanned) -> list[str]:
-    """Model, input, schedule and device of the run."""
-    model, config, size = event.model, event.config, event.preprocess
-    accumulate = f" x {config.accumulate}" if config.accumulate > 1 else ""
+    """Model, decisions with their reasons, length, memory and time of the run."""
+    model, size = event.model, event.preprocess
     lines = [
         (
             f"model     {model.variant}: {model.backbone}, {event.parameters / 1e6:.1f} M "
             f"trainable parameters, {model.num_classes} classes, images up to {size.max_side} px"
         ),
-        f"schedule  {'; '.join(event.plan.reasons)}",
-        (
-            f"recipe    batch {config.batch}{accumulate}, lr {config.lr:g} {config.schedule}, "
-            f"augment {config.augment}, {'EMA, ' if config.ema else ''}"
-            f"{event.dtype} on {event.device}, seed {config.seed}"
-        ),
-        f"training  {event.train_images} images, validation {event.val_images}",
+        "plan",
+        *decision_lines(event),
+        f"schedule  {_schedule(event)}",
+        *_trial_lines(event),
         f"folder    {event.out}",
     ]
     if event.transfer is not None:
@@ -134,6 +133,60 @@ def plan_lines(event: RunPlanned) -> list[str]:
     if event.resumed_step:
         lines.append(f"resumed   after step {event.resumed_step}")
     return lines
+
+
+def decision_lines(event: RunPlanned) -> list[str]:
+    """A line a decision: name, value, why, and what to type to decide otherwise."""
+    config = event.config
+    average = "EMA, " if config.ema else ""
+    mixed = {"mosaic": config.mosaic, "copy-paste": config.copy_paste}
+    mixing = "".join(f"{name} {share:g}, " for name, share in mixed.items() if share)
+    rest = (
+        f"  {'others':<18} {config.schedule} schedule, {mixing}{average}{event.dtype} on "
+        f"{event.device}, seed {config.seed}"
+    )
+    if not event.plan.decisions:
+        return [f"  {'recipe':<18} as the run's config.toml has it", rest]
+    lines = []
+    for decision in event.plan.decisions:
+        value = decision.value
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        chosen = not decision.reason.startswith("as asked")
+        option = f" ({decision.option})" if chosen else ""
+        lines.append(f"  {decision.name:<18} {shown:<8} {decision.reason}{option}")
+    return [*lines, rest]
+
+
+def _schedule(event: RunPlanned) -> str:
+    plan, config = event.plan, event.config
+    a_step = f"{config.images_per_step} images a step"
+    if event.processes > 1:
+        a_step += f" on {event.processes} devices"
+    an_epoch = f"{plan.steps_per_epoch:.4g} steps an epoch, {a_step}"
+    if plan.steps is None:
+        return f"{plan.minutes:g} minutes, {an_epoch}"
+    return f"{plan.steps} steps, {plan.epochs:.4g} epochs, {an_epoch}"
+
+
+def _trial_lines(event: RunPlanned) -> list[str]:
+    """What the worst batch took, and how long the run will take at that speed."""
+    trial, ahead = event.trial, event.forecast
+    if trial is None or ahead is None:
+        return []
+    worst, (height, width) = trial.worst, trial.worst.size_hw
+    there = f" of {trial.limit_mb / 1024:.1f} GB" if trial.limit_mb is not None else ""
+    parts = f" in {trial.parts} parts" if trial.parts > 1 else ""
+    each = " on each device" if event.processes > 1 else ""
+    lines = [
+        f"memory    {trial.peak_mb / 1024:.1f} GB{there}{each}, tried with the worst batch{parts}: "
+        f"{worst.images} x {height}x{width} with {worst.boxes} boxes each"
+    ]
+    speed = f"{ahead.images_per_s:.3g} images/s"
+    if event.processes > 1:
+        speed += f" if each device is as fast as this {event.device}"
+    if event.plan.steps is None:
+        return [*lines, f"time      about {ahead.steps} steps, {ahead.epochs:.3g} epochs; {speed}"]
+    return [*lines, f"time      about {render.duration(ahead.seconds)}, {speed}"]
 
 
 def bar_text(event: StepDone) -> str:
@@ -157,8 +210,19 @@ def step_line(event: StepDone) -> str:
     )
 
 
+def speed_line(event: SpeedMeasured) -> str:
+    """How far a run by the clock will get."""
+    ahead = event.forecast
+    return (
+        f"speed     {ahead.images_per_s:.3g} images/s: about {ahead.steps} steps, "
+        f"{ahead.epochs:.3g} epochs in the {render.duration(ahead.seconds)} that are left"
+    )
+
+
 def finished_lines(event: RunFinished) -> list[str]:
-    """The last words of a run: how it went and where the model is."""
+    """The last words of a run: how it went, class by class, and where the model is."""
+    from dino_core.engine.class_table import class_lines
+
     summary = event.summary
     took = render.duration(summary["seconds"])
     lines = [f"{summary['steps']} steps, {summary['epochs']} epochs in {took}"]
@@ -166,7 +230,10 @@ def finished_lines(event: RunFinished) -> list[str]:
         lines.append(f"stopped early: {summary['stopped_early']}")
     if summary["best_ap"] is not None:
         lines.append(f"best AP {summary['best_ap']:.3f} at step {summary['best_step']}")
-    return [*lines, f"model in {summary['best']}", f"results in {event.out}"]
+    lines += class_lines(summary["best_per_class"] or {})
+    plots = event.out / "plots"
+    pictures = [f"pictures in {plots} and {event.out / 'samples'}"] if plots.is_dir() else []
+    return [*lines, f"model in {summary['best']}", *pictures, f"results in {event.out}"]
 
 
 def _row(cells: Iterable[str]) -> str:

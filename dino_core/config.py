@@ -55,7 +55,7 @@ class ModelConfig:
     position_temperature: float = 20.0
     position_offset: float = 0.0  # detrex: -0.5
     box_eps: float = 1e-3  # inverse_sigmoid epsilon of the predicted boxes (mmdet: 1e-5)
-    dn_number: int = 100
+    dn_number: int = 100  # half the number of denoising queries; 0: none
     dn_label_noise_ratio: float = 0.5
     dn_box_noise_scale: float = 1.0
 
@@ -108,45 +108,89 @@ class LossConfig:
             raise ConfigError(f"encoder_repeats is {self.encoder_repeats}; it must be at least 1")
 
 
+AugmentName = Literal["none", "default", "strong", "published"]
+FreezeName = Literal["none", "backbone"]
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+LOGGERS: tuple[str, ...] = typing.get_args(LoggerName)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training recipe. Defaults suit fine-tuning; the published one is `recipes/`'s business.
+    """The training recipe as it is asked for; None: the plan chooses it (`engine/plan.py`).
 
-    Exactly one of `steps`, `epochs`, `minutes` decides the length; all None: chosen from the data.
+    At most one of `steps`, `epochs`, `minutes` decides the length; all None: chosen too.
     """
 
     epochs: int | None = None
     steps: int | None = None  # optimiser steps
     minutes: float | None = None
-    batch: int = 8
-    accumulate: int = 1
-    lr: float = 2e-4
-    backbone_lr_factor: float = 0.1
+    images_per_step: int | None = None  # batch x accumulate x processes
+    batch: int | None = None  # images a forward pass
+    accumulate: int | None = None  # forward passes a step
+    lr: float | None = None
+    backbone_lr_factor: float | None = None
+    offsets_lr_factor: float = 1.0  # of attention's sampling offsets (published: no effect, 26)
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
     schedule: Literal["step", "cosine"] = "cosine"
     step_milestones: tuple[float, ...] = (11 / 12,)  # fractions of the run
     step_gamma: float = 0.1
-    warmup_steps: int = 100
+    warmup_steps: int | None = None
     final_lr_factor: float = 0.02  # cosine ends here
     ema: bool = True
-    ema_decay: float = 0.9997
+    ema_decay: float | None = None
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
     seed: int = 42
-    workers: int = 0
-    augment: Literal["none", "default", "strong", "published"] = "default"
-    image_size: int | None = None  # long side in pixels; None: the model's own
-    freeze: Literal["none", "backbone"] = "none"
+    workers: int | None = None  # processes that load images; 0: a thread
+    augment: AugmentName | None = None
+    mosaic: float = 0.0  # share of the samples that are made of four images
+    copy_paste: float = 0.0  # share of the samples that get objects of another image
+    mosaic_until: float = 0.8  # fraction of the run after which neither of the two is done
+    scale_jitter: tuple[float, float] | None = None  # of the inference size; None: `augment`'s own
+    image_size: int | None = None  # long side in pixels
+    freeze: FreezeName | None = None
+    cached_views: int = 0  # of each image, their backbone maps kept on disk; needs freeze backbone
     eval_every_epochs: int = 1
-    patience: int | None = None  # evaluations without a better AP before stopping
+    patience: int | None = None  # evaluations without a better AP before stopping; None: never
     checkpoint_every_steps: int = 500
     log_every_steps: int = 10
     val_split: float = 0.1  # used only when the data has no validation split
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile of backbone and transformer layers
     shard: Literal["none", "fsdp"] = "none"  # spread weights and moments over the processes
+    probe: bool = True  # the worst batch goes through once before the first step
+    plots: bool = True
+    loggers: tuple[LoggerName, ...] | None = None
+    # csv is always written; None: TensorBoard too, where it is installed
     loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("mosaic", "copy_paste", "mosaic_until"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}, expected a share from 0 to 1")
+        if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ConfigError(
+                f"scale_jitter is {list(self.scale_jitter)}, expected a low and a high factor",
+                "e.g. --set train.scale_jitter=[0.5,2.0]",
+            )
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(TrainConfig):
+    """A recipe in which everything is chosen: what a run goes by and its config.toml holds."""
+
+    images_per_step: int = 8
+    batch: int = 8
+    accumulate: int = 1
+    lr: float = 2e-4
+    backbone_lr_factor: float = 0.1
+    warmup_steps: int = 100
+    ema_decay: float = 0.9997
+    workers: int = 0
+    augment: AugmentName = "default"
+    freeze: FreezeName = "none"
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from dino_core.config import (
     LossConfig,
     ModelConfig,
     PreprocessConfig,
+    ResolvedConfig,
     TrainConfig,
     apply_overrides,
     dump_toml,
@@ -21,7 +22,10 @@ from dino_core.errors import ConfigError
 from dino_core.variants import VARIANTS, find_variant
 
 
-@pytest.mark.parametrize("config", [ModelConfig(), PreprocessConfig(), TrainConfig(minutes=3)])
+@pytest.mark.parametrize(
+    "config",
+    [ModelConfig(), PreprocessConfig(), TrainConfig(minutes=3), ResolvedConfig(steps=7)],
+)
 def test_round_trip_through_toml(config: object, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(dump_toml({"table": to_dict(config)}))
@@ -34,6 +38,16 @@ def test_any_text_survives_toml(text: str) -> None:
 
     dumped = dump_toml({"t": {"variant": text}})
     assert tomllib.loads(dumped)["t"]["variant"] == text
+
+
+def test_a_resolved_recipe_leaves_nothing_to_choose() -> None:
+    open_fields = {n for n, v in to_dict(TrainConfig()).items() if v is None}
+    still_open = {n for n, v in to_dict(ResolvedConfig()).items() if v is None}
+    # A length and the input size come from the plan; no patience is a choice, and so is what
+    # `augment` and the machine mean by their jitter and loggers.
+    lengths = {"epochs", "steps", "minutes"}
+    assert still_open == lengths | {"image_size", "patience", "scale_jitter", "loggers"}
+    assert still_open < open_fields
 
 
 def test_unknown_key_names_the_nearest() -> None:

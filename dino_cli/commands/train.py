@@ -12,21 +12,27 @@ import typer
 
 from dino_cli import errors, options, output, processes, render
 from dino_cli.settings import Settings, model_overrides, resolve_settings
+from dino_core.config import LOGGERS
 from dino_core.errors import ConfigError
+from dino_core.recipes import find_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
+    from dino_core.data.check.findings import Finding
     from dino_core.data.records import DatasetIndex
     from dino_core.engine.events import Event
 
 app = typer.Typer(**options.SETTINGS)
+
+DEFAULT_MODEL = "dino-nano"
 
 
 @app.command(
     epilog=options.examples(
         "dino train data/ --epochs 20",
         "dino train data/ --minutes 10 --batch 4 --set train.warmup_steps=50",
+        "dino train data/ --plan --config r50-4scale-12ep",
         "dino train --resume runs/train",
     )
 )
@@ -38,7 +44,12 @@ def train(
             metavar="DATA", help="COCO, YOLO, Pascal VOC or CSV data.", show_default=False
         ),
     ] = None,
-    model: Annotated[str, typer.Option("--model", help="Model name or file.")] = "dino-nano",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME|FILE", help="Default: the recipe's model, else dino-nano."
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option("--weights", metavar="FILE|none", help="Start; default: the model's own."),
@@ -80,7 +91,10 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE.toml", help="Tables train, model.")
+        str | None,
+        typer.Option(
+            "--config", metavar="RECIPE|FILE.toml", help="Published recipe, or tables train, model."
+        ),
     ] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any setting; repeatable.")
@@ -88,10 +102,22 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run folder.")
     ] = None,
+    logger: Annotated[
+        str | None,
+        typer.Option(
+            "--logger",
+            metavar="NAMES",
+            help="csv, tensorboard, wandb, mlflow; comma-separated.",
+        ),
+    ] = None,
     val_split: Annotated[
         float | None,
         typer.Option("--val-split", min=0, max=0.9, help="Share held out when DATA has no val."),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what would be done and why; write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: as JSON.")] = False,
     form: options.Format = None,
     out: options.Out = None,
 ) -> None:
@@ -100,37 +126,54 @@ def train(
         raise ConfigError(
             "--resume takes its settings and folder from the run", "no --config, --out"
         )
+    if as_json and not plan:
+        raise ConfigError("--json goes with --plan", "a run writes metrics.jsonl and summary.json")
+    if plan and resume is not None:
+        raise ConfigError("--plan is for a new run", f"{resume}/config.toml holds that one's plan")
     given = {
         "epochs": epochs, "steps": steps, "minutes": minutes, "batch": _batch(batch),
         "accumulate": accumulate, "lr": lr, "image_size": image_size, "dtype": dtype,
         "device": device, "freeze": freeze, "ema": ema, "augment": augment, "patience": patience,
-        "seed": seed, "val_split": val_split,
+        "seed": seed, "val_split": val_split, "loggers": _loggers(logger),
     }  # fmt: skip
-    where = str(resolve_settings(_source(config, resume), given, assignments or []).train.device)
+    source = _source(config, resume)
+    where = str(resolve_settings(source, given, assignments or []).train.device)
     if devices is not None and processes.started_by_torchrun():
         processes.check_devices(devices)
-    elif devices is not None and devices > 1:
+    elif devices is not None and devices > 1 and not plan:
         raise typer.Exit(processes.launch(devices, where, context.obj))
     with processes.one_of_several(where):
         restarted = processes.decided_once(lambda: processes.restarted_run(out), where)
         resume = resume or (Path(restarted) if restarted else None)
         settings = resolve_settings(_source(config, resume), given, assignments or [])
-        dataset = _load(data, form, resume, settings)
-        _train(dataset, settings, model, weights, resume, out)
+        name = model or settings.recipe.model or DEFAULT_MODEL
+        dataset, findings = _load(data, form, resume, settings)
+        if plan:
+            _plan(dataset, findings, settings, name, weights, out, as_json, devices)
+            return
+        _show_data(dataset, findings)
+        _train(dataset, settings, name, weights, resume, out)
 
 
-def _source(config: Path | None, resume: Path | None) -> Path | None:
+def _source(config: str | None, resume: Path | None) -> Path | None:
     """The file of settings: `--config`, or the run's own."""
-    return config if resume is None else _run_config(resume)
+    if resume is not None:
+        return _run_config(resume)
+    return find_recipe(config) if config else None
 
 
 def _batch(text: str) -> int | None:
-    """`auto` keeps the default. Raises ConfigError where it is neither that nor a number."""
+    """`auto` lets the plan choose. Raises ConfigError where it is neither that nor a number."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--batch {text}: expected a number or auto", "e.g. --batch 8")
     return int(text)
+
+
+def _loggers(text: str | None) -> list[str] | None:
+    """The names given; None keeps the default. Raises ConfigError with the nearest known one."""
+    return None if text is None else options.choices(text, LOGGERS, "--logger")
 
 
 def _run_config(run: Path) -> Path:
@@ -145,10 +188,8 @@ def _run_config(run: Path) -> Path:
 
 def _load(
     data: Path | None, form: str | None, resume: Path | None, settings: Settings
-) -> DatasetIndex:
-    """The data set, named on the command line or by the run that goes on."""
-    from dino_cli.commands.check import show_findings
-    from dino_cli.train_view import data_lines
+) -> tuple[DatasetIndex, list[Finding]]:
+    """The data set, named on the command line or by the run that goes on, and its faults."""
     from dino_core.data.check.run import quick_findings
     from dino_core.data.load import load_dataset
 
@@ -158,10 +199,42 @@ def _load(
         data, form = Path(str(settings.data["path"])), form or str(settings.data["format"])
     train = settings.train
     dataset = load_dataset(data, form, val_split=train.val_split, seed=train.seed)
+    return dataset, quick_findings(dataset)
+
+
+def _show_data(dataset: DatasetIndex, findings: Sequence[Finding]) -> None:
+    from dino_cli.commands.check import show_findings
+    from dino_cli.train_view import data_lines
+
     for line in data_lines(dataset):
         render.note(line)
-    show_findings(quick_findings(dataset), dataset.root, sys.stderr)
-    return dataset
+    show_findings(findings, dataset.root, sys.stderr)
+
+
+def _plan(
+    dataset: DatasetIndex,
+    findings: Sequence[Finding],
+    settings: Settings,
+    model: str,
+    weights: str | None,
+    out: Path | None,
+    as_json: bool,
+    devices: int | None,
+) -> None:
+    """Answer `--plan`, for so many processes."""
+    from dino_cli.plan_report import print_plan
+    from dino_core.engine.fit import plan_run
+
+    event = plan_run(
+        settings.train,
+        dataset,
+        out=out or output.free_path("train"),
+        model=model,
+        weights=weights,
+        model_config=model_overrides(settings, model, weights),
+        processes=devices,
+    )
+    print_plan(event, dataset, findings, as_json)
 
 
 def _train(

@@ -45,7 +45,10 @@ class Batch:
         padding_mask: (B, H, W) bool, True on padding.
         targets: B targets.
         image_ids: B ids; none where no image could be read.
-        unreadable: The images that were left out.
+        unreadable: The images that were left out, or not mixed in.
+        features: The frozen backbone's maps (B, c, h, w) of these images, where they were kept;
+            `images` is then empty.
+        place: View and number in it, by which the maps are kept.
     """
 
     images: Tensor
@@ -53,6 +56,8 @@ class Batch:
     targets: list[Target]
     image_ids: list[int]
     unreadable: tuple[Unreadable, ...] = ()
+    features: tuple[Tensor, ...] | None = None
+    place: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -70,7 +75,13 @@ class Batch:
         size = -(-len(self) // parts)
         cuts = [slice(start, start + size) for start in range(0, len(self), size)]
         return [
-            Batch(self.images[c], self.padding_mask[c], self.targets[c], self.image_ids[c])
+            Batch(
+                self.images[c],
+                self.padding_mask[c],
+                self.targets[c],
+                self.image_ids[c],
+                features=None if self.features is None else tuple(f[c] for f in self.features),
+            )
             for c in cuts
         ]
 
@@ -83,7 +94,8 @@ class Batch:
 
 def collate(samples: Sequence[Sample | Unreadable], multiple: int = STRIDE) -> Batch:
     """Pad samples to the largest height and width among them, rounded up to `multiple`."""
-    unreadable = tuple(sample for sample in samples if isinstance(sample, Unreadable))
+    remarks = [s if isinstance(s, Unreadable) else s.without for s in samples]
+    unreadable = tuple(remark for remark in remarks if remark is not None)
     readable = [sample for sample in samples if isinstance(sample, Sample)]
     arrays = [sample.image.numpy() for sample in readable]
     targets = [sample.target for sample in readable]
@@ -260,15 +272,48 @@ class Loader:
         """Batches in one epoch."""
         return len(self.sampler)
 
-    def batches(self, epoch: int, skip_batches: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, epoch: int, skip_batches: int = 0, mixed_batches: int | None = 0
+    ) -> Iterator[Batch]:
         """The batches of an epoch, without the first `skip_batches` (they are not loaded).
+
+        Args:
+            epoch: Which pass.
+            skip_batches: Where to begin.
+            mixed_batches: So many of the epoch's batches, from its start on, hold samples made of
+                several images where the data set mixes; None for all. Zero changes which images
+                form a batch, since then all sizes are those of unmixed samples.
 
         Raises:
             DataError: an image file cannot be decoded, unless such are skipped.
         """
-        batches = self.sampler.batches(epoch)[skip_batches:]
-        keys = [[(epoch, index) for index in batch] for batch in batches]
+        return self.chosen_batches(epoch, range(skip_batches, len(self)), mixed_batches)
+
+    def chosen_batches(
+        self, epoch: int, numbers: Sequence[int], mixed_batches: int | None = 0
+    ) -> Iterator[Batch]:
+        """Some batches of an epoch, by their numbers in it; the rest as for `batches`."""
+        keys = self._keys_of(epoch, numbers, mixed_batches)
         return self._from_processes(keys) if self.workers > 0 else self._from_thread(keys)
+
+    def batch(self, epoch: int, number: int) -> Batch:
+        """One batch, at once. Raises as `batches` does."""
+        return self._load(self._keys_of(epoch, [number], 0)[0])
+
+    def mixed_sampler(self) -> ShapeBatches:
+        """The sampler for samples that may be made of several images."""
+        if self.dataset.mixing is None:
+            return self.sampler
+        return replace(self.sampler, sizes_of_epoch=self.dataset.mixed_sizes)
+
+    def _keys_of(
+        self, epoch: int, numbers: Sequence[int], mixed_batches: int | None
+    ) -> list[list[SampleKey]]:
+        batches = (self.sampler if mixed_batches == 0 else self.mixed_sampler()).batches(epoch)
+        return [
+            [SampleKey(epoch, i, mixed_batches is None or number < mixed_batches) for i in indices]
+            for number, indices in ((number, batches[number]) for number in numbers)
+        ]
 
     def _load(self, keys: Iterable[SampleKey]) -> Batch:
         batch = collate([self._samples[key] for key in keys], self.multiple)

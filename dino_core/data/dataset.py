@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +17,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dino_core.config import PreprocessConfig
+from dino_core.data.mixing import Mixing
+from dino_core.data.mosaic import PIECES, Piece
 from dino_core.data.records import ImageRecord
-from dino_core.data.scene import Scene, make_scene
+from dino_core.data.scene import Scene, SizeHW, make_scene
 from dino_core.data.transforms import Transform
 from dino_core.errors import DataError
 from dino_core.processing.preprocess import (
@@ -28,25 +32,17 @@ from dino_core.processing.preprocess import (
 )
 from dino_core.targets import Target
 
-SampleKey = tuple[int, int]  # epoch, index
-
 _ROOM = 2  # a JPEG is decoded at no less than this times the input's long side, to allow crops
 _SEED_BITS = 0xFFFFFFFF
+_MIXING_DRAWS = 1  # a generator of their own: what is not mixed stays as it was without
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image and its ground truth.
+class SampleKey(NamedTuple):
+    """Which sample: the pass, the record's index, whether it may be made of several images."""
 
-    Attributes:
-        image: (3, h, w) float32, normalised.
-        target: Labels and boxes, without crowds.
-        image_id: The record's id.
-    """
-
-    image: Tensor
-    target: Target
-    image_id: int
+    epoch: int
+    record: int
+    mixing: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,31 @@ class Unreadable:
     size_hw: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One image and its ground truth.
+
+    Attributes:
+        image: (3, h, w) float32, normalised.
+        target: Labels and boxes, without crowds.
+        image_id: The record's id, of a mosaic the first one's.
+        without: An image that should have been mixed in and could not be read.
+    """
+
+    image: Tensor
+    target: Target
+    image_id: int
+    without: Unreadable | None = None
+
+
+class PartnerError(DataError):
+    """An image that was to be mixed into a sample cannot be read; `path` is its file."""
+
+    def __init__(self, message: str, hint: str = "", path: str = "") -> None:
+        super().__init__(message, hint)
+        self.path = path
+
+
 class DetectionDataset(Dataset[Sample]):
     """Samples of a split.
 
@@ -72,6 +93,7 @@ class DetectionDataset(Dataset[Sample]):
         preprocess: The network's input; must match `transform`.
         transform: Augmentation from `build_transform`; None for exactly what inference does.
         seed: With the epoch and the index decides every random choice.
+        mixing: Which samples are made of several images; needs a `transform`.
     """
 
     def __init__(
@@ -80,69 +102,111 @@ class DetectionDataset(Dataset[Sample]):
         preprocess: PreprocessConfig,
         transform: Transform | None = None,
         seed: int = 0,
+        mixing: Mixing | None = None,
     ) -> None:
         self.records = tuple(records)
         self.preprocess = preprocess
         self.transform = transform
         self.seed = seed
+        self.mixing = mixing
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: int | SampleKey) -> Sample:
-        """The sample of an index (of epoch 0) or of (epoch, index).
+    def __getitem__(self, key: int | tuple[int, int] | SampleKey) -> Sample:
+        """The sample of an index (of epoch 0), or of a key or plain (epoch, index).
 
         Raises:
-            DataError: the image file cannot be decoded.
+            DataError: the image file cannot be decoded (PartnerError: one that is mixed in).
         """
-        epoch, index = (0, key) if isinstance(key, int) else key
-        record = self.records[index]
-        wanted = np.flatnonzero(~record.is_crowd)
-        labels = torch.from_numpy(record.class_indices[wanted])
+        key = SampleKey(0, key) if isinstance(key, int) else SampleKey(*key)
+        record = self.records[key.record]
         if self.transform is None:
             pixels = load_image(record.path)
             _check_shape(record, pixels)
+            wanted = np.flatnonzero(~record.is_crowd)
             image = preprocess(pixels, self.preprocess)
+            labels = torch.from_numpy(record.class_indices[wanted])
             boxes = torch.from_numpy(record.boxes_xyxy_px[wanted])
             boxes_cxcywh = _normalised_cxcywh(boxes, (record.height, record.width))
         else:
-            scene = self._augmented(record, wanted, labels, epoch, index)
+            scene = self._augmented(key, self.transform)
             pixels = scene.image.as_subclass(Tensor).permute(1, 2, 0).numpy()  # 3, h, w -> h, w, 3
             image = normalise(pixels, self.preprocess)
             labels = scene.labels
             boxes_cxcywh = _normalised_cxcywh(scene.boxes.as_subclass(Tensor), scene.size_hw)
         return Sample(torch.from_numpy(image), Target(labels, boxes_cxcywh), record.image_id)
 
-    def planned_sizes(self, epoch: int) -> list[tuple[int, int]]:
+    def planned_sizes(self, epoch: int) -> list[SizeHW]:
         """(height, width) of every sample of an epoch, known without loading an image."""
         if self.transform is None:
             return [resized_size((r.height, r.width), self.preprocess) for r in self.records]
+        return [self._planned(epoch, index, self.transform) for index in range(len(self))]
+
+    def mixed_sizes(self, epoch: int) -> list[SizeHW]:
+        """As `planned_sizes`, of samples whose key says `mixing`."""
+        if self.mixing is None or self.transform is None:
+            return self.planned_sizes(epoch)
         return [
-            self.transform.final_size((record.height, record.width), self._generator(epoch, index))
+            self.mixing.mosaic.final_size((record.height, record.width))
+            if self.mixing.wants_mosaic(self._generator(epoch, index, _MIXING_DRAWS))
+            else self._planned(epoch, index, self.transform)
             for index, record in enumerate(self.records)
         ]
 
-    def _generator(self, epoch: int, index: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed & _SEED_BITS, epoch, index))
+    def _planned(self, epoch: int, index: int, transform: Transform) -> SizeHW:
+        record = self.records[index]
+        return transform.final_size((record.height, record.width), self._generator(epoch, index))
 
-    def _augmented(
-        self,
-        record: ImageRecord,
-        wanted: NDArray[np.intp],
-        labels: Tensor,
-        epoch: int,
-        index: int,
-    ) -> Scene:
-        assert self.transform is not None
+    def _generator(self, epoch: int, index: int, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed & _SEED_BITS, epoch, index, *purpose))
+
+    def _augmented(self, key: SampleKey, transform: Transform) -> Scene:
+        rng = self._generator(key.epoch, key.record)
         room = _ROOM * self.preprocess.max_side
-        large = max(record.width, record.height) >= 2 * room
-        pixels = load_reduced(record.path, room) if large else load_image(record.path)
+        if not key.mixing or self.mixing is None:
+            return transform(self._scene(key.record, room), rng)
+        draws = self._generator(key.epoch, key.record, _MIXING_DRAWS)
+        mixing, is_mosaic = self.mixing, self.mixing.wants_mosaic(draws)
+        pastes = draws.random() < mixing.paste_share and mixing.donors is not None
+        if is_mosaic:
+            others = draws.integers(len(self.records), size=PIECES - 1).tolist()
+            pieces = [self._piece(key.record), *map(self._partner, others)]
+            scene = mixing.mosaic(pieces, draws)
+        else:
+            scene = self._scene(key.record, room)
+        if pastes and mixing.donors is not None:
+            donor, box = mixing.donors.choose(draws)
+            other = self._partner(donor).load(max(scene.size_hw))
+            scene = mixing.paste(scene, other, box, draws)
+        return (mixing.finish if is_mosaic else transform)(scene, rng)
+
+    def _piece(self, index: int) -> Piece:
+        record = self.records[index]
+        return Piece((record.height, record.width), partial(self._scene, index))
+
+    def _partner(self, index: int) -> Piece:
+        record = self.records[index]
+
+        def load(min_side: int) -> Scene:
+            try:
+                return self._scene(index, min_side)
+            except DataError as error:
+                raise PartnerError(error.message, error.hint, str(record.path)) from error
+
+        return Piece((record.height, record.width), load)
+
+    def _scene(self, index: int, min_side: int) -> Scene:
+        """An image and its boxes, without crowds, at no less than `min_side` if the file has it."""
+        record = self.records[index]
+        large = max(record.width, record.height) >= 2 * min_side
+        pixels = load_reduced(record.path, min_side) if large else load_image(record.path)
         _check_shape(record, pixels)
         scale_x, scale_y = pixels.shape[1] / record.width, pixels.shape[0] / record.height
         scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+        wanted = np.flatnonzero(~record.is_crowd)
         boxes = torch.from_numpy(record.boxes_xyxy_px[wanted] * scale)
-        scene = make_scene(pixels, boxes, labels)
-        return self.transform(scene, self._generator(epoch, index))
+        return make_scene(pixels, boxes, torch.from_numpy(record.class_indices[wanted]))
 
 
 class ReadableSamples(Dataset["Sample | Unreadable"]):
@@ -152,12 +216,20 @@ class ReadableSamples(Dataset["Sample | Unreadable"]):
         self.dataset = dataset
 
     def __getitem__(self, key: SampleKey) -> Sample | Unreadable:
-        """The sample of (epoch, index), or what is wrong with its file."""
+        """The sample of a key, or what is wrong with its file.
+
+        Where only an image that is mixed in cannot be read, the sample goes without mixing.
+        """
+        record = self.dataset.records[key.record]
+        size_hw = resized_size((record.height, record.width), self.dataset.preprocess)
         try:
             return self.dataset[key]
+        except PartnerError as error:
+            alone = self[key._replace(mixing=False)]
+            if isinstance(alone, Unreadable):
+                return alone
+            return replace(alone, without=Unreadable(error.path, error.message, size_hw))
         except DataError as error:
-            record = self.dataset.records[key[1]]
-            size_hw = resized_size((record.height, record.width), self.dataset.preprocess)
             return Unreadable(str(record.path), error.message, size_hw)
 
 

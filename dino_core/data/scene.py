@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -93,17 +94,23 @@ def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float)
 def flip(scene: Scene) -> Scene:
     """Mirror left and right."""
     mirrored = replace(scene, boxes=F.horizontal_flip(scene.boxes))
-    return with_pixels(mirrored, as_array(scene.image)[:, ::-1].copy())
+    return with_pixels(mirrored, np.asarray(cv2.flip(as_array(scene.image), 1), np.uint8))
 
 
 def pad(scene: Scene, top: int, left: int, size_hw: SizeHW, colour: Sequence[int]) -> Scene:
     """Lay the scene on a canvas of one colour, its corner at (left, top)."""
     height, width = scene.size_hw
     edges = [left, top, size_hw[1] - width - left, size_hw[0] - height - top]
-    canvas = np.empty((*size_hw, 3), np.uint8)
-    canvas[:] = np.asarray(colour, np.uint8)
+    canvas = blank(size_hw, colour)
     canvas[top : top + height, left : left + width] = as_array(scene.image)
     return with_pixels(replace(scene, boxes=F.pad(scene.boxes, edges)), canvas)
+
+
+def blank(size_hw: SizeHW, colour: Sequence[int]) -> NDArray[np.uint8]:
+    """(H, W, 3) pixels of one colour."""
+    canvas = np.empty((*size_hw, 3), np.uint8)
+    cv2.rectangle(canvas, (0, 0), (size_hw[1], size_hw[0]), [float(c) for c in colour], cv2.FILLED)
+    return canvas
 
 
 def with_pixels(scene: Scene, pixels: NDArray[np.uint8]) -> Scene:

@@ -22,6 +22,10 @@ from dino_core.processing.preprocess import at_image_size, resized_size
 
 AugmentKind = Literal["none", "default", "strong", "published"]
 
+_COLOURS: dict[AugmentKind, ColourJitter] = {
+    "default": ColourJitter(0.2, 0.2, 0.2, 0.01),
+    "strong": ColourJitter(0.3, 0.4, 0.5, 0.05),
+}
 _PUBLISHED_SHORT_SIDE = 800
 _PUBLISHED_SIDES = tuple(range(480, 801, 32))
 _PUBLISHED_BEFORE_CROP = (400, 500, 600)
@@ -59,6 +63,19 @@ def _place_around(
         low, high = max(0, centre - inner + 1), min(centre, outer - inner)
         corner.append(int(rng.integers(low, max(low, high) + 1)))
     return corner[0], corner[1]
+
+
+def crop_near_box(
+    scene: Scene, size_hw: SizeHW, min_visible: float, rng: np.random.Generator
+) -> Scene:
+    """Cut a window from anywhere; where it would hold no box, around one; draws as it needs."""
+    top, left = _place(size_hw, scene.size_hw, rng)
+    result = crop(scene, top, left, size_hw, min_visible)
+    if len(result.labels) or not len(scene.labels):
+        return result
+    box = scene.boxes[int(rng.integers(len(scene.labels)))].tolist()
+    top, left = _place_around(box, size_hw, scene.size_hw, rng)
+    return crop(scene, top, left, size_hw, min_visible)
 
 
 def _scaled(size_hw: SizeHW, preprocess: PreprocessConfig, factor: float) -> SizeHW:
@@ -177,13 +194,7 @@ class SafeCrop:
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         size_hw = self._draw(scene.size_hw, rng)
         places = np.random.default_rng(int(rng.integers(1 << 62)))  # one draw, however many follow
-        top, left = _place(size_hw, scene.size_hw, places)
-        result = crop(scene, top, left, size_hw, self.min_visible)
-        if len(result.labels) or not len(scene.labels):
-            return result
-        box = scene.boxes[int(places.integers(len(scene.labels)))].tolist()
-        top, left = _place_around(box, size_hw, scene.size_hw, places)
-        return crop(scene, top, left, size_hw, self.min_visible)
+        return crop_near_box(scene, size_hw, self.min_visible, places)
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         size_hw = self._draw(size_hw, rng)
@@ -210,6 +221,37 @@ class ScaleTo:
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         return _scaled(size_hw, self.preprocess, rng.uniform(self.low, self.high))
+
+
+@dataclass(frozen=True)
+class ScaleJitter:
+    """Show the image smaller, or a window of it larger, by one drawn factor of the inference size.
+
+    Large scale jitter (arXiv 2012.07177, 3: factors 0.1 to 2) without its fixed canvas.
+    """
+
+    preprocess: PreprocessConfig
+    low: float
+    high: float
+    min_visible: float = 0.25
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        factor, final = self._draw(scene.size_hw, rng)
+        if factor > 1:
+            height, width = (max(1, round(side / factor)) for side in scene.size_hw)
+            places = np.random.default_rng(int(rng.integers(1 << 62)))
+            scene = crop_near_box(scene, (height, width), self.min_visible, places)
+        return resize(scene, final)
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        factor, final = self._draw(size_hw, rng)
+        if factor > 1:
+            rng.integers(1 << 62)
+        return final
+
+    def _draw(self, size_hw: SizeHW, rng: np.random.Generator) -> tuple[float, SizeHW]:
+        factor = rng.uniform(self.low, self.high)
+        return factor, _scaled(size_hw, self.preprocess, min(1.0, factor))
 
 
 @dataclass(frozen=True)
@@ -247,7 +289,10 @@ class DropSmall:
 
 
 def build_transform(
-    kind: AugmentKind, preprocess: PreprocessConfig, image_size: int | None = None
+    kind: AugmentKind,
+    preprocess: PreprocessConfig,
+    image_size: int | None = None,
+    scale: tuple[float, float] | None = None,
 ) -> Transform | None:
     """The augmentation of that name; None for "none", which is plain preprocessing.
 
@@ -257,29 +302,42 @@ def build_transform(
             shifts colours a little. "strong" also zooms out, crops closer and distorts colours.
         preprocess: The input at inference.
         image_size: Long side in pixels, instead of that of `preprocess`.
+        scale: Factors of the size at inference, instead of the geometry of "default" or "strong".
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind, or factors for another one.
     """
     size = at_image_size(preprocess, image_size)
+    geometry: Transform
+    if scale is not None and kind in ("none", "published"):
+        raise ConfigError(
+            f"augment '{kind}' has no scale_jitter", "set augment to default or strong"
+        )
     if kind == "none":
         return None
     if kind == "published":
         return _published(size)
     if kind == "default":
-        scale = ScaleTo(size, 0.7)
-        geometry = Choice((scale, Chain((SafeCrop(0.6), scale))), (0.5, 0.5))
-        colour = ColourJitter(0.2, 0.2, 0.2, 0.01)
+        whole = ScaleTo(size, 0.7)
+        geometry = Choice((whole, Chain((SafeCrop(0.6), whole))), (0.5, 0.5))
     elif kind == "strong":
-        scale = ScaleTo(size, 0.6)
-        close = Chain((SafeCrop(0.4), scale))
-        geometry = Choice((ZoomOut(size, 0.5), close, scale), (0.25, 0.5, 0.25))
-        colour = ColourJitter(0.3, 0.4, 0.5, 0.05)
+        whole = ScaleTo(size, 0.6)
+        close = Chain((SafeCrop(0.4), whole))
+        geometry = Choice((ZoomOut(size, 0.5), close, whole), (0.25, 0.5, 0.25))
     else:
         raise ConfigError(
             f"unknown augmentation '{kind}'", "known: none, default, strong, published"
         )
-    return Chain((geometry, HorizontalFlip(), colour, DropSmall()))
+    if scale is not None:
+        geometry = ScaleJitter(size, *scale)
+    return Chain((geometry, finishing(kind)))
+
+
+def finishing(kind: AugmentKind) -> Transform:
+    """What that augmentation does besides geometry: flips and colours; the size stays."""
+    if kind not in _COLOURS:
+        return Chain((HorizontalFlip(), DropSmall()))
+    return Chain((HorizontalFlip(), _COLOURS[kind], DropSmall()))
 
 
 def _published(preprocess: PreprocessConfig) -> Transform:

@@ -159,7 +159,23 @@ def evaluate_model(
     device: str = "cpu",
     dtype: str = "fp32",
 ) -> Metrics:
-    """The COCO numbers of a model in memory, whose columns are `classes`; its mode is kept.
+    """The COCO numbers of a model in memory; see `model_result`."""
+    return model_result(
+        model, records, classes, preprocess, batch=batch, device=device, dtype=dtype
+    ).metrics
+
+
+def model_result(
+    model: nn.Module,
+    records: Sequence[ImageRecord],
+    classes: ClassMap,
+    preprocess: PreprocessConfig,
+    *,
+    batch: int = 8,
+    device: str = "cpu",
+    dtype: str = "fp32",
+) -> EvaluationResult:
+    """Numbers and detections of a model in memory, whose columns are `classes`; its mode is kept.
 
     Args:
         model: A Dino, on `device` already.
@@ -174,7 +190,7 @@ def evaluate_model(
         model, records, classes, preprocess, batch=batch, device=device, dtype=dtype
     )
     assert isinstance(last, EvaluationResult)
-    return last.metrics
+    return last
 
 
 def model_steps(
@@ -187,7 +203,7 @@ def model_steps(
     device: str = "cpu",
     dtype: str = "fp32",
 ) -> Iterator[EvaluationProgress | EvaluationResult]:
-    """As `evaluate_model`, with progress."""
+    """As `model_result`, with progress."""
     training = model.training
     model.eval()
     try:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dino_core.checkpoints.surgery import TransferReport
-from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig
-from dino_core.engine.plan import Plan
+from dino_core.config import ModelConfig, PreprocessConfig, ResolvedConfig
+from dino_core.engine.plan import Forecast, Plan
+from dino_core.engine.probe import Trial
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,9 @@ class RunPlanned:
     """Everything is decided and checked; nothing has been written yet.
 
     Attributes:
-        plan: Length, with reasons.
+        plan: Length and decisions, with reasons.
         out: The run's folder; it is made after this event.
-        config: The recipe.
+        config: The recipe, every choice made.
         model: The network, with this data's class count.
         preprocess: Its input.
         parameters: Number of trainable parameters.
@@ -30,11 +31,14 @@ class RunPlanned:
         transfer: What was taken over from the starting weights; None from scratch and on resume.
         resumed_step: Steps that an earlier run had done already.
         memory_kept: Whether the allocator was told to keep freed memory.
+        trial: What the worst batch took; None where it was not tried, as on resume.
+        forecast: Steps and time at the speed of that trial.
+        processes: Training processes, one a device.
     """
 
     plan: Plan
     out: Path
-    config: TrainConfig
+    config: ResolvedConfig
     model: ModelConfig
     preprocess: PreprocessConfig
     parameters: int
@@ -45,6 +49,9 @@ class RunPlanned:
     transfer: TransferReport | None
     resumed_step: int
     memory_kept: bool
+    trial: Trial | None
+    forecast: Forecast | None
+    processes: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,19 @@ class StepDone:
     images_per_s: float
     memory_mb: float
     eta_s: float
+
+
+@dataclass(frozen=True)
+class SpeedMeasured:
+    """The clock decides, and its first steps tell how far the run will get.
+
+    Attributes:
+        step: Steps done so far.
+        forecast: Steps and epochs of the whole run, seconds from now to its end.
+    """
+
+    step: int
+    forecast: Forecast
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,14 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class PicturesDrawn:
+    """Pictures in the run's folder are new, or drawn anew with what is known after `step`."""
+
+    paths: tuple[Path, ...]
+    step: int
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """The end. `summary` is what summary.json holds."""
 
@@ -123,4 +151,13 @@ class RunFinished:
     summary: Mapping[str, Any]
 
 
-Event: TypeAlias = RunPlanned | StepDone | EvaluationDone | CheckpointSaved | Warned | RunFinished
+Event: TypeAlias = (
+    RunPlanned
+    | SpeedMeasured
+    | StepDone
+    | EvaluationDone
+    | CheckpointSaved
+    | Warned
+    | PicturesDrawn
+    | RunFinished
+)

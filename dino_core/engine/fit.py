@@ -9,26 +9,45 @@ import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dino_core.config import ModelConfig, TrainConfig
 from dino_core.data.batching import Batch
 from dino_core.data.records import DatasetIndex
-from dino_core.engine.coco_metrics import Metrics
 from dino_core.engine.compiling import is_compiler_error
-from dino_core.engine.distributed import barrier, gather_texts, is_distributed, rank
-from dino_core.engine.events import EvaluationDone, Event, RunFinished, Warned
+from dino_core.engine.distributed import (
+    barrier,
+    gather_texts,
+    is_distributed,
+    rank,
+    world_size,
+)
+from dino_core.engine.evaluate import EvaluationResult
+from dino_core.engine.events import (
+    EvaluationDone,
+    Event,
+    RunFinished,
+    RunPlanned,
+    SpeedMeasured,
+    Warned,
+)
 from dino_core.engine.interrupts import interrupts_collected
+from dino_core.engine.loggers import LoggerGroup, Opening, open_loggers
 from dino_core.engine.memory import keep_freed_memory
 from dino_core.engine.plan import evaluation_due
-from dino_core.engine.run import Run, prepare
+from dino_core.engine.prepare import prepare
+from dino_core.engine.run import Run
 from dino_core.engine.run_folder import metric_values
 from dino_core.engine.sentinel import BAD_STEPS, MAX_ROLLBACKS
 from dino_core.engine.step import StepMeter, StepResult
 from dino_core.engine.together import evaluate_together
 from dino_core.errors import DataError, DinoError, is_out_of_memory
 from dino_core.processing.preprocess import load_image
+
+SPEED_STEPS = 5
+"""Steps after the first one by which the speed of a run by the clock is measured."""
 
 
 def fit(
@@ -47,7 +66,7 @@ def fit(
     from which `resume` goes on exactly.
 
     Args:
-        config: The recipe.
+        config: The recipe; what it leaves open is chosen, and told by the first event.
         dataset: Splits "train" and, for evaluation, "val".
         out: The run's folder: made after the first event; on resume the folder of that run.
         model: A variant's name or a model file.
@@ -61,19 +80,47 @@ def fit(
     """
     memory_kept = keep_freed_memory()
     run = prepare(config, dataset, out, model, weights, model_config, resume)
-    yield run.planned(memory_kept)
+    planned = run.planned(memory_kept)
+    yield planned
     with interrupts_collected() if is_distributed() else nullcontext(()) as run.interrupts:
         run.begin()
+        loggers = LoggerGroup()
         try:
+            if rank() == 0:
+                names = run.dataset.classes.names
+                loggers = open_loggers(Opening(planned, run.folder, names, str(run.dataset.root)))
             for event in _train(run):
-                if rank() == 0:
-                    run.folder.record(event)
-                yield event
+                for happening in (*loggers.log(event), event):
+                    if rank() == 0:
+                        run.folder.record(happening)
+                    yield happening
         except DinoError:  # raised on purpose: the state on disk is the one to go on from
             raise
         except BaseException:
             run.save_interrupted()
             raise
+        finally:
+            loggers.close()
+
+
+def plan_run(
+    config: TrainConfig,
+    dataset: DatasetIndex,
+    *,
+    out: Path,
+    model: str = "dino-nano",
+    weights: str | Path | None = None,
+    model_config: ModelConfig | None = None,
+    processes: int | None = None,
+) -> RunPlanned:
+    """What `fit` would do, worst batch tried and all; nothing is written.
+
+    Arguments and errors are those of `fit`, and `processes`: plan for so many training processes,
+    each on a device like this one.
+    """
+    memory_kept = keep_freed_memory()
+    run = prepare(config, dataset, out, model, weights, model_config, False, processes)
+    return run.planned(memory_kept, processes)
 
 
 def _train(run: Run) -> Iterator[Event]:
@@ -81,16 +128,23 @@ def _train(run: Run) -> Iterator[Event]:
     meter = StepMeter(run.stepper.device)
     stopped = ""
     evaluated_step = -1
+    timed: list[float] = []
+    yield from run.album.labels()
+    run.session_start = time.monotonic()  # what came before must not shorten a run by the clock
     while not stopped:
         run.tick()
         if (progress := run.progress()) >= 1.0:
             break
-        epoch = run.stream.epoch
+        epoch, started = run.stream.epoch, time.monotonic()
         trouble = yield from _step(run, progress, meter)
         if trouble:
             yield _roll_back(run, trouble)
             meter = StepMeter(run.stepper.device)
             continue
+        if run.plan.minutes is not None and len(timed) <= SPEED_STEPS:
+            timed.append(time.monotonic() - started)
+            if len(timed) == 1 + SPEED_STEPS:
+                yield _speed(run, sum(timed[1:]) / SPEED_STEPS)
         if run.counters.step % run.config.log_every_steps == 0 and meter.steps:
             yield meter.report(run.counters, run.plan, run.progress(), run.elapsed_s())
         if run.stream.epoch > epoch and _evaluation_due(run):
@@ -111,6 +165,9 @@ def _train(run: Run) -> Iterator[Event]:
     yield run.save()
     if not run.folder.best.exists():
         yield run.save_best()
+    if run.stepper.cache is not None:
+        run.stepper.cache.remove()
+    yield from run.album.finish(run.counters.step)
     summary = _summary(run, stopped)
     if rank() == 0:
         run.folder.write_summary(summary)
@@ -118,9 +175,20 @@ def _train(run: Run) -> Iterator[Event]:
     yield RunFinished(run.folder.root, summary)
 
 
+def _speed(run: Run, step_s: float) -> SpeedMeasured:
+    """How far a run by the clock will get, at `step_s` seconds a step from here on."""
+    assert run.plan.minutes is not None
+    left_s = run.plan.minutes * 60.0 - run.elapsed_s()
+    rest, done = run.forecast(step_s, world_size(), left_s), run.counters.step
+    steps = done + rest.steps
+    return SpeedMeasured(done, replace(rest, steps=steps, epochs=steps / run.plan.steps_per_epoch))
+
+
 def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None, str]:
     """One optimiser step. Returns why the run must go back to its checkpoint, or ""."""
     started, counters = time.monotonic(), run.counters
+    if progress >= run.config.mosaic_until:
+        run.stream.stop_mixing()
     batches = run.stream.take(run.accumulate)
     result = yield from _gradients(run, batches, progress)
     unread = _known_to_all(run, batches) if result.unreadable else {}
@@ -136,6 +204,7 @@ def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None,
         yield Warned(f"step {counters.step}: none of its images can be read", counters.step)
     elif not result.finite:
         yield Warned(f"step {counters.step}: the loss is not finite; left out", counters.step)
+    yield from run.album.batches(batches, counters.step - 1)
     return trouble
 
 
@@ -225,10 +294,11 @@ def _evaluate(run: Run) -> Iterator[Event]:
     run.tick()
     started, counters = run.elapsed_s(), run.counters
     try:
-        run.metrics = _metrics(run)
+        result = _result(run)
     except DataError:  # an image got lost since the start: the others tell as much
         yield from _leave_out_unreadable(run)
-        run.metrics = _metrics(run)
+        result = _result(run)
+    run.metrics = result.metrics
     run.tick()
     counters.evaluation_s = run.elapsed_s() - started
     counters.evaluating_s += counters.evaluation_s
@@ -241,11 +311,17 @@ def _evaluate(run: Run) -> Iterator[Event]:
     counters.since_best = 0 if better else counters.since_best + 1
     yield EvaluationDone(counters.step, counters.epoch, run.metrics, best, counters.evaluation_s)
     yield from saved
+    run.tick()  # process 0 draws, the others count the time as it does
+    before = run.elapsed_s()
+    yield from run.album.evaluated(result, best, counters.step, before)
+    run.tick()
+    counters.evaluation_s += run.elapsed_s() - before
+    counters.evaluating_s += run.elapsed_s() - before
 
 
-def _metrics(run: Run) -> Metrics:
+def _result(run: Run) -> EvaluationResult:
     try:
-        result = evaluate_together(
+        return evaluate_together(
             run.whole_model(),
             run.val_records,
             run.dataset.classes,
@@ -258,7 +334,6 @@ def _metrics(run: Run) -> Metrics:
     except KeyboardInterrupt:
         run.stopping = is_distributed()
         raise
-    return result.metrics
 
 
 def _leave_out_unreadable(run: Run) -> Iterator[Event]:
@@ -309,5 +384,16 @@ def _summary(run: Run, stopped: str) -> dict[str, Any]:
         "best_step": counters.best_step,
         "best": str(run.folder.best),
         "last": str(run.folder.last),
+        "best_per_class": _best_per_class(run),
         "metrics": metric_values(run.metrics) if run.metrics is not None else None,
     }
+
+
+def _best_per_class(run: Run) -> dict[str, Any] | None:
+    """Each class's numbers at the best evaluation, which may be one of an earlier session."""
+    if rank() != 0:  # who alone writes the rows
+        return None
+    for row in reversed(run.folder.rows()):
+        if row["event"] == "evaluation" and row["step"] == run.counters.best_step:
+            return dict(row["per_class"])
+    return None

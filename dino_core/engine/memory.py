@@ -1,4 +1,7 @@
-"""Keeping freed memory in the process: page faults of big temporaries are half a CPU step."""
+"""Memory: how much there is and is used, and keeping freed memory in the process.
+
+Page faults of big temporaries are half a CPU step.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import ctypes
 import platform
 import resource
 import sys
+from pathlib import Path
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TOP_PAD_BYTES = 256 * 2**20
@@ -31,3 +37,51 @@ def peak_memory_mb() -> float:
     """The most memory this process has held so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def resident_memory_mb() -> float:
+    """What this process holds now, in MiB; the most so far where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return peak_memory_mb()
+    return pages * resource.getpagesize() / 2**20
+
+
+def free_memory_mb(device: torch.device) -> float | None:
+    """What this process may still take, in MiB: of the GPU, or of the machine and its container.
+
+    Returns: None where the system does not tell.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (free + cached) / 2**20
+    if device.type != "cpu":
+        return None
+    amounts = [mb for mb in (_available_mb(), _container_mb()) if mb is not None]
+    return min(amounts, default=None)
+
+
+def _available_mb() -> float | None:
+    """Linux's own estimate of what can be taken without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = (line.split() for line in lines if line.startswith("MemAvailable:"))
+    return next((int(words[1]) / 1024 for words in found), None)
+
+
+def _container_mb() -> float | None:
+    """What the container's limit (cgroup 2, else 1) leaves; None without one."""
+    root = Path("/sys/fs/cgroup")
+    for limit, used in (
+        (root / "memory.max", root / "memory.current"),
+        (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return max(0.0, (int(limit.read_text()) - int(used.read_text())) / 2**20)
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+    return None

@@ -1,9 +1,8 @@
-"""A training run: what is alive while it goes on, how it is built, and how it is saved."""
+"""A training run: what is alive while it goes on, and how it is saved."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,39 +12,39 @@ from typing import Any
 import torch
 
 from dino_core.checkpoints.io import save_checkpoint
-from dino_core.config import ModelConfig, TrainConfig, to_dict
-from dino_core.data.batching import Loader, make_loader
-from dino_core.data.dataset import DetectionDataset
+from dino_core.config import (
+    ResolvedConfig,
+    to_dict,
+)
 from dino_core.data.records import DatasetIndex, ImageRecord
-from dino_core.data.transforms import build_transform
+from dino_core.engine.album import Album
 from dino_core.engine.batches import BatchStream
 from dino_core.engine.distributed import (
     all_true,
     barrier,
-    is_distributed,
     rank,
     sums,
     world_size,
 )
 from dino_core.engine.ema import Ema
 from dino_core.engine.events import CheckpointSaved, RunPlanned
-from dino_core.engine.group import device_of_process, launch_identity, started_by_torchrun
+from dino_core.engine.group import launch_identity, started_by_torchrun
 from dino_core.engine.interrupts import interrupts_deferred
-from dino_core.engine.optimizer import build_optimizer
-from dino_core.engine.plan import Plan, plan
+from dino_core.engine.plan import Forecast, Plan, forecast
+from dino_core.engine.probe import Trial
 from dino_core.engine.run_folder import RunFolder, RunSettings, metric_values
-from dino_core.engine.setup import Start, build_network, check_options, choose_dtype, start_from
+from dino_core.engine.setup import (
+    Start,
+)
 from dino_core.engine.sharding import local, whole
 from dino_core.engine.state import (
     Counters,
-    SavedState,
     load_state,
     save_state,
-    seed_everything,
     state_tensors,
 )
 from dino_core.engine.step import Stepper, StepResult
-from dino_core.errors import CheckpointError, ConfigError, DinoError
+from dino_core.errors import CheckpointError, DinoError
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
 
@@ -56,15 +55,16 @@ _SAVE_EVERY_S = 600.0
 class Run:
     """Everything alive during a run."""
 
-    config: TrainConfig
     dataset: DatasetIndex
     folder: RunFolder
     plan: Plan
+    trial: Trial | None
     start: Start
     stepper: Stepper
     ema: Ema[Dino] | None
     stream: BatchStream
     counters: Counters
+    album: Album
     resumed_step: int
     accumulate: int
     interrupts: Sequence[int] = ()  # signals that wait for the step's end; several processes only
@@ -76,6 +76,11 @@ class Run:
     saved_step: int = -1
     saved_at: float = 0.0
     updating: bool = False  # weights and counters are not of one step at this moment
+
+    @property
+    def config(self) -> ResolvedConfig:
+        """The recipe, every choice made."""
+        return self.plan.config
 
     @property
     def model(self) -> Dino:
@@ -119,8 +124,9 @@ class Run:
         reserve = (self.counters.evaluation_s or 0.0) if self.dataset.splits.get("val") else 0.0
         return self.plan.progress(self.counters.step, self.elapsed_s(), reserve)
 
-    def planned(self, memory_kept: bool) -> RunPlanned:
+    def planned(self, memory_kept: bool, processes: int | None = None) -> RunPlanned:
         trainable = (p.numel() for p in self.model.parameters() if p.requires_grad)
+        processes = processes or world_size()
         return RunPlanned(
             plan=self.plan,
             out=self.folder.root,
@@ -135,7 +141,14 @@ class Run:
             transfer=self.start.report,
             resumed_step=self.resumed_step,
             memory_kept=memory_kept,
+            trial=self.trial,
+            forecast=None if self.trial is None else self.forecast(self.trial.step_s, processes),
+            processes=processes,
         )
+
+    def forecast(self, step_s: float, processes: int, left_s: float | None = None) -> Forecast:
+        """How the run will go where a step takes `step_s`; by the clock, with `left_s` to go."""
+        return forecast(self.plan, step_s, len(self.val_records), processes, left_s)
 
     def begin(self) -> None:
         """Start the clock, and make the folder with a state to come back to, or clear it up."""
@@ -198,6 +211,7 @@ class Run:
                 counters.skipped += 1
             counters.step += 1
             counters.epoch, counters.batch = self.stream.epoch, self.stream.batch
+            counters.mixed_batches = self.stream.mixed_batches
             counters.ema_updates = self.ema.updates if self.ema is not None else 0
             counters.parts = self.stepper.parts
             counters.unreadable |= unreadable
@@ -301,10 +315,11 @@ class Run:
             step=place.step,
             epoch=place.epoch,
             batch=place.batch,
+            mixed_batches=place.mixed_batches,
             ema_updates=place.ema_updates,
             sentinel=place.sentinel.after_rollback(now.sentinel.rollbacks + 1),
         )
-        self.stream.go_to(place.epoch, place.batch)
+        self.stream.go_to(place.epoch, place.batch, place.mixed_batches)
         self.take_care()
         self.updating = False
         if rank() == 0:
@@ -318,90 +333,3 @@ class Run:
         if sentinel.fp32:
             self.stepper.dtype = torch.float32
         self.stepper.parts = self.counters.parts
-
-
-def prepare(
-    config: TrainConfig,
-    dataset: DatasetIndex,
-    out: Path,
-    model: str,
-    weights: str | Path | None,
-    model_config: ModelConfig | None,
-    resume: bool,
-) -> Run:
-    """Check everything and build everything; nothing is written."""
-    folder = RunFolder(out)
-    saved: SavedState | None = None
-    if started_by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1 and not is_distributed():
-        raise ConfigError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but they are no process group",
-            "with dino_core.engine.group.process_group(): train(...)",
-        )
-    if resume:
-        folder.read_settings()
-        saved = load_state(folder.state)
-        if saved.meta.classes != dataset.classes:
-            raise ConfigError(f"{out}: the run was started on data with other classes")
-    elif rank() == 0:
-        folder.check_new()
-    counters = Counters(processes=world_size(), planned_processes=world_size())
-    if saved is not None:
-        counters = saved.counters
-        counters.go_on_with(world_size())
-    the_plan = plan(config, dataset, counters.planned_processes)
-    device, seed = device_of_process(config.device), config.seed
-    check_options(config, device)
-    seed_everything(seed)
-    if saved is not None:
-        start = Start(Dino(saved.meta.model), saved.meta.preprocess, None, "resume")
-    else:
-        start = start_from(model, weights, dataset.classes, config.image_size, model_config)
-    network, ema = build_network(config, start, device)
-    optimizer = build_optimizer(network, config)
-    if saved is not None:
-        saved.restore(network, ema, optimizer)
-        start = replace(start, origin=str(saved.meta.provenance.get("start", "resume")))
-    stepper = Stepper(config, network, ema, optimizer, device, choose_dtype(config, device))
-    stream = BatchStream(_loader(config, dataset, start, device), counters.epoch, counters.batch)
-    run = Run(
-        config=config,
-        dataset=dataset,
-        folder=folder,
-        plan=the_plan,
-        start=start,
-        stepper=stepper,
-        ema=ema,
-        stream=stream,
-        counters=counters,
-        resumed_step=counters.step,
-        accumulate=accumulation(config.accumulate, counters.planned_processes, world_size()),
-        earlier_s=counters.elapsed_s,
-        clock_s=counters.elapsed_s,
-        saved_step=counters.step if saved is not None else -1,
-    )
-    run.take_care()
-    return run
-
-
-def accumulation(wanted: int, planned_processes: int, processes: int) -> int:
-    """Micro-batches a step that keep its images, where a run goes on with other processes."""
-    return max(1, round(wanted * planned_processes / processes))
-
-
-def _loader(
-    config: TrainConfig, dataset: DatasetIndex, start: Start, device: torch.device
-) -> Loader:
-    preprocess = start.preprocess
-    transform = build_transform(config.augment, preprocess)
-    images = DetectionDataset(dataset.splits["train"], preprocess, transform, config.seed)
-    return make_loader(
-        images,
-        config.batch,
-        seed=config.seed,
-        drop_last=True,
-        workers=config.workers,
-        pin_memory=device.type == "cuda",
-        rank=rank(),
-        world_size=world_size(),
-        skip_unreadable=True,
-    )

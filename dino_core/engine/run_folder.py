@@ -21,7 +21,8 @@ from dino_core.config import (
     load_toml,
     to_dict,
 )
-from dino_core.engine.events import EvaluationDone, Event, StepDone, Warned
+from dino_core.engine.class_table import class_lines
+from dino_core.engine.events import EvaluationDone, Event, RunFinished, StepDone, Warned
 from dino_core.errors import ConfigError, DinoError
 
 _COLUMNS = (
@@ -63,6 +64,11 @@ class RunFolder:
         return self.root / "state" / "launch.json"
 
     @property
+    def features(self) -> Path:
+        """Of the frozen backbone, kept while the run goes on."""
+        return self.root / "state" / "features"
+
+    @property
     def config(self) -> Path:
         return self.root / "config.toml"
 
@@ -81,6 +87,25 @@ class RunFolder:
     @property
     def log(self) -> Path:
         return self.root / "log.txt"
+
+    @property
+    def plots(self) -> Path:
+        return self.root / "plots"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; lines that are no row are passed over."""
+        if not self.metrics_jsonl.exists():
+            return []
+        lines = self.metrics_jsonl.read_text(encoding="utf-8").splitlines()
+        return [row for line in lines if (row := _parsed(line)) is not None]
 
     def check_new(self) -> None:
         """Raises ConfigError when the folder holds something already."""
@@ -134,6 +159,10 @@ class RunFolder:
 
     def record(self, event: Event) -> None:
         """Append a reported step, an evaluation or a warning to the tables and the log."""
+        if isinstance(event, RunFinished):
+            with self._writing(), self.log.open("a", encoding="utf-8") as file:
+                per_class = event.summary["best_per_class"] or {}
+                file.writelines(line + "\n" for line in class_lines(per_class))
         row = _row(event)
         if row is not None:
             with self._writing():
@@ -172,8 +201,8 @@ class RunFolder:
 
     def clear_up(self, step: int) -> None:
         """Remove what a killed run left: half-written files, and rows of steps after `step`."""
-        for folder in (self.root, self.state.parent):
-            for path in folder.glob(".*.tmp"):
+        for folder in (self.root, self.state.parent, self.plots, self.samples):
+            for path in (*folder.glob(".*.tmp"), *folder.glob(".*.part")):
                 path.unlink(missing_ok=True)
         with self._writing():
             self.forget_after(step)
@@ -241,7 +270,14 @@ def _log_line(row: Mapping[str, Any]) -> str:
 
 
 def _is_kept(line: str, step: int) -> bool:
+    row = _parsed(line)
+    return row is not None and row["step"] <= step
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A row with the step it belongs to; None for a line cut off by a kill."""
     try:
-        return int(json.loads(line).get("step", 0)) <= step
-    except (ValueError, AttributeError):
-        return False  # a line cut off by the kill
+        row = json.loads(line)
+        return {**row, "step": int(row.get("step", 0))}
+    except (ValueError, AttributeError, TypeError):
+        return None

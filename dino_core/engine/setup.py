@@ -11,7 +11,7 @@ import torch
 from dino_core.checkpoints.io import Checkpoint
 from dino_core.checkpoints.surgery import TransferReport, transfer
 from dino_core.checkpoints.zoo import load
-from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig
+from dino_core.config import ModelConfig, PreprocessConfig, ResolvedConfig, TrainConfig
 from dino_core.detections import ClassMap
 from dino_core.engine.compiling import check_compiler, compile_parts
 from dino_core.engine.ema import Ema
@@ -24,8 +24,6 @@ from dino_core.variants import VARIANTS
 FROM_SCRATCH = "none"
 """As `weights`: random initialisation."""
 
-_MIN_IMAGE_SIZE = 32
-
 
 @dataclass(frozen=True)
 class Start:
@@ -36,28 +34,28 @@ class Start:
     report: TransferReport | None
     origin: str
 
+    def at_size(self, image_size: int | None) -> Start:
+        """The same with an input whose long side is `image_size`; None: as it is."""
+        return replace(self, preprocess=at_image_size(self.preprocess, image_size))
+
 
 def start_from(
     name: str,
     weights: str | Path | None,
     classes: ClassMap,
-    image_size: int | None,
     model_config: ModelConfig | None = None,
 ) -> Start:
-    """Build the network for `classes` and give it its starting weights.
+    """Build the network for `classes` and give it its starting weights, at its own input size.
 
     Args:
         name: A variant's name or a model file.
         weights: A model file, "none" (random), or None for the weights that `name` stands for.
         classes: The data's classes.
-        image_size: Long side of the input in pixels; None keeps the model's own.
         model_config: Replaces the network's settings (its class count is ignored).
 
     Raises:
         CheckpointError, ConfigError: no such model or weights, or they do not fit.
     """
-    if image_size is not None and image_size < _MIN_IMAGE_SIZE:
-        raise ConfigError(f"image_size = {image_size}: must be at least {_MIN_IMAGE_SIZE}")
     source: Checkpoint | None = None
     if str(weights) != FROM_SCRATCH:
         source = load(str(weights) if weights is not None else name)
@@ -74,29 +72,24 @@ def start_from(
     if source is not None:
         report = transfer(model, source.state_dict, source.meta.classes, classes)
     origin = FROM_SCRATCH if source is None else str(weights or name)
-    return Start(model, at_image_size(preprocess, image_size), report, origin)
+    return Start(model, preprocess, report, origin)
 
 
 def check_options(config: TrainConfig, device: torch.device) -> None:
     """Raises ConfigError where this machine or this start cannot do what is asked for."""
     if config.shard == "fsdp":
         check_sharding()
-        if config.compile:
+        other = "compile" if config.compile else "cached_views" if config.cached_views else ""
+        if other:
             raise ConfigError(
-                "train.compile and train.shard = fsdp: not supported together", "choose one"
+                f"train.{other} and train.shard = fsdp: not supported together", "choose one"
             )
     if config.compile:
         check_compiler(device)
 
 
-def build_network(
-    config: TrainConfig, start: Start, device: torch.device
-) -> tuple[Dino, Ema[Dino] | None]:
-    """The network of `start`, and its average, ready to be trained on `device`."""
-    start.model.backbone.fold_batch_norm()  # two passes over every map less
-    network = start.model.to(device)
-    network.set_gradient_checkpointing(config.gradient_checkpointing)
-    freeze(network, config.freeze)
+def build_network(config: ResolvedConfig, network: Dino, device: torch.device) -> Ema[Dino] | None:
+    """Make `network` on `device`, frozen as the recipe says, what is trained; and its average."""
     shadow = copy.deepcopy(network) if config.ema else None
     if config.shard == "fsdp":
         shard(network, device)
@@ -104,13 +97,20 @@ def build_network(
             shard(shadow, device)
     if config.compile:
         compile_parts(network)
-    return network, Ema(network, config.ema_decay, shadow) if config.ema else None
+    return Ema(network, config.ema_decay, shadow) if config.ema else None
 
 
 def freeze(model: Dino, what: str) -> None:
     """Take the gradient from the part that `TrainConfig.freeze` names."""
     if what == "backbone":
         model.backbone.requires_grad_(False)
+
+
+def training_mode(model: Dino, frozen: str) -> None:
+    """Set the model to training, but for the part that `TrainConfig.freeze` names."""
+    model.train()
+    if frozen == "backbone":
+        model.backbone.eval()
 
 
 def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:

@@ -35,6 +35,7 @@ class Counters:
         step: Optimiser steps done.
         epoch: Passes over the training split that are complete.
         batch: Batches of the present pass that are consumed.
+        mixed_batches: As in `BatchStream`: where mixing of images has stopped.
         elapsed_s: Seconds of work in all sessions, evaluation included.
         evaluating_s: Seconds of it spent evaluating.
         evaluation_s: Seconds of the last evaluation; None before the first.
@@ -53,6 +54,7 @@ class Counters:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    mixed_batches: int | None = None
     elapsed_s: float = 0.0
     evaluating_s: float = 0.0
     evaluation_s: float | None = None
@@ -73,6 +75,8 @@ class Counters:
         Where the numbers do not divide, up to `processes - 1` batches are seen a second time.
         """
         self.batch = self.batch * self.processes // processes
+        if self.mixed_batches is not None:
+            self.mixed_batches = self.mixed_batches * self.processes // processes
         self.processes = processes
 
 

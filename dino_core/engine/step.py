@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dino_core.config import TrainConfig
+from dino_core.config import ResolvedConfig
 from dino_core.data.batching import Batch
 from dino_core.engine.distributed import (
     all_reduce_mean,
@@ -23,10 +23,12 @@ from dino_core.engine.distributed import (
 )
 from dino_core.engine.ema import Ema
 from dino_core.engine.events import StepDone
+from dino_core.engine.feature_cache import FeatureCache
 from dino_core.engine.memory import peak_memory_mb
 from dino_core.engine.optimizer import set_lr
 from dino_core.engine.plan import Plan
 from dino_core.engine.schedule import lr_factor
+from dino_core.engine.setup import training_mode
 from dino_core.engine.state import Counters, seed_step
 from dino_core.losses.criterion import Criterion
 from dino_core.models.dino import Dino
@@ -66,13 +68,14 @@ class Stepper:
     """Forward, backward and update of one model.
 
     Attributes:
+        cache: Keeps the backbone's maps, where it is frozen and they shall be kept.
         lr_scale: Factor of every rate, besides the schedule's.
         parts: Each batch goes through the network in so many parts, for want of memory.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: ResolvedConfig,
         model: Dino,
         ema: Ema[Dino] | None,
         optimizer: torch.optim.Optimizer,
@@ -85,12 +88,16 @@ class Stepper:
         self.criterion = Criterion(config.loss)
         self.lr_scale = 1.0
         self.parts = 1
+        self.cache: FeatureCache | None = None
         self._wrapped = wrap(model, device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     @property
     def autocasts(self) -> bool:
         return self.dtype != torch.float32
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.autocasts)
 
     def step(self, batches: Sequence[Batch], step: int, progress: float) -> StepResult:
         """One whole step: `gradients`, and `update` where they can be used."""
@@ -107,9 +114,7 @@ class Stepper:
             step: Steps done before this one.
             progress: Fraction of the run that is done.
         """
-        self.model.train()
-        if self.config.freeze == "backbone":
-            self.model.backbone.eval()
+        training_mode(self.model, self.config.freeze)
         self.optimizer.zero_grad(set_to_none=True)
         factor = lr_factor(self.config, step, progress, self.config.warmup_steps) * self.lr_scale
         set_lr(self.optimizer, factor)
@@ -118,6 +123,9 @@ class Stepper:
         finite = True
         boxes, images, unreadable = self._counts(batches)
         for index, batch in enumerate(batches):
+            if self.cache is not None:
+                with self._autocast():
+                    batch = self.cache.with_features(batch, self.model.backbone, self.device)
             for number, part in enumerate(parts := batch.split(self.parts)):
                 last = index + 1 == len(batches) and number + 1 == len(parts)
                 place = (self.config.seed, step, index * self.parts + number)
@@ -192,8 +200,12 @@ class Stepper:
         images = batch.images.to(self.device, non_blocking=True)
         mask = batch.padding_mask.to(self.device, non_blocking=True)
         targets = [t.to(str(self.device)) for t in batch.targets]
-        with torch.autocast(self.device.type, self.dtype, enabled=self.autocasts):
-            output = self._wrapped(images, mask, targets, noise_generator(*place))
+        features = None
+        if batch.features is not None:
+            features = [f.to(self.device, non_blocking=True) for f in batch.features]
+        with self._autocast():
+            noise = noise_generator(*place)
+            output = self._wrapped(images, mask, targets, noise, features=features)
         losses = self.criterion(output, targets, boxes)
         weight = 1.0 if batch.image_ids else 0.0
         finite = all_true(bool(torch.isfinite(losses.total)), self.device)

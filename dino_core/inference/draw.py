@@ -7,9 +7,11 @@ import hashlib
 import io
 import math
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dino_core.detections import Detections
@@ -63,14 +65,35 @@ def text_color(background: Color) -> Color:
 
 
 def draw_detections(image: UInt8Image, detections: Detections) -> UInt8Image:
-    """A copy of `image` with the boxes and labels of `detections`.
+    """A copy of `image` with the boxes, labels and scores of `detections`; see `draw_boxes`.
+
+    Args:
+        image: (H, W, 3) RGB uint8.
+        detections: Boxes in pixels of `image`.
+    """
+    texts = [
+        f"{label} {score:.2f}"
+        for label, score in zip(detections.labels, detections.scores, strict=True)
+    ]
+    return draw_boxes(image, detections.boxes_xyxy_px, detections.labels, texts)
+
+
+def draw_boxes(
+    image: UInt8Image,
+    boxes_xyxy_px: NDArray[np.float32],
+    labels: Sequence[str],
+    texts: Sequence[str] | None = None,
+) -> UInt8Image:
+    """A copy of `image` with boxes in the colours of their classes, the most important first.
 
     A picture whose long side is under 400 pixels is enlarged by a whole factor first, so that its
     labels can be read.
 
     Args:
         image: (H, W, 3) RGB uint8.
-        detections: Boxes in pixels of `image`.
+        boxes_xyxy_px: (N, 4) in pixels of `image`.
+        labels: N class names.
+        texts: N texts to write instead of the class names.
     """
     factor = max(1, math.ceil(_SMALLEST_SIDE / max(image.shape[:2])))
     canvas = Image.fromarray(image)
@@ -81,24 +104,35 @@ def draw_detections(image: UInt8Image, detections: Detections) -> UInt8Image:
     line = max(1, round(typical / 300))
     size = max(_SMALLEST_FONT, round(typical / 36))
     size = min(size, max(6, int(canvas.height * 0.8)), max(6, canvas.width // 4))
-    boxes = [tuple(float(v) * factor for v in box) for box in detections.boxes_xyxy_px]
-    texts = [
-        f"{label} {score:.2f}"
-        for label, score in zip(detections.labels, detections.scores, strict=True)
-    ]
-    for box, label in reversed(list(zip(boxes, detections.labels, strict=True))):
+    boxes = [tuple(float(v) * factor for v in box) for box in boxes_xyxy_px]
+    for box, label in reversed(list(zip(boxes, labels, strict=True))):
         _draw_box(pen, box, class_color(label), line, canvas.size)
     placed: list[Rect] = []  # best first, so that the best labels get the best places
-    labels: list[tuple[Rect, str, Font, Color]] = []
-    for box, text, label in zip(boxes, texts, detections.labels, strict=True):
+    tags: list[tuple[Rect, str, Font, Color]] = []
+    for box, text, label in zip(boxes, texts or labels, labels, strict=True):
         font, shown = _font_for(text, size)
         place = _place_label(pen, box, shown, font, canvas.size, placed)
         placed.append(place)
-        labels.append((place, shown, font, class_color(label)))
-    for place, shown, font, color in reversed(labels):
+        tags.append((place, shown, font, class_color(label)))
+    for place, shown, font, color in reversed(tags):
         pen.rectangle(place, fill=color)
         middle = (place[0] + _padding(font), (place[1] + place[3]) / 2)
         pen.text(middle, shown, fill=text_color(color), font=font, anchor="lm")
+    return np.array(canvas)
+
+
+def with_caption(image: UInt8Image, text: str, background: Color = (40, 40, 40)) -> UInt8Image:
+    """`image` under a line of text; a text that is too long is cut."""
+    height, width = image.shape[:2]
+    size = max(_SMALLEST_FONT, min(24, round(width / 30)))
+    font, shown = _font_for(text, size)
+    canvas = Image.new("RGB", (width, height + round(1.6 * size)), background)
+    canvas.paste(Image.fromarray(image), (0, canvas.height - height))
+    pen = ImageDraw.Draw(canvas)
+    while shown and pen.textlength(shown, font=font) > width - size:
+        shown = shown[:-1]
+    middle = (size / 2, (canvas.height - height) / 2)
+    pen.text(middle, shown, fill=text_color(background), font=font, anchor="lm")
     return np.array(canvas)
 
 

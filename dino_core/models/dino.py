@@ -125,6 +125,7 @@ class Dino(nn.Module):
         noise: NoiseDraws | None = None,
         forced_tokens: Tensor | None = None,
         all_layers: bool | None = None,
+        features: Sequence[Tensor] | None = None,
     ) -> DinoOutput:
         """Detect.
 
@@ -136,8 +137,11 @@ class Dino(nn.Module):
             noise: Replay these draws.
             forced_tokens: (B, Q) int64 encoder tokens to select, for comparisons.
             all_layers: Predict from every decoder layer; default: in training mode.
+            features: The backbone's maps of the images, which are then not looked at.
         """
-        maps = self.neck(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        if features is None:
+            features = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        maps = self.neck(features)
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # (B, S, hidden)
         geometry = self._geometry(padding_mask, [(m.shape[-2], m.shape[-1]) for m in maps])
         positions = geometry.positions + self.level_embed[geometry.levels]
@@ -145,14 +149,15 @@ class Dino(nn.Module):
         chosen = self.query_selection(memory, geometry, forced_tokens)
 
         content = self.tgt_embed.weight[: chosen.logits.shape[1]]
-        content = content.expand(len(images), -1, -1)
+        content = content.expand(len(padding_mask), -1, -1)
         anchors, blocked, layout = chosen.anchors_logit, None, DenoisingLayout(1, 0)
-        if targets is not None:
+        if targets is not None and self.config.dn_number > 0:
             noised = denoising_queries(targets, self.label_enc, self.config, generator, noise)
             layout = noised.layout
             content = torch.cat([noised.content, content], dim=1)
             anchors = torch.cat([noised.anchors_logit, anchors], dim=1)
-            blocked = attention_mask(layout, chosen.logits.shape[1], images.device)
+            blocked = attention_mask(layout, chosen.logits.shape[1], padding_mask.device)
+        if targets is not None:
             # DDP needs every parameter in every graph, also where the batch has no boxes.
             content = content + self.label_enc.weight[0, 0] * 0.0
         decoded = self.decoder(
@@ -165,7 +170,7 @@ class Dino(nn.Module):
         )
         split = layout.num_queries
         denoising = None
-        if targets is not None:
+        if targets is not None and self.config.dn_number > 0:
             denoising = DenoisingOutput(
                 decoded.logits[:, :, :split], decoded.boxes_cxcywh[:, :, :split], layout
             )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dino_core.config import PreprocessConfig
 from dino_core.errors import DataError
@@ -123,12 +123,13 @@ def _pillow_to_rgb(image: Image.Image) -> UInt8Image:
         raise DataError(f"an image of {image.width}x{image.height} pixels has no content")
     # a damaged EXIF block says nothing about the orientation
     with contextlib.suppress(ValueError, TypeError, KeyError, SyntaxError, OSError):
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # without, it makes a copy
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         return to_rgb_array(_to_eight_bits(image))
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         return _on_white(image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _on_white(image: Image.Image) -> UInt8Image:
@@ -223,8 +224,8 @@ def normalise(image: UInt8Image, config: PreprocessConfig) -> NDArray[np.float32
     """(H, W, 3) uint8 to (3, H, W) float32: (value / 255 - mean) / std per channel."""
     table = _normalised_levels(config.mean, config.std)
     result = np.empty((3, *image.shape[:2]), np.float32)
-    for channel in range(3):
-        np.take(table[channel], image[:, :, channel], out=result[channel])
+    for channel in range(3):  # no level is out of range; the default mode looks, in a copy
+        np.take(table[channel], image[:, :, channel], out=result[channel], mode="wrap")
     return result
 
 

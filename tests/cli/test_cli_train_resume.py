@@ -23,6 +23,7 @@ STEPS = 8
 RECIPE = {
     "steps": STEPS, "batch": 2, "checkpoint_every_steps": 3, "log_every_steps": 1,
     "augment": '"strong"', "dtype": '"fp32"', "device": '"cpu"',
+    "probe": "false",  # whose passes would be counted
 }  # fmt: skip
 
 # `dino` that sends itself a signal in its nth training pass ("pass"), or when the nth training

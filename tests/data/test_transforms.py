@@ -19,6 +19,7 @@ from dino_core.data.transforms import (
     HorizontalFlip,
     ResizeShortSide,
     SafeCrop,
+    ScaleJitter,
     ScaleTo,
     SizeCrop,
     Transform,
@@ -190,6 +191,27 @@ def test_pad_places_the_corner() -> None:
 def test_scale_to_the_size_of_inference() -> None:
     assert ScaleTo(SMALL, 1.0).final_size((50, 100), np.random.default_rng(0)) == (64, 128)
     assert ScaleTo(SMALL, 0.5, 0.5).final_size((50, 100), np.random.default_rng(0)) == (32, 64)
+
+
+def test_scale_jitter_enlarges_and_shrinks() -> None:
+    widths = []
+    for seed in range(60):
+        scene = scene_of((100, 100), [[30, 20, 70, 60]])
+        jitter = build_transform("default", SMALL, scale=(0.5, 2.0))
+        assert jitter is not None
+        result = jitter(scene, np.random.default_rng(seed))
+        size = jitter.final_size((100, 100), np.random.default_rng(seed))
+        assert result.size_hw == size and 64 <= max(size) <= 128
+        # a pixel of blur at a scale of up to 2.6, and one of rounding
+        np.testing.assert_allclose(bright_box(result), boxes_of(result)[0], atol=3)
+        x1, x2 = boxes_of(result)[0, [0, 2]].tolist()
+        if x1 > 0 and x2 < size[1]:
+            widths.append((x2 - x1) / 40 / 1.28)
+    assert 0.48 < min(widths) < 0.7 and 1.7 < max(widths) < 2.1
+    fixed = ScaleJitter(SMALL, 2.0, 2.0)(scene_of((100, 100), []), np.random.default_rng(0))
+    assert fixed.size_hw == (128, 128)
+    with pytest.raises(ConfigError, match="augment 'published' has no scale_jitter"):
+        build_transform("published", SMALL, scale=(0.5, 2.0))
 
 
 def test_small_boxes_are_dropped() -> None:

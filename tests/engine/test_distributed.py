@@ -10,7 +10,7 @@ from factories import TINY_INPUT, make_coco_dataset, tiny_config
 from processes import two_processes
 from torch import nn
 
-from dino_core.config import TrainConfig
+from dino_core.config import ResolvedConfig
 from dino_core.data.batching import Batch, make_loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.load import load_dataset
@@ -66,7 +66,7 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     assert outputs == [f"({rank}, 2) [2.0, 20.0] False 1.5" for rank in range(2)]
 
 
-RECIPE = TrainConfig(dtype="fp32", device="cpu", clip_norm=1e9)
+RECIPE = ResolvedConfig(dtype="fp32", device="cpu", clip_norm=1e9)
 
 
 def stepper_of() -> Stepper:

@@ -57,7 +57,7 @@ def test_events_and_files_of_a_run(tmp_path: Path, data: DatasetIndex, start: st
     names = {p.name for p in out.iterdir()}
     assert names == {
         "best.safetensors", "last.safetensors", "state", "config.toml", "metrics.csv",
-        "metrics.jsonl", "summary.json", "log.txt",
+        "metrics.jsonl", "summary.json", "log.txt", "plots", "samples", "tensorboard",
     }  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
     assert summary["steps"] == 4 and summary["model"] == "dino-tiny"

@@ -2,43 +2,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from factories import tiny_config
 from torch import nn
 
-from dino_core.config import TrainConfig
-from dino_core.data.records import DatasetIndex, ImageRecord
-from dino_core.detections import ClassMap
+from dino_core.config import ResolvedConfig, TrainConfig
 from dino_core.engine.optimizer import build_optimizer, set_lr
-from dino_core.engine.plan import evaluation_due, plan
+from dino_core.engine.plan import evaluation_due
 from dino_core.engine.schedule import lr_factor
-from dino_core.errors import ConfigError, DataError
 from dino_core.models.dino import Dino
-
-
-def index(count: int, boxes: int = 1) -> DatasetIndex:
-    record = ImageRecord(
-        image_id=1,
-        path=Path("1.png"),
-        width=10,
-        height=10,
-        boxes_xyxy_px=np.tile(np.array([[1, 1, 5, 5]], np.float32), (boxes, 1)),
-        class_indices=np.zeros(boxes, np.int64),
-        is_crowd=np.zeros(boxes, np.bool_),
-        areas=np.full(boxes, 16, np.float32),
-    )
-    classes = ClassMap.from_names(["thing"])
-    return DatasetIndex(Path("somewhere"), "coco", classes, {"train": (record,) * count})
 
 
 class TestGroups:
     def test_backbone_parameters_get_a_tenth_and_all_decay(self) -> None:
         model = Dino(tiny_config())
-        optimizer = build_optimizer(model, TrainConfig(lr=1e-4))
+        optimizer = build_optimizer(model, ResolvedConfig(lr=1e-4))
         names = {id(p): n for n, p in model.named_parameters()}
         rates = {
             names[id(p)]: (group["lr"], group["weight_decay"])
@@ -52,10 +32,26 @@ class TestGroups:
         for name, (lr, _) in rates.items():
             assert lr == pytest.approx(1e-5 if name.startswith("backbone.") else 1e-4)
 
+    def test_sampling_offsets_have_their_own_rate(self) -> None:
+        model = Dino(tiny_config())
+        config = ResolvedConfig(lr=1.0, backbone_lr_factor=0.5, offsets_lr_factor=0.25)
+        names = {id(p): n for n, p in model.named_parameters()}
+        rates: dict[float, set[str]] = {}
+        for group in build_optimizer(model, config).param_groups:
+            assert group["weight_decay"] == config.weight_decay
+            rates.setdefault(group["lr"], set()).update(names[id(p)] for p in group["params"])
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert rates[0.5] == {n for n in trained if n.startswith("backbone.")}
+        # One encoder and two decoder layers with a weight and a bias each.
+        assert len(rates[0.25]) == 6
+        assert all(n.endswith(("sampling_offsets.weight", "sampling_offsets.bias"))
+                   for n in rates[0.25])  # fmt: skip
+        assert rates[1.0] == trained - rates[0.5] - rates[0.25]
+
     def test_frozen_parameters_are_left_out(self) -> None:
         model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
         model["backbone"].requires_grad_(False)
-        optimizer = build_optimizer(model, TrainConfig(lr=0.5))
+        optimizer = build_optimizer(model, ResolvedConfig(lr=0.5))
         assert [len(g["params"]) for g in optimizer.param_groups] == [2]
         assert optimizer.param_groups[0]["lr"] == 0.5
 
@@ -64,7 +60,7 @@ class TestGroups:
         weight = model["head"].weight
         with torch.no_grad():
             weight.fill_(2.0)
-        optimizer = build_optimizer(model, TrainConfig(lr=0.1, weight_decay=0.01))
+        optimizer = build_optimizer(model, ResolvedConfig(lr=0.1, weight_decay=0.01))
         set_lr(optimizer, 0.5)
         weight.grad = torch.tensor([[3.0]])
         optimizer.step()
@@ -98,39 +94,6 @@ class TestSchedule:
         assert lr_factor(config, 9, 1.0, 0) == pytest.approx(0.02)
         quarter = 0.02 + 0.98 * (1 + math.sqrt(0.5)) / 2
         assert lr_factor(config, 9, 0.25, 0) == pytest.approx(quarter)
-
-
-class TestPlan:
-    def test_epochs_count_whole_batches(self) -> None:
-        result = plan(TrainConfig(epochs=3, batch=4, accumulate=2), index(17))
-        assert result.steps_per_epoch == 2  # 4 whole batches, 2 a step
-        assert result.steps == 6
-        assert result.progress(3, 1e9) == 0.5
-
-    def test_minutes_go_by_the_clock(self) -> None:
-        result = plan(TrainConfig(minutes=2.0), index(17))
-        assert result.steps is None
-        assert result.progress(10**6, 30.0) == 0.25
-        assert result.progress(0, 60.0, reserve_s=20.0) == 0.6
-        assert result.progress(0, 500.0) == 1.0
-
-    @pytest.mark.parametrize(("images", "epochs"), [(80, 100), (800, 30), (80_000, 12)])
-    def test_length_from_the_size_of_the_data(self, images: int, epochs: int) -> None:
-        result = plan(TrainConfig(batch=8), index(images))
-        assert result.epochs == pytest.approx(epochs, rel=0.01)
-        assert str(images) in " ".join(result.reasons)
-
-    def test_wrong_settings(self) -> None:
-        with pytest.raises(ConfigError, match="epochs and minutes"):
-            plan(TrainConfig(epochs=1, minutes=1.0), index(4))
-        with pytest.raises(ConfigError, match="batch = 0"):
-            plan(TrainConfig(batch=0), index(4))
-
-    def test_data_without_images_or_boxes(self) -> None:
-        with pytest.raises(DataError, match="no training images"):
-            plan(TrainConfig(), index(0))
-        with pytest.raises(DataError, match="no boxes in 4"):
-            plan(TrainConfig(), index(4, boxes=0))
 
 
 class TestEvaluationShare:

@@ -70,14 +70,17 @@ def assert_same_weights(a: Path, b: Path) -> None:
         assert not different, (name, different[:5])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("accumulate", "mosaic"), [(1, 0.0), (2, 0.0), (1, 0.5), (2, 0.5)])
 def test_stop_and_resume_is_exact(
-    tmp_path: Path, data: DatasetIndex, start: str, accumulate: int
+    tmp_path: Path, data: DatasetIndex, start: str, accumulate: int, mosaic: float
 ) -> None:
-    recipe = replace(RECIPE, accumulate=accumulate)
+    # mosaics end before the third step: within a pass, and with accumulation between two
+    recipe = replace(RECIPE, accumulate=accumulate, mosaic=mosaic, mosaic_until=0.3)
     list(train(recipe, data, tmp_path / "whole", start))
     stop_after(train(recipe, data, tmp_path / "parts", start), 3)  # in the middle of an epoch
-    assert load_state(tmp_path / "parts/state/training.safetensors").counters.step == 3
+    counters = load_state(tmp_path / "parts/state/training.safetensors").counters
+    assert counters.step == 3
+    assert counters.mixed_batches == ((2 if accumulate == 1 else 0) if mosaic else None)
     events = train(recipe, data, tmp_path / "parts", start, resume=True)
     planned = next(events)
     assert isinstance(planned, RunPlanned) and planned.resumed_step == 3

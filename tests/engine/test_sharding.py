@@ -12,33 +12,34 @@ from factories import TINY_INPUT, make_coco_dataset, tiny_checkpoint, tiny_confi
 from processes import two_processes
 
 from dino_core.checkpoints.io import load_checkpoint
-from dino_core.config import TrainConfig
+from dino_core.config import ResolvedConfig
 from dino_core.data.batching import make_loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.load import load_dataset
 from dino_core.engine.events import RunPlanned
 from dino_core.engine.fit import fit
 from dino_core.engine.optimizer import build_optimizer
-from dino_core.engine.run import accumulation
-from dino_core.engine.setup import Start, build_network
+from dino_core.engine.prepare import accumulation
+from dino_core.engine.setup import build_network
 from dino_core.engine.sharding import load_whole, whole
 from dino_core.engine.state import Counters, load_state
 from dino_core.engine.step import Stepper
 from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
 
-RECIPE = TrainConfig(
+RECIPE = ResolvedConfig(
     steps=2, batch=2, accumulate=2, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3,
     augment="none",
 )  # fmt: skip
 
 
-def trained(config: TrainConfig, index: str, rank: int) -> dict[str, torch.Tensor]:
+def trained(config: ResolvedConfig, index: str, rank: int) -> dict[str, torch.Tensor]:
     """Weights and their average after two steps, as `rank` of two processes sees them."""
     dataset = pickle.loads(Path(index).read_bytes())
     torch.manual_seed(0)
-    start = Start(Dino(tiny_config()), TINY_INPUT, None, "")
-    network, ema = build_network(config, start, torch.device("cpu"))
+    network = Dino(tiny_config())
+    network.backbone.fold_batch_norm()
+    ema = build_network(config, network, torch.device("cpu"))
     assert ema is not None
     optimizer = build_optimizer(network, config)
     stepper = Stepper(config, network, ema, optimizer, torch.device("cpu"), torch.float32)

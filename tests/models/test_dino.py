@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,21 @@ def test_denoising_queries_do_not_change_the_matching_ones(model: Dino) -> None:
     torch.testing.assert_close(noised.layer_logits, plain.layer_logits, atol=1e-5, rtol=0)
     assert noised.denoising is not None
     assert noised.denoising.logits.shape[2] == noised.denoising.layout.num_queries > 0
+
+
+def test_no_denoising_queries_where_their_number_is_zero() -> None:
+    """The loss is then that of the matching queries, and still reaches every parameter."""
+    config = replace(tiny_config(), dn_number=0)
+    torch.manual_seed(0)
+    model = Dino(config).train()
+    output = model(*inputs(), TARGETS)
+    assert output.denoising is None
+    assert output.logits.shape == (2, 20, 2)
+    losses = Criterion(LossConfig())(output, TARGETS)
+    torch.testing.assert_close(losses.total, losses.matching.weighted(LossConfig()))
+    losses.total.backward()
+    without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert not without
 
 
 def test_prediction_under_autocast_keeps_scores_and_boxes_in_float32(model: Dino) -> None:

@@ -1,0 +1,138 @@
+"""Backbone maps of training batches on disk: a frozen backbone needs to see each only once.
+
+Images have a fixed number of views instead of new random changes in every pass: pass e shows view
+e modulo `views`. A view's batches stay the same, their order is drawn anew in each pass. Training
+from the cache so equals training without it, bit for bit, whatever of it is on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dino_core.data.batching import Batch, Loader
+from dino_core.data.dataset import DetectionDataset
+from dino_core.errors import DinoError
+from dino_core.models.backbone import Backbone
+from dino_core.targets import Target
+
+_SEED_BITS = 0xFFFFFFFF
+
+Place = tuple[int, int]  # view, number of the batch in it
+
+
+class FeatureCache:
+    """Batches with their backbone maps, a file each, and a loader's place in front of a loader.
+
+    Args:
+        folder: Of this process and these settings alone; made when the first batch is kept.
+        loader: Where batches come from that are not on disk.
+        views: How many different passes there are.
+        seed: Of the order of batches.
+    """
+
+    def __init__(self, folder: Path, loader: Loader, views: int, seed: int) -> None:
+        self.folder, self.views = folder, views
+        self._loader, self._seed = loader, seed
+
+    def __len__(self) -> int:
+        """Batches in one pass."""
+        return len(self._loader)
+
+    @property
+    def dataset(self) -> DetectionDataset:
+        return self._loader.dataset
+
+    def batches(
+        self, epoch: int, skip_batches: int = 0, mixed_batches: int | None = 0
+    ) -> Iterator[Batch]:
+        """The batches of a pass, those that are on disk with `features` instead of images.
+
+        Samples of several images are not kept: their data set has none (`mixed_batches`).
+        """
+        view = epoch % self.views
+        rng = np.random.default_rng((self._seed & _SEED_BITS, epoch))
+        order = rng.permutation(len(self._loader))[skip_batches:].tolist()
+        missing = [number for number in order if not self._path((view, number)).exists()]
+        loaded = self._loader.chosen_batches(view, missing)
+        for number in order:
+            place = (view, number)
+            found = number not in missing
+            yield self._read(place) if found else replace(next(loaded), place=place)
+
+    def with_features(self, batch: Batch, backbone: Backbone, device: torch.device) -> Batch:
+        """`batch` with its backbone maps, which are kept unless an image is missing in it.
+
+        Raises:
+            DinoError: they cannot be written.
+        """
+        if batch.features is not None or not batch.image_ids:
+            return batch
+        images = batch.images.to(device, memory_format=torch.channels_last)
+        with torch.no_grad():
+            batch = replace(batch, features=tuple(backbone(images)))
+        if batch.place is not None and not batch.unreadable:
+            try:
+                self._write(batch, batch.place)
+            except OSError as error:
+                raise DinoError(
+                    f"{self.folder}: backbone features cannot be kept ({error.strerror})",
+                    "free some space, or train with fewer cached_views (0: none)",
+                ) from error
+        return batch
+
+    def remove(self) -> None:
+        """Delete what is on disk."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, place: Place) -> Path:
+        return self.folder / f"{place[0]}-{place[1]}.safetensors"
+
+    def _write(self, batch: Batch, place: Place) -> None:
+        assert batch.features is not None
+        counts = [len(target.labels) for target in batch.targets]
+        tensors: dict[str, Tensor] = {
+            "padding_mask": batch.padding_mask,
+            "image_ids": torch.tensor(batch.image_ids),
+            "counts": torch.tensor(counts),
+            "labels": torch.cat([target.labels for target in batch.targets]),
+            "boxes_cxcywh": torch.cat([target.boxes_cxcywh for target in batch.targets]),
+        }
+        for level, features in enumerate(batch.features):
+            # Channels last, as the backbone gives them: the file keeps no strides.
+            tensors[f"features.{level}"] = features.permute(0, 2, 3, 1).contiguous().cpu()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(place)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(safetensors.torch.save(tensors))
+        os.replace(temporary, path)
+
+    def _read(self, place: Place) -> Batch:
+        """A batch from disk, or from the images where its file is damaged."""
+        try:
+            tensors = safetensors.torch.load_file(self._path(place))
+        except (OSError, SafetensorError):
+            return replace(self._loader.batch(*place), place=place)
+        counts = tensors["counts"].tolist()
+        labels = torch.split(tensors["labels"], counts)
+        boxes = torch.split(tensors["boxes_cxcywh"], counts)
+        levels = sum(name.startswith("features.") for name in tensors)
+        features = (tensors[f"features.{level}"].permute(0, 3, 1, 2) for level in range(levels))
+        mask = tensors["padding_mask"]
+        return Batch(
+            images=torch.empty(len(mask), 3, 0, 0),
+            padding_mask=mask,
+            targets=[Target(*each) for each in zip(labels, boxes, strict=True)],
+            image_ids=tensors["image_ids"].tolist(),
+            features=tuple(features),
+            place=place,
+        )

@@ -1,0 +1,130 @@
+"""What a plan is made from: facts about the data, the model and the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dino_core.config import PreprocessConfig
+from dino_core.data.records import DatasetIndex, ImageRecord
+from dino_core.engine.setup import Start
+from dino_core.errors import DataError
+from dino_core.processing.preprocess import resized_size
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The training split, as the model would see it at its own input size.
+
+    Attributes:
+        images: Training images.
+        boxes: Their boxes, crowds left out.
+        val_images: Validation images.
+        object_px: Median of the boxes' sides (square root of the area) at the model's own input
+            size, in pixels.
+        detail: How many times larger than that input the images are on disk (median, long side).
+    """
+
+    images: int
+    boxes: int
+    val_images: int
+    object_px: float
+    detail: float
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model that a run starts from.
+
+    Attributes:
+        parameters: All of them, frozen ones too.
+        input_px: Long side of its own input.
+        trained: Whether it starts from trained weights.
+    """
+
+    parameters: int
+    input_px: int
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run goes on.
+
+    Attributes:
+        device: "cpu", "cuda" or "mps".
+        cores: Processor cores that this process may use.
+        processes: Training processes, one a device.
+        fits: Most images that go through at a time, as was found out by trying; None: not tried.
+    """
+
+    device: str
+    cores: int
+    processes: int = 1
+    fits: int | None = None
+
+    @classmethod
+    def here(cls, device: torch.device, processes: int) -> Machine:
+        """This machine, its cores shared by the processes on it."""
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+        return cls(device.type, max(1, cores // local), processes)
+
+
+def check_data(dataset: DatasetIndex) -> None:
+    """Raises DataError without training images, or without a box in any."""
+    records = dataset.splits.get("train", ())
+    if not records:
+        raise DataError(f"{dataset.root}: no training images")
+    if not any(boxes_of_images(records)):
+        raise DataError(f"{dataset.root}: no boxes in {len(records)} training images")
+
+
+def data_facts(dataset: DatasetIndex, own_input: PreprocessConfig) -> DataFacts:
+    """Measure the training split of data that `check_data` accepts.
+
+    Args:
+        dataset: The data.
+        own_input: The model's input before any choice.
+    """
+    records = dataset.splits["train"]
+    sides = np.concatenate([_object_sides_px(record, own_input) for record in records])
+    detail = [max(r.height, r.width) / max(_input_hw(r, own_input)) for r in records]
+    return DataFacts(
+        images=len(records),
+        boxes=int(sides.size),
+        val_images=len(dataset.splits.get("val", ())),
+        object_px=float(np.median(sides)),
+        detail=float(np.median(detail)),
+    )
+
+
+def model_facts(start: Start) -> ModelFacts:
+    """What matters of a model that was built."""
+    return ModelFacts(
+        parameters=sum(p.numel() for p in start.model.parameters()),
+        input_px=start.preprocess.max_side,
+        trained=start.report is not None,
+    )
+
+
+def boxes_of_images(records: Sequence[ImageRecord]) -> list[int]:
+    """How many boxes of each image are trained on."""
+    return [int((~record.is_crowd).sum()) for record in records]
+
+
+def _input_hw(record: ImageRecord, own_input: PreprocessConfig) -> tuple[int, int]:
+    return resized_size((record.height, record.width), own_input)
+
+
+def _object_sides_px(record: ImageRecord, own_input: PreprocessConfig) -> np.ndarray:
+    """(N,) square roots of the boxes' areas, in pixels of the network's input."""
+    boxes = record.boxes_xyxy_px[~record.is_crowd].astype(np.float64)
+    sides = np.sqrt(np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None), axis=1))
+    scale: float = max(_input_hw(record, own_input)) / max(record.height, record.width)
+    return np.asarray(sides * scale)

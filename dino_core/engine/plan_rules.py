@@ -1,0 +1,153 @@
+"""The rules by which a run's settings are chosen where nobody gave them.
+
+All their numbers stand at the top, each with its source. A rule is a pure function that returns the
+value and, in a few words for people, why.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dino_core.config import AugmentName, FreezeName
+from dino_core.engine.plan_facts import DataFacts, Machine, ModelFacts
+
+# Images a step: the published total batch (ALGORITHM 26; detrex and mmdet use it too).
+IMAGES_A_STEP = 16
+# A small set takes smaller steps, so that a pass over it still is this many of them ...
+STEPS_AN_EPOCH = 20
+# ... but none so small that the gradient is mostly noise.
+LEAST_IMAGES_A_STEP = 4
+
+# Learning rate: 2e-4 at 8 images is what dino-nano's family was tuned with here, 1e-4 at 16 is the
+# published one (ALGORITHM 26). Other sizes: times the square root of the ratio, which keeps the
+# noise of Adam's steps (Granziol et al., arXiv 2006.09092; Malladi et al., arXiv 2205.10287).
+SMALL_MODEL_PARAMETERS = 20_000_000
+SMALL_MODEL_LR, SMALL_MODEL_IMAGES = 2e-4, 8
+LARGE_MODEL_LR, LARGE_MODEL_IMAGES = 1e-4, 16
+# The published share for a backbone that was trained before; a random one learns like the rest.
+TRAINED_BACKBONE_LR_FACTOR = 0.1
+
+# Length: so many steps, but within so many passes.
+AIM_STEPS = 3000
+MIN_EPOCHS, MAX_EPOCHS = 12, 100
+
+# Steps until the full rate; `schedule.WARMUP_SHARE` keeps it within a tenth of a short run.
+WARMUP_STEPS = 100
+# Memory of the average: official config, `ema_decay`. It grows with the steps (engine/ema.py), so
+# that it is at most a ninth of the run so far, and needs no rule for short runs.
+EMA_DECAY = 0.9997
+
+# Strong augmentation where an image is seen so often, or there are so few, that it is learned by
+# heart.
+STRONG_BELOW_IMAGES = 2000
+STRONG_FROM_EPOCHS = 50
+
+# Input size: objects whose side is under this in the median get a larger input ...
+SMALL_OBJECT_PX = 12.0
+# ... by at most this factor (attention and backbone cost its square), and not beyond the images'
+# own detail, in multiples of this.
+MOST_GROWTH = 2.0
+SIZE_MULTIPLE = 32
+
+# With fewer training images than this the backbone stays as it is; 0: never by itself. Its rate is
+# a tenth already, and the first stages are frozen in every variant.
+FREEZE_BELOW_IMAGES = 0
+
+# Loading processes for a GPU, which outruns one thread; on a CPU they would compete with the step.
+MOST_WORKERS = 8
+# A small set is not worth the seconds that each process takes to start.
+WORKERS_FROM_IMAGES = 500
+
+# Share of the time that evaluation may take.
+EVALUATION_SHARE = 0.15
+
+
+def images_per_step(data: DataFacts, machine: Machine) -> tuple[int, str]:
+    """The images of all processes that make one step."""
+    least = min(LEAST_IMAGES_A_STEP, data.images)
+    fitting = data.images // STEPS_AN_EPOCH
+    wanted = max(2 ** int(math.log2(fitting)) if fitting else 1, least)
+    if wanted >= IMAGES_A_STEP:
+        images, why = IMAGES_A_STEP, "the published total batch"
+    else:
+        images = wanted
+        why = f"{data.images} images still make {data.images // images} steps an epoch"
+    if machine.processes > images:
+        return machine.processes, "one of each process"
+    each = -(-images // machine.processes)
+    return each * machine.processes, why
+
+
+def split(images: int, machine: Machine) -> tuple[int, int, str]:
+    """Images a forward pass, passes a step, and why, for so many images a process and step."""
+    batch, passes = images, 1
+    while machine.fits is not None and batch > max(1, machine.fits):
+        batch, passes = -(-batch // 2), passes * 2
+    if passes > 1:
+        return batch, passes, f"{images} at a time do not fit in memory"
+    return batch, passes, "all at a time" if images > 1 else "one at a time"
+
+
+def lr(images: int, model: ModelFacts) -> tuple[float, str]:
+    """The rate of the head, two digits of it."""
+    small = model.parameters < SMALL_MODEL_PARAMETERS
+    rate, at = (
+        (SMALL_MODEL_LR, SMALL_MODEL_IMAGES) if small else (LARGE_MODEL_LR, LARGE_MODEL_IMAGES)
+    )
+    value = float(f"{rate * math.sqrt(images / at):.1e}")
+    source = "for small models" if small else "published"
+    if images == at:
+        return value, f"{source}, at {at} images a step"
+    return value, f"{rate:g} at {at} images a step ({source}), times sqrt({images}/{at})"
+
+
+def backbone_lr_factor(model: ModelFacts) -> tuple[float, str]:
+    if model.trained:
+        return TRAINED_BACKBONE_LR_FACTOR, "published share for a trained backbone"
+    return 1.0, "the backbone starts from random weights"
+
+
+def steps(steps_per_epoch: float, images: int) -> tuple[int, str]:
+    """The length of a run that nobody gave one."""
+    epochs = min(max(AIM_STEPS / steps_per_epoch, MIN_EPOCHS), MAX_EPOCHS)
+    count = math.ceil(epochs * steps_per_epoch)
+    return count, (
+        f"{epochs:.0f} epochs of {images} images: about {AIM_STEPS} steps, within {MIN_EPOCHS} to "
+        f"{MAX_EPOCHS} epochs"
+    )
+
+
+def augment(data: DataFacts, epochs: float | None) -> tuple[AugmentName, str]:
+    """How much the images are changed; `epochs` is None where the clock decides."""
+    if data.images < STRONG_BELOW_IMAGES:
+        return "strong", f"{data.images} images, fewer than {STRONG_BELOW_IMAGES}"
+    if epochs is not None and epochs >= STRONG_FROM_EPOCHS:
+        return "strong", f"each image is seen {epochs:.0f} times"
+    return "default", f"{data.images} images vary enough"
+
+
+def image_size(data: DataFacts, model: ModelFacts) -> tuple[int, str]:
+    """Long side of the input in pixels."""
+    own = model.input_px
+    median = f"the median object is {data.object_px:.0f} px there"
+    growth = min(SMALL_OBJECT_PX / max(data.object_px, 1e-6), MOST_GROWTH, data.detail)
+    if data.object_px >= SMALL_OBJECT_PX or growth <= 1.0:
+        reason = median if data.detail > 1.0 else "the images hold no more detail"
+        return own, f"the model's own; {reason}"
+    size = -(-math.ceil(own * growth - 1e-6) // SIZE_MULTIPLE) * SIZE_MULTIPLE
+    return max(own, size), f"the model's own is {own}; {median}"
+
+
+def freeze(data: DataFacts, model: ModelFacts) -> tuple[FreezeName, str]:
+    if model.trained and data.images < FREEZE_BELOW_IMAGES:
+        return "backbone", f"{data.images} images are too few to adapt it"
+    return "none", "every part learns, the backbone at its own rate"
+
+
+def workers(data: DataFacts, machine: Machine) -> tuple[int, str]:
+    """Processes that load images."""
+    if machine.device != "cuda":
+        return 0, "a thread; processes would compete with the step for the cores"
+    if data.images < WORKERS_FROM_IMAGES:
+        return 0, f"a thread; {data.images} images are not worth the start of processes"
+    return min(MOST_WORKERS, machine.cores), f"{machine.cores} cores for this process"
