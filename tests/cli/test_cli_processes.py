@@ -22,7 +22,7 @@ from dino_core.engine.state import load_state
 STATE = "state/training.safetensors"
 RECIPE = {
     "steps": 6, "batch": 2, "checkpoint_every_steps": 2, "log_every_steps": 1,
-    "augment": '"strong"', "dtype": '"fp32"', "device": '"cpu"',
+    "augment": '"strong"', "dtype": '"fp32"', "device": '"cpu"', "probe": "false",
 }  # fmt: skip
 
 # `dino` in which, at the first start, process 1 does something in its nth training pass.
