@@ -80,7 +80,11 @@ def one_of_several(device: str) -> Iterator[None]:
             if rank() == 0:
                 yield
             else:
-                with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+                with (
+                    open(os.devnull, "w") as nowhere,
+                    contextlib.redirect_stderr(nowhere),
+                    contextlib.redirect_stdout(nowhere),
+                ):
                     yield
         except typer.Exit:
             raise

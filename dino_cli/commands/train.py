@@ -136,24 +136,22 @@ def train(
         "device": device, "freeze": freeze, "ema": ema, "augment": augment, "patience": patience,
         "seed": seed, "val_split": val_split, "loggers": _loggers(logger),
     }  # fmt: skip
-    where = str(resolve_settings(_source(config, resume), given, assignments or []).train.device)
-    if plan:
-        settings = resolve_settings(_source(config, resume), given, assignments or [])
-        dataset, findings = _load(data, form, resume, settings)
-        name = model or settings.recipe.model or DEFAULT_MODEL
-        _plan(dataset, findings, settings, name, weights, out, as_json, devices)
-        return
+    source = _source(config, resume)
+    where = str(resolve_settings(source, given, assignments or []).train.device)
     if devices is not None and processes.started_by_torchrun():
         processes.check_devices(devices)
-    elif devices is not None and devices > 1:
+    elif devices is not None and devices > 1 and not plan:
         raise typer.Exit(processes.launch(devices, where, context.obj))
     with processes.one_of_several(where):
         restarted = processes.decided_once(lambda: processes.restarted_run(out), where)
         resume = resume or (Path(restarted) if restarted else None)
         settings = resolve_settings(_source(config, resume), given, assignments or [])
-        dataset, findings = _load(data, form, resume, settings)
-        _show_data(dataset, findings)
         name = model or settings.recipe.model or DEFAULT_MODEL
+        dataset, findings = _load(data, form, resume, settings)
+        if plan:
+            _plan(dataset, findings, settings, name, weights, out, as_json, devices)
+            return
+        _show_data(dataset, findings)
         _train(dataset, settings, name, weights, resume, out)
 
 
@@ -221,9 +219,9 @@ def _plan(
     weights: str | None,
     out: Path | None,
     as_json: bool,
-    processes: int | None,
+    devices: int | None,
 ) -> None:
-    """Answer `--plan`."""
+    """Answer `--plan`, for so many processes."""
     from dino_cli.plan_report import print_plan
     from dino_core.engine.fit import plan_run
 
@@ -234,7 +232,7 @@ def _plan(
         model=model,
         weights=weights,
         model_config=model_overrides(settings, model, weights),
-        processes=processes,
+        processes=devices,
     )
     print_plan(event, dataset, findings, as_json)
 

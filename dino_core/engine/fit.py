@@ -31,7 +31,8 @@ from dino_core.engine.interrupts import interrupts_collected
 from dino_core.engine.loggers import LoggerGroup, Opening, open_loggers
 from dino_core.engine.memory import keep_freed_memory
 from dino_core.engine.plan import evaluation_due
-from dino_core.engine.run import Run, prepare
+from dino_core.engine.prepare import prepare
+from dino_core.engine.run import Run
 from dino_core.engine.run_folder import metric_values
 from dino_core.engine.sentinel import BAD_STEPS, MAX_ROLLBACKS
 from dino_core.engine.step import StepMeter, StepResult
@@ -381,6 +382,8 @@ def _summary(run: Run, stopped: str) -> dict[str, Any]:
 
 def _best_per_class(run: Run) -> dict[str, Any] | None:
     """Each class's numbers at the best evaluation, which may be one of an earlier session."""
+    if rank() != 0:  # who alone writes the rows
+        return None
     for row in reversed(run.folder.rows()):
         if row["event"] == "evaluation" and row["step"] == run.counters.best_step:
             return dict(row["per_class"])

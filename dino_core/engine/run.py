@@ -1,15 +1,11 @@
-"""A training run: what is alive while it goes on, how it is built, and how it is saved."""
+"""A training run: what is alive while it goes on, and how it is saved."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +13,38 @@ import torch
 
 from dino_core.checkpoints.io import save_checkpoint
 from dino_core.config import (
-    ModelConfig,
-    PreprocessConfig,
     ResolvedConfig,
-    TrainConfig,
     to_dict,
 )
-from dino_core.data.batching import Loader, ShapeBatches, make_loader
-from dino_core.data.dataset import DetectionDataset
-from dino_core.data.mixing import build_mixing
 from dino_core.data.records import DatasetIndex, ImageRecord
-from dino_core.data.transforms import build_transform
 from dino_core.engine.album import Album
 from dino_core.engine.batches import BatchStream
-from dino_core.engine.choose import choose
 from dino_core.engine.distributed import (
     all_true,
     barrier,
-    is_distributed,
     rank,
     sums,
     world_size,
 )
 from dino_core.engine.ema import Ema
 from dino_core.engine.events import CheckpointSaved, RunPlanned
-from dino_core.engine.feature_cache import FeatureCache
-from dino_core.engine.group import device_of_process, launch_identity, started_by_torchrun
+from dino_core.engine.group import launch_identity, started_by_torchrun
 from dino_core.engine.interrupts import interrupts_deferred
-from dino_core.engine.loggers import check_loggers
-from dino_core.engine.optimizer import build_optimizer
-from dino_core.engine.plan import Forecast, Plan, check_settings, filled, forecast
-from dino_core.engine.plan_facts import Machine, check_data
+from dino_core.engine.plan import Forecast, Plan, forecast
 from dino_core.engine.probe import Trial
 from dino_core.engine.run_folder import RunFolder, RunSettings, metric_values
 from dino_core.engine.setup import (
     Start,
-    average_of,
-    check_options,
-    choose_dtype,
-    start_from,
 )
 from dino_core.engine.sharding import local, whole
 from dino_core.engine.state import (
     Counters,
-    SavedState,
     load_state,
     save_state,
-    seed_everything,
     state_tensors,
 )
 from dino_core.engine.step import Stepper, StepResult
-from dino_core.errors import CheckpointError, ConfigError, DinoError
+from dino_core.errors import CheckpointError, DinoError
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
 
@@ -356,127 +333,3 @@ class Run:
         if sentinel.fp32:
             self.stepper.dtype = torch.float32
         self.stepper.parts = self.counters.parts
-
-
-def prepare(
-    config: TrainConfig,
-    dataset: DatasetIndex,
-    out: Path,
-    model: str,
-    weights: str | Path | None,
-    model_config: ModelConfig | None,
-    resume: bool,
-    processes: int | None = None,
-) -> Run:
-    """Check everything, choose what is left open and build everything; nothing is written.
-
-    `processes` plans for another number of them than train; only a plan can be made then.
-    """
-    check_settings(config)
-    check_data(dataset)
-    check_loggers(config)
-    folder = RunFolder(out)
-    saved: SavedState | None = None
-    if started_by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1 and not is_distributed():
-        raise ConfigError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but they are no process group",
-            "with dino_core.engine.group.process_group(): train(...)",
-        )
-    if resume:
-        config = filled(config, folder.read_settings().train)
-        saved = load_state(folder.state)
-        if saved.meta.classes != dataset.classes:
-            raise ConfigError(f"{out}: the run was started on data with other classes")
-    elif rank() == 0:
-        folder.check_new()
-    counters = Counters(processes=world_size(), planned_processes=world_size())
-    if saved is not None:
-        counters = saved.counters
-        counters.go_on_with(world_size())
-    device, seed = device_of_process(config.device), config.seed
-    check_options(config, device)
-    seed_everything(seed)
-    if saved is not None:
-        start = Start(Dino(saved.meta.model), saved.meta.preprocess, None, "resume")
-    else:
-        start = start_from(model, weights, dataset.classes, model_config)
-    start.model.backbone.fold_batch_norm()  # two passes over every map less
-    network = start.model.to(device)
-    dtype = choose_dtype(config, device)
-    machine = Machine.here(device, processes or counters.planned_processes)
-    sampler_of = partial(_sampler, dataset=dataset, device=device)
-    the_plan, start, trial = choose(
-        config, dataset, start, machine, device, sampler_of, new=saved is None
-    )
-    resolved = the_plan.config
-    if trial is not None:
-        counters.parts = trial.parts
-    ema = average_of(network, resolved, device)
-    optimizer = build_optimizer(network, resolved)
-    if saved is not None:
-        saved.restore(network, ema, optimizer)
-        start = replace(start, origin=str(saved.meta.provenance.get("start", "resume")))
-    stepper = Stepper(resolved, network, ema, optimizer, device, dtype)
-    loader = _loader(resolved, dataset, start, device)
-    if resolved.cached_views:
-        kept = folder.features / _fingerprint(resolved, start.preprocess)
-        stepper.cache = FeatureCache(kept, loader, resolved.cached_views, seed)
-    batches = stepper.cache or loader
-    stream = BatchStream(batches, counters.epoch, counters.batch, counters.mixed_batches)
-    run = Run(
-        dataset=dataset,
-        folder=folder,
-        plan=the_plan,
-        trial=trial,
-        start=start,
-        stepper=stepper,
-        ema=ema,
-        stream=stream,
-        counters=counters,
-        album=Album(folder, dataset, start.preprocess, config.plots and rank() == 0),
-        resumed_step=counters.step,
-        accumulate=accumulation(resolved.accumulate, counters.planned_processes, world_size()),
-        earlier_s=counters.elapsed_s,
-        clock_s=counters.elapsed_s,
-        saved_step=counters.step if saved is not None else -1,
-    )
-    run.take_care()
-    return run
-
-
-def _sampler(
-    config: ResolvedConfig, start: Start, dataset: DatasetIndex, device: torch.device
-) -> ShapeBatches:
-    return _loader(config, dataset, start, device).mixed_sampler()
-
-
-def accumulation(wanted: int, planned_processes: int, processes: int) -> int:
-    """Micro-batches a step that keep its images, where a run goes on with other processes."""
-    return max(1, round(wanted * planned_processes / processes))
-
-
-def _loader(
-    config: ResolvedConfig, dataset: DatasetIndex, start: Start, device: torch.device
-) -> Loader:
-    preprocess = start.preprocess
-    transform = build_transform(config.augment, preprocess, scale=config.scale_jitter)
-    records = dataset.splits["train"]
-    mixing = build_mixing(config.mosaic, config.copy_paste, config.augment, preprocess, records)
-    images = DetectionDataset(records, preprocess, transform, config.seed, mixing)
-    return make_loader(
-        images,
-        config.batch,
-        seed=config.seed,
-        drop_last=True,
-        workers=config.workers,
-        pin_memory=device.type == "cuda",
-        rank=rank(),
-        world_size=world_size(),
-        skip_unreadable=True,
-    )
-
-
-def _fingerprint(config: ResolvedConfig, preprocess: PreprocessConfig) -> str:
-    """A name for all that decides which images stand in which batch, and what they look like."""
-    settings = (to_dict(config), to_dict(preprocess), rank(), world_size())
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]

@@ -79,9 +79,10 @@ def check_options(config: TrainConfig, device: torch.device) -> None:
     """Raises ConfigError where this machine or this start cannot do what is asked for."""
     if config.shard == "fsdp":
         check_sharding()
-        if config.compile:
+        other = "compile" if config.compile else "cached_views" if config.cached_views else ""
+        if other:
             raise ConfigError(
-                "train.compile and train.shard = fsdp: not supported together", "choose one"
+                f"train.{other} and train.shard = fsdp: not supported together", "choose one"
             )
     if config.compile:
         check_compiler(device)

@@ -75,6 +75,8 @@ class Counters:
         Where the numbers do not divide, up to `processes - 1` batches are seen a second time.
         """
         self.batch = self.batch * self.processes // processes
+        if self.mixed_batches is not None:
+            self.mixed_batches = self.mixed_batches * self.processes // processes
         self.processes = processes
 
 

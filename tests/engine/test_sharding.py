@@ -19,7 +19,7 @@ from dino_core.data.load import load_dataset
 from dino_core.engine.events import RunPlanned
 from dino_core.engine.fit import fit
 from dino_core.engine.optimizer import build_optimizer
-from dino_core.engine.run import accumulation
+from dino_core.engine.prepare import accumulation
 from dino_core.engine.setup import average_of
 from dino_core.engine.sharding import load_whole, whole
 from dino_core.engine.state import Counters, load_state
