@@ -10,8 +10,10 @@ import platform
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TOP_PAD_BYTES = 256 * 2**20
@@ -54,6 +56,8 @@ def free_memory_mb(device: torch.device) -> float | None:
     Returns: None where the system does not tell.
     """
     if device.type == "cuda":
+        import torch  # prediction by ONNX Runtime keeps freed memory too, without torch
+
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (free + cached) / 2**20

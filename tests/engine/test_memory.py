@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,9 @@ from dino_core.config import TrainConfig
 from dino_core.data.load import load_dataset
 from dino_core.engine.events import StepDone
 from dino_core.engine.fit import fit
+from dino_core.engine.memory import resident_memory_mb
 
 STEPS, SETTLED = 1000, 300  # the allocator and caches by shape are full by then
-
-
-def _held_mb() -> float:
-    """Memory that this process holds now (Linux: pages of /proc/self/statm)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _live_tensors() -> int:
@@ -41,7 +35,7 @@ def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
     for event in fit(recipe, data, out=tmp_path / "run", model=str(start)):
         if isinstance(event, StepDone) and event.step >= SETTLED:
             steps.append(event.step)
-            memory.append(_held_mb())
+            memory.append(resident_memory_mb())
             if event.step in (SETTLED, STEPS - 50):  # not the end: it saves and summarises
                 tensors.append(_live_tensors())
     slope_mb = float(np.polyfit(steps, memory, 1)[0])
