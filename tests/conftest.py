@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import dino_core
 
 os.environ["PYTHONSAFEPATH"] = "1"  # the source tree has no kernels
 os.environ["PYTHONPATH"] = str(Path(str(dino_core.__file__)).parents[1])
+
+# Started by nohup or by a script's `&`, the tests would inherit that these are ignored, and hand it
+# on to the processes whose reaction to them they test.
+for number, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if signal.getsignal(getattr(signal, number)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, number), usual)
