@@ -49,7 +49,6 @@ CUDA_FLAGS = [
     "-DUSE_CUDA",
     "-cudart",
     "static",
-    "--threads=0",
     "-Xcompiler",
     "-fPIC,-fvisibility=hidden",
 ]
@@ -103,49 +102,37 @@ def torch_flags() -> tuple[list[str], list[str]]:
     return [TORCH_TARGET, *include], [f"-L{base / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
 
 
-def cpu_command(output: str) -> list[str]:
+def cpu_commands(output: str) -> list[list[str]]:
     compile_flags, link_flags = torch_flags()
     compiler = shlex.split(os.environ.get("CXX", "")) or [
         shutil.which("g++") or shutil.which("c++") or "c++"
     ]
     extra = shlex.split(os.environ.get("CXXFLAGS", ""))
-    return [
-        *compiler,
-        *CPU_FLAGS,
-        *extra,
-        *compile_flags,
-        "-shared",
-        *CPU_SOURCES,
-        "-o",
-        output,
-        *link_flags,
-    ]
+    flags = [*CPU_FLAGS, *extra, *compile_flags]
+    return [[*compiler, *flags, "-shared", *CPU_SOURCES, "-o", output, *link_flags]]
 
 
-def cuda_command(output: str) -> list[str]:
+def cuda_commands(output: str) -> list[list[str]]:
+    """Compile, with a thread for each architecture, and link.
+
+    Without threads: nvcc's parallel linking sometimes reads a file before it is written.
+    """
     compile_flags, link_flags = torch_flags()
     code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
     newest = CUDA_ARCHITECTURES[-1]
     code.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # PTX for what comes later
     nvcc = find_nvcc() or "nvcc"
     extra = shlex.split(os.environ.get("NVCC_FLAGS", ""))
-    link = [*link_flags, "-ltorch_cuda"]
+    common = [nvcc, *CUDA_FLAGS, *code, *extra]
+    (source,), compiled = CUDA_SOURCES, f"{output}.o"
     return [
-        nvcc,
-        *CUDA_FLAGS,
-        *code,
-        *extra,
-        *compile_flags,
-        "-shared",
-        *CUDA_SOURCES,
-        "-o",
-        output,
-        *link,
+        [*common, *compile_flags, "--threads=0", "-c", source, "-o", compiled],
+        [*common, "-shared", compiled, "-o", output, *link_flags, "-ltorch_cuda"],
     ]
 
 
 class BuildOperators(build_ext):
-    """Runs one compiler command a library and shows the compiler's words when it fails."""
+    """Runs the compiler and shows its words when it fails."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")).with_suffix(".so"))  # no Python tag: no Python in it
@@ -160,7 +147,18 @@ class BuildOperators(build_ext):
         target = ROOT / self.get_ext_fullpath(ext.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial.so")
-        command = (cuda_command if "cuda" in ext.name else cpu_command)(str(partial))
+        commands = (cuda_commands if "cuda" in ext.name else cpu_commands)(str(partial))
+        try:
+            for command in commands:
+                self.run_compiler(command)
+        except CompileError:
+            partial.unlink(missing_ok=True)
+            raise
+        finally:
+            Path(f"{partial}.o").unlink(missing_ok=True)
+        partial.replace(target)  # whoever has the old one loaded keeps it
+
+    def run_compiler(self, command: list[str]) -> None:
         print(shlex.join(command), flush=True)
         try:
             result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -168,11 +166,9 @@ class BuildOperators(build_ext):
             raise CompileError(f"cannot run {command[0]}: {error}; {self.advice()}") from error
         sys.stderr.write(result.stderr)
         if result.returncode != 0:
-            partial.unlink(missing_ok=True)
             raise CompileError(
                 f"{command[0]} failed:\n{result.stdout}{result.stderr}\n{self.advice()}"
             )
-        partial.replace(target)  # whoever has the old one loaded keeps it
 
     @staticmethod
     def advice() -> str:
