@@ -65,7 +65,7 @@ def check(
 
 def _check(dataset: DatasetIndex) -> CheckReport:
     """Run the check with progress on stderr."""
-    from dino_core.data.check.images import usable_cores
+    from dino_core.cores import usable_cores
     from dino_core.data.check.run import ImagesDecoded, check_steps
 
     images = sum(map(len, dataset.splits.values()))

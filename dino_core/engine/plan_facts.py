@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dino_core.config import PreprocessConfig
+from dino_core.cores import usable_cores
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.engine.setup import Start
 from dino_core.errors import DataError
@@ -70,10 +71,8 @@ class Machine:
     @classmethod
     def here(cls, device: torch.device, processes: int) -> Machine:
         """This machine, its cores shared by the processes on it."""
-        affinity = getattr(os, "sched_getaffinity", None)
-        cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
-        return cls(device.type, max(1, cores // local), processes)
+        return cls(device.type, max(1, usable_cores() // local), processes)
 
 
 def check_data(dataset: DatasetIndex) -> None:

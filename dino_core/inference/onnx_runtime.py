@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_core.cores import usable_cores
 from dino_core.errors import CheckpointError, ConfigError
 from dino_core.metadata import METADATA_KEY, from_json
 
@@ -104,7 +104,8 @@ def _open_session(path: Path, device: str, threads: int | None) -> Any:
     except ImportError as error:
         raise CheckpointError(f"{path}: running ONNX needs onnxruntime", _INSTALL_HINT) from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or _available_cpus()
+    # onnxruntime would count the cores of the whole machine.
+    options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 3  # errors only: the rest is for developers of onnxruntime
     providers = _providers(device, onnxruntime.get_available_providers())
     try:
@@ -128,13 +129,6 @@ def _providers(device: str, available: list[str]) -> list[Any]:
             "pip install onnxruntime-gpu, or --device cpu",
         )
     return [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]
-
-
-def _available_cpus() -> int:
-    """CPUs this process may use (onnxruntime would count those of the whole machine)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _metadata_text(path: Path, session: Any) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import multiprocessing
-import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -143,10 +142,3 @@ def examine_all(paths: Sequence[Path], workers: int) -> Iterator[ImageFacts]:
 
 def _leave_interrupts_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
