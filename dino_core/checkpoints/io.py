@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dino_core.errors import CheckpointError
+from dino_core.files import part_path
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
 from dino_core.models.dino import Dino
 
@@ -150,7 +151,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             first[key] = name
             kept[name] = _own_memory(tensor.detach().cpu().contiguous())
     everything = {**metadata, **({_ALIASES_KEY: json.dumps(aliases)} if aliases else {})}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = part_path(path)
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask says; safetensors itself makes it 0600

@@ -7,7 +7,6 @@ from the cache so equals training without it, bit for bit, whatever of it is on 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +21,7 @@ from torch import Tensor
 from dino_core.data.batching import Batch, Loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.errors import DinoError
+from dino_core.files import whole_file
 from dino_core.models.backbone import Backbone
 from dino_core.targets import Target
 
@@ -110,11 +110,8 @@ class FeatureCache:
         for level, features in enumerate(batch.features):
             # Channels last, as the backbone gives them: the file keeps no strides.
             tensors[f"features.{level}"] = features.permute(0, 2, 3, 1).contiguous().cpu()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(place)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(safetensors.torch.save(tensors))
-        os.replace(temporary, path)
+        with whole_file(self._path(place)) as file:
+            file.write(safetensors.torch.save(tensors))
 
     def _read(self, place: Place) -> Batch:
         """A batch from disk, or from the images where its file is damaged."""

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 from dino_core.config import TrainConfig, to_dict
 from dino_core.engine.events import EvaluationDone, Event, RunPlanned, StepDone, Warned
-from dino_core.engine.run_folder import RunFolder, write_text
+from dino_core.engine.run_folder import RunFolder
 from dino_core.errors import ConfigError, DinoError
+from dino_core.files import write_text
 
 _PACKAGES = {
     "tensorboard": ("tensorboard", "logging"),
@@ -198,7 +199,7 @@ def remembered_id(folder: RunFolder, name: str, make: Callable[[], str]) -> tupl
     if path.exists():
         return path.read_text(encoding="utf-8").strip(), False
     fresh = make()
-    write_text(path, fresh + "\n")
+    write_text(path, fresh + "\n", durable=True)
     return fresh, True
 
 

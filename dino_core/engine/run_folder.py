@@ -6,7 +6,6 @@ import contextlib
 import csv
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from dino_core.config import (
 from dino_core.engine.class_table import class_lines
 from dino_core.engine.events import EvaluationDone, Event, RunFinished, StepDone, Warned
 from dino_core.errors import ConfigError, DinoError
+from dino_core.files import write_text
 
 _COLUMNS = (
     "step", "epoch", "lr", "loss", "loss_class", "loss_bbox", "loss_giou", "grad_norm",
@@ -124,14 +124,14 @@ class RunFolder:
                 "preprocess": to_dict(settings.preprocess),
                 "data": settings.data,
             }
-            write_text(self.config, dump_toml(tables))
+            write_text(self.config, dump_toml(tables), durable=True)
         except OSError as error:
             raise ConfigError(f"{self.root}: cannot be written ({error.strerror})") from error
 
     def mark_launch(self, identity: Mapping[str, str]) -> None:
         """Note which start of torchrun the run is of, for the processes after a restart."""
         with self._writing():
-            write_text(self.launch, json.dumps(dict(identity)) + "\n")
+            write_text(self.launch, json.dumps(dict(identity)) + "\n", durable=True)
 
     def launched_as(self) -> dict[str, str]:
         """What `mark_launch` noted; empty where it did not."""
@@ -171,7 +171,9 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         with self._writing():
-            write_text(self.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+            write_text(
+                self.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n", durable=True
+            )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -201,8 +203,8 @@ class RunFolder:
 
     def clear_up(self, step: int) -> None:
         """Remove what a killed run left: half-written files, and rows of steps after `step`."""
-        for folder in (self.root, self.state.parent, self.plots, self.samples):
-            for path in (*folder.glob(".*.tmp"), *folder.glob(".*.part")):
+        for folder in (self.root, self.state.parent, self.features, self.plots, self.samples):
+            for path in folder.glob(".*.part"):
                 path.unlink(missing_ok=True)
         with self._writing():
             self.forget_after(step)
@@ -211,26 +213,17 @@ class RunFolder:
         """Drop the rows of steps after `step` from the tables: they are done again."""
         if self.metrics_jsonl.exists():
             lines = self.metrics_jsonl.read_text(encoding="utf-8").splitlines()
-            write_text(self.metrics_jsonl, "".join(f"{x}\n" for x in lines if _is_kept(x, step)))
+            write_text(
+                self.metrics_jsonl,
+                "".join(f"{x}\n" for x in lines if _is_kept(x, step)),
+                durable=True,
+            )
         if self.metrics_csv.exists():
             with self.metrics_csv.open(newline="", encoding="utf-8") as file:
                 header, *rows = list(csv.reader(file)) or [list(_COLUMNS)]
             kept = [r for r in rows if len(r) == len(header) and int(r[0] or 0) <= step]
             text = "".join(",".join(row) + "\n" for row in [header, *kept])
-            write_text(self.metrics_csv, text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            write_text(self.metrics_csv, text, durable=True)
 
 
 def metric_values(metrics: Any) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from dino_core.errors import DinoError
+from dino_core.files import whole_file
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -21,22 +21,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         DinoError: it cannot be written, e.g. the disk is full.
     """
-    part = part_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with whole_file(path) as file:
             yield file
-        os.replace(part, path)
     except OSError as error:
         raise write_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def part_path(path: Path) -> Path:
-    """Where a file lies while it is being written: hidden, in the same folder."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def write_error(path: Path, error: OSError) -> DinoError:

@@ -92,7 +92,7 @@ def assert_same_run(whole: Path, parts: Path) -> None:
     assert any(n.startswith("optimizer.") for n in theirs)
     rows = [json.loads(x) for x in (parts / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if r["event"] == "step"] == list(range(1, STEPS + 1))
-    assert not list(parts.rglob("*.tmp"))
+    assert not list(parts.rglob(".*.part"))
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(
     assert "the disk is full" in message and f"MiB in {parts}" in message
     assert f"dino train --resume {parts}" in message
     assert load_state(parts / STATE).counters.step == 0
-    assert not list(parts.rglob("*.tmp"))
+    assert not list(parts.rglob(".*.part"))
     assert run(["train", "--resume", str(parts)]) == 0
     assert_same_run(whole, parts)
 

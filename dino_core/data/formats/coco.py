@@ -19,7 +19,6 @@ from dino_core.data.formats.coco_json import (
 from dino_core.data.formats.images import (
     copy_images,
     unique_names,
-    write_text,
     writing_failed,
 )
 from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
@@ -34,6 +33,7 @@ from dino_core.data.formats.repairs import Repairs
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
+from dino_core.files import write_text
 
 _DIGITS = 5  # after the point, in written boxes
 _KNOWN = {

@@ -23,7 +23,6 @@ from dino_core.data.formats.images import (
     copy_images,
     number_text,
     unique_names,
-    write_text,
     writing_failed,
 )
 from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
@@ -40,6 +39,7 @@ from dino_core.data.formats.repairs import Repairs
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
+from dino_core.files import write_text
 
 _HEADER = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "split")
 

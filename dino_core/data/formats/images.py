@@ -98,18 +98,6 @@ def number_text(value: np.float32) -> str:
     return np.format_float_positional(value, trim="-")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def writing_failed(folder: Path, error: OSError) -> DataError:
     """The error for a full disk, a missing permission and the like."""
     return DataError(f"{folder}: cannot be written ({error.strerror or error})")

@@ -19,7 +19,6 @@ from dino_core.data.formats.images import (
     copy_images,
     number_text,
     unique_names,
-    write_text,
     writing_failed,
 )
 from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
@@ -43,6 +42,7 @@ from dino_core.data.formats.voc_xml import (
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
+from dino_core.files import write_text
 
 _SUFFIXES = sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix != ".png", suffix))
 

@@ -14,7 +14,6 @@ from dino_core.data.formats.images import (
     copy_images,
     unique_names,
     upright_size,
-    write_text,
     writing_failed,
 )
 from dino_core.data.formats.losses import lost_areas, lost_crowds, lost_flags
@@ -23,6 +22,7 @@ from dino_core.data.formats.yolo_files import YoloFiles, find_yolo, label_path
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
+from dino_core.files import write_text
 
 _FIELDS = "class cx cy w h"
 _LARGEST_FRACTION = 2.0  # a larger coordinate was meant as pixels
