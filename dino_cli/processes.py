@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dino_cli import errors, render
+from dino_core.cores import usable_cores
 from dino_core.errors import ConfigError, DinoError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def launch(devices: int, device: str, argv: Sequence[str]) -> int:
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         check_gpus(devices)
     elif "OMP_NUM_THREADS" not in os.environ:  # else each process would use every core
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // devices))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // devices))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN_S)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak
     config = LaunchConfig(
