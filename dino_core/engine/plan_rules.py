@@ -13,19 +13,23 @@ from dino_core.engine.plan_facts import DataFacts, Machine, ModelFacts
 
 # Images a step: the published total batch (ALGORITHM 26; detrex and mmdet use it too).
 IMAGES_A_STEP = 16
-# A small set takes smaller steps, so that a pass over it still is this many of them ...
-STEPS_AN_EPOCH = 20
+# A small set takes smaller steps, so that a pass over it still is this many of them (with as many
+# images seen, steps of 4 did better than steps of 8 on bccd: RESULTS.md, "Fine-tuning") ...
+STEPS_AN_EPOCH = 40
 # ... but none so small that the gradient is mostly noise.
 LEAST_IMAGES_A_STEP = 4
 
-# Learning rate: 2e-4 at 8 images is what dino-nano's family was tuned with here, 1e-4 at 16 is the
-# published one (ALGORITHM 26). Other sizes: times the square root of the ratio, which keeps the
-# noise of Adam's steps (Granziol et al., arXiv 2006.09092; Malladi et al., arXiv 2205.10287).
+# Learning rate: 6e-4 at 4 images is what fine-tuning dino-nano did best with (RESULTS.md,
+# "Fine-tuning"), 1e-4 at 16 is the published one (ALGORITHM 26). Other sizes: times the square
+# root of the ratio, which keeps the noise of Adam's steps (Granziol et al., arXiv 2006.09092;
+# Malladi et al., arXiv 2205.10287).
 SMALL_MODEL_PARAMETERS = 20_000_000
-SMALL_MODEL_LR, SMALL_MODEL_IMAGES = 2e-4, 8
+SMALL_MODEL_LR, SMALL_MODEL_IMAGES = 6e-4, 4
 LARGE_MODEL_LR, LARGE_MODEL_IMAGES = 1e-4, 16
-# The published share for a backbone that was trained before; a random one learns like the rest.
-TRAINED_BACKBONE_LR_FACTOR = 0.1
+# A backbone that was trained before: the published share, and what did better for dino-nano. A
+# random one learns like the rest.
+LARGE_BACKBONE_LR_FACTOR = 0.1
+SMALL_BACKBONE_LR_FACTOR = 0.5
 
 # Length: so many steps, but within so many passes.
 AIM_STEPS = 3000
@@ -59,7 +63,7 @@ MOST_WORKERS = 8
 WORKERS_FROM_IMAGES = 500
 
 # Share of the time that evaluation may take.
-EVALUATION_SHARE = 0.15
+EVALUATION_SHARE = 0.08
 
 
 def images_per_step(data: DataFacts, machine: Machine) -> tuple[int, str]:
@@ -90,7 +94,7 @@ def split(images: int, machine: Machine) -> tuple[int, int, str]:
 
 def lr(images: int, model: ModelFacts) -> tuple[float, str]:
     """The rate of the head, two digits of it."""
-    small = model.parameters < SMALL_MODEL_PARAMETERS
+    small = _is_small(model)
     rate, at = (
         (SMALL_MODEL_LR, SMALL_MODEL_IMAGES) if small else (LARGE_MODEL_LR, LARGE_MODEL_IMAGES)
     )
@@ -102,9 +106,15 @@ def lr(images: int, model: ModelFacts) -> tuple[float, str]:
 
 
 def backbone_lr_factor(model: ModelFacts) -> tuple[float, str]:
-    if model.trained:
-        return TRAINED_BACKBONE_LR_FACTOR, "published share for a trained backbone"
-    return 1.0, "the backbone starts from random weights"
+    if not model.trained:
+        return 1.0, "the backbone starts from random weights"
+    if _is_small(model):
+        return SMALL_BACKBONE_LR_FACTOR, "measured, for small models"
+    return LARGE_BACKBONE_LR_FACTOR, "published share for a trained backbone"
+
+
+def _is_small(model: ModelFacts) -> bool:
+    return model.parameters < SMALL_MODEL_PARAMETERS
 
 
 def steps(steps_per_epoch: float, images: int) -> tuple[int, str]:
