@@ -105,7 +105,7 @@ def plan(config: TrainConfig, data: DataFacts, model: ModelFacts, machine: Machi
     """
     check_settings(config)
     made = _Decisions(config)
-    batch, accumulate = _step_size(config, data, machine, made)
+    batch, accumulate = _step_size(config, data, model, machine, made)
     images = batch * accumulate * machine.processes
     # Whole batches count: a last, smaller one is left out, unless it is the only one.
     steps_per_epoch = max(1, data.images // batch) / (accumulate * machine.processes)
@@ -162,10 +162,10 @@ class _Decisions:
 
 
 def _step_size(
-    config: TrainConfig, data: DataFacts, machine: Machine, made: _Decisions
+    config: TrainConfig, data: DataFacts, model: ModelFacts, machine: Machine, made: _Decisions
 ) -> tuple[int, int]:
     """Images a forward pass and passes a step of each process."""
-    images, reason = rules.images_per_step(data, machine)
+    images, reason = rules.images_per_step(data, model, machine)
     asked, processes = config.images_per_step, machine.processes
     if asked is not None:
         images, reason = asked, AS_ASKED

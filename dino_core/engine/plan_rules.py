@@ -11,8 +11,13 @@ import math
 from dino_core.config import AugmentName, FreezeName
 from dino_core.engine.plan_facts import DataFacts, Machine, ModelFacts
 
-# Images a step: the published total batch (ALGORITHM 26; detrex and mmdet use it too).
-IMAGES_A_STEP = 16
+# Models under this size learn by the numbers that dino-nano was tuned with.
+SMALL_MODEL_PARAMETERS = 20_000_000
+
+# Images a step: the published total batch (ALGORITHM 26; detrex and mmdet use it too), and that
+# which dino-nano was trained with.
+LARGE_IMAGES_A_STEP = 16
+SMALL_IMAGES_A_STEP = 8
 # A small set takes smaller steps, so that a pass over it still is this many of them (with as many
 # images seen, steps of 4 did better than steps of 8 on bccd: RESULTS.md, "Fine-tuning") ...
 STEPS_AN_EPOCH = 40
@@ -23,7 +28,6 @@ LEAST_IMAGES_A_STEP = 4
 # "Fine-tuning"), 1e-4 at 16 is the published one (ALGORITHM 26). Other sizes: times the square
 # root of the ratio, which keeps the noise of Adam's steps (Granziol et al., arXiv 2006.09092;
 # Malladi et al., arXiv 2205.10287).
-SMALL_MODEL_PARAMETERS = 20_000_000
 SMALL_MODEL_LR, SMALL_MODEL_IMAGES = 6e-4, 4
 LARGE_MODEL_LR, LARGE_MODEL_IMAGES = 1e-4, 16
 # A backbone that was trained before: the published share, and what did better for dino-nano. A
@@ -66,13 +70,14 @@ WORKERS_FROM_IMAGES = 500
 EVALUATION_SHARE = 0.08
 
 
-def images_per_step(data: DataFacts, machine: Machine) -> tuple[int, str]:
+def images_per_step(data: DataFacts, model: ModelFacts, machine: Machine) -> tuple[int, str]:
     """The images of all processes that make one step."""
     least = min(LEAST_IMAGES_A_STEP, data.images)
     fitting = data.images // STEPS_AN_EPOCH
     wanted = max(2 ** int(math.log2(fitting)) if fitting else 1, least)
-    if wanted >= IMAGES_A_STEP:
-        images, why = IMAGES_A_STEP, "the published total batch"
+    most = SMALL_IMAGES_A_STEP if _is_small(model) else LARGE_IMAGES_A_STEP
+    if wanted >= most:
+        images, why = most, "as dino-nano's" if _is_small(model) else "the published total batch"
     else:
         images = wanted
         why = f"{data.images} images still make {data.images // images} steps an epoch"

@@ -37,28 +37,35 @@ def reason(result: Plan, name: str) -> str:
 class TestStepSize:
     @pytest.mark.parametrize(
         ("images", "expected"),
+        [(1, 1), (3, 3), (7, 4), (40, 4), (205, 4), (319, 4), (320, 8), (118_000, 8)],
+    )  # fmt: skip
+    def test_images_a_step_of_a_small_model(self, images: int, expected: int) -> None:
+        assert planned(images).config.images_per_step == expected
+
+    @pytest.mark.parametrize(
+        ("images", "expected"),
         [(1, 1), (3, 3), (7, 4), (40, 4), (205, 4), (319, 4), (320, 8), (639, 8), (640, 16),
          (118_000, 16)],
     )  # fmt: skip
     def test_images_a_step(self, images: int, expected: int) -> None:
-        result = planned(images)
+        result = planned(images, LARGE)
         config = result.config
         assert config.images_per_step == config.batch * config.accumulate == expected
 
     def test_larger_sets_take_larger_steps_and_keep_forty_an_epoch(self) -> None:
-        steps = [planned(n).config.images_per_step for n in range(1, 700)]
+        steps = [planned(n, LARGE).config.images_per_step for n in range(1, 700)]
         assert steps == sorted(steps)
-        assert all(planned(n).steps_per_epoch >= 40 for n in range(160, 2000, 7))
+        assert all(planned(n, LARGE).steps_per_epoch >= 40 for n in range(160, 2000, 7))
 
     def test_processes_share_the_step(self) -> None:
         for processes, batch in ((1, 16), (2, 8), (8, 2), (16, 1), (32, 1)):
-            config = planned(10_000, machine=replace(CPU, processes=processes)).config
+            config = planned(10_000, LARGE, machine=replace(CPU, processes=processes)).config
             assert (config.batch, config.accumulate) == (batch, 1)
             assert config.images_per_step == max(16, processes)
 
     def test_what_fits_splits_the_step(self) -> None:
         for fits, batch, passes in ((16, 16, 1), (15, 8, 2), (3, 2, 8), (1, 1, 16)):
-            result = planned(10_000, machine=replace(CPU, fits=fits))
+            result = planned(10_000, LARGE, machine=replace(CPU, fits=fits))
             assert (result.config.batch, result.config.accumulate) == (batch, passes)
             assert result.config.images_per_step == 16
             if passes > 1:
@@ -184,9 +191,9 @@ def test_loading_processes_are_for_gpus_and_larger_sets() -> None:
     gpu = Machine("cuda", cores=16)
     assert planned(10_000).config.workers == 0
     assert planned(100, machine=gpu).config.workers == 0
-    assert planned(10_000, machine=gpu).config.workers == 8
-    assert planned(10_000, machine=replace(gpu, cores=3)).config.workers == 3
-    assert planned(10_000, machine=gpu, workers=1).config.workers == 1
+    assert planned(10_000, LARGE, machine=gpu).config.workers == 8
+    assert planned(10_000, LARGE, machine=replace(gpu, cores=3)).config.workers == 3
+    assert planned(10_000, LARGE, machine=gpu, workers=1).config.workers == 1
 
 
 @pytest.mark.parametrize(
