@@ -89,9 +89,10 @@ def study(args: argparse.Namespace, folders: Sequence[Path], model: str) -> Iter
         steps=args.steps,
         batch=args.batch,
         lr=args.lr,
-        warmup_steps=args.steps // 10,
         eval_every_epochs=10**6,  # only at the end
         probe=False,
+        plots=False,
+        loggers=("csv",),
     )
     settings = list(SETTINGS)[: 2 if args.tiny else None]
     for seed, setting, folder in itertools.product(range(args.seeds), settings, folders):
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--model", default="dino-nano")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--lr", type=float, help="default: as `dino train` chooses")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--log", type=Path, help="JSONL, a line a run; read again to go on")
     args = parser.parse_args()
