@@ -40,7 +40,7 @@ def test_json_and_nothing_written(
     assert answer["images_per_step"] == answer["train"]["batch"] == 4
     decisions = {d["name"]: d for d in answer["decisions"]}
     assert decisions["epochs"]["reason"].startswith("as asked")
-    assert decisions["augment"]["value"] == "strong" == answer["train"]["augment"]
+    assert decisions["augment"]["value"] == "default" == answer["train"]["augment"]
     assert decisions["augment"]["option"] == "--augment"
     assert answer["worst_batch"]["images"] == 4
     assert answer["worst_batch"]["memory_mb"] > 0

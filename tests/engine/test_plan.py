@@ -157,12 +157,10 @@ class TestLength:
 
 
 class TestPictures:
-    def test_strong_augmentation_for_few_images_or_many_passes(self) -> None:
-        assert planned(1999).config.augment == "strong"
-        assert planned(2000).config.augment == "default"
+    def test_strong_augmentation_for_many_passes(self) -> None:
         assert planned(2000, epochs=49).config.augment == "default"
         assert planned(2000, epochs=50).config.augment == "strong"
-        assert planned(2000, minutes=5.0).config.augment == "default"
+        assert planned(50, minutes=5.0).config.augment == "default"
         assert planned(10, augment="none").config.augment == "none"
 
     def size(self, object_px: float, detail: float = 4.0, **asked: Any) -> int | None:
