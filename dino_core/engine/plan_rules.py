@@ -47,7 +47,7 @@ EMA_DECAY = 0.9997
 
 # Strong augmentation where an image is seen so often that it is learned by heart. bccd did no
 # better with it in 35 passes (RESULTS.md, "Fine-tuning"); the training of dino-nano needed it after
-# 15 passes of 4,727 images. How many passes fit into given minutes is not known when this is chosen.
+# 15 passes of 4,727 images. How many passes fit into given minutes is not known yet then.
 STRONG_FROM_EPOCHS = 50
 
 # Input size: objects whose side is under this in the median get a larger input ...
