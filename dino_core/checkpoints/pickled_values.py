@@ -137,6 +137,8 @@ class _Values:
             "__builtin__.set": self.set,  # its name in the protocol that torch.save writes
             "builtins.frozenset": self.frozen_set,
             "__builtin__.frozenset": self.frozen_set,
+            "builtins.bytes": self.no_bytes,
+            "__builtin__.bytes": self.no_bytes,
             "torch.Size": self.size,
             "_codecs.encode": self.encode,  # bytes, in that protocol
             "torch._utils._rebuild_tensor": self.tensor,
@@ -172,6 +174,9 @@ class _Values:
 
     def size(self, values: Any = ()) -> tuple[int, ...]:
         return tuple(whole_number(v, "torch.Size") for v in _list(values))
+
+    def no_bytes(self) -> bytes:
+        return b""  # what protocols without bytes write for empty ones
 
     def encode(self, text: Any, encoding: Any = "") -> bytes:
         if type(text) is not str or encoding not in ("latin1", "latin-1"):

@@ -178,7 +178,7 @@ def _read_legacy(buffer: mmap.mmap) -> Any:
 
     reader = machine(Budget(len(buffer)), persistent)
     first = reader.load(buffer)
-    if first != _LEGACY_MAGIC or type(first) is not int:
+    if type(first) is not int or first != _LEGACY_MAGIC:
         return first
     for _ in ("protocol version", "machine"):
         reader.load(buffer)
