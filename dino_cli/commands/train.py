@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from dino_cli import errors, options, output, processes, render
+from dino_cli import errors, model_view, options, output, processes, render
 from dino_cli.settings import Settings, model_overrides, resolve_settings
 from dino_core.config import LOGGERS
 from dino_core.errors import ConfigError
@@ -148,6 +148,8 @@ def train(
         settings = resolve_settings(_source(config, resume), given, assignments or [])
         name = model or settings.recipe.model or DEFAULT_MODEL
         dataset, findings = _load(data, form, resume, settings)
+        if resume is None:
+            model_view.ensure(weights or name)
         if plan:
             _plan(dataset, findings, settings, name, weights, out, as_json, devices)
             return
