@@ -44,7 +44,8 @@ def list_models(
         print(json.dumps({"schema": 1, "models": rows}, ensure_ascii=False))
         return
     columns = model_view.COLUMNS
-    render.print_table(columns, [[row.get(c) for c in columns] for row in rows])
+    cells = [{**row, "ap": f"{row['ap']:.3f}" if "ap" in row else None} for row in rows]
+    render.print_table(columns, [[row.get(c) for c in columns] for row in cells])
 
 
 @app.command(

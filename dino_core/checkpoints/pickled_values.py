@@ -28,6 +28,7 @@ STORAGE_DTYPES = {
 
 _COPIES = 16  # of the file's size: what all values together may take
 _SMALL_FILE = 1 << 20
+_ALWAYS = 4 << 30  # bytes: what expanded tensors may come to in a file of any size
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(?:\?|b1|[iuf][1248]|c8|c16)")
 _MAX_DIMENSIONS = 64
 
@@ -40,14 +41,27 @@ class Budget:
     """
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self._left = _COPIES * max(size, _SMALL_FILE)
+        self._size = size
+        self._copies = _COPIES * max(size, _SMALL_FILE)
+        self._views = _COPIES * size + _ALWAYS
 
-    def take(self, count: int, what: str) -> None:
-        """Raises Malformed when `count` bytes more are too many."""
-        self._left -= count
-        if self._left < 0:
-            raise Malformed(f"{what} claims {amount(count)}; the file has {amount(self.size)}")
+    def copy(self, count: int, what: str) -> None:
+        """Raises Malformed when `count` bytes more of memory are too many."""
+        self._copies -= count
+        self._check(self._copies, count, what)
+
+    def view(self, count: int, what: str) -> None:
+        """Raises Malformed when a tensor of `count` bytes more is too much.
+
+        It takes no memory yet, but would where somebody copies it: an expanded tensor has more
+        elements than its storage.
+        """
+        self._views -= count
+        self._check(self._views, count, what)
+
+    def _check(self, left: int, count: int, what: str) -> None:
+        if left < 0:
+            raise Malformed(f"{what} claims {amount(count)}; the file has {amount(self._size)}")
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,7 @@ def whole_number(value: Any, what: str) -> int:
 
 
 def tensor_in(storage: Any, offset: Any, size: Any, stride: Any, budget: Budget) -> Tensor:
-    """A tensor in `storage`, which it must not leave, nor be larger than. Raises Malformed."""
+    """A tensor in `storage`, which it must not leave. Raises Malformed."""
     if not isinstance(storage, Storage):
         raise Malformed("a tensor without a storage")
     offset = whole_number(offset, "a tensor's offset")
@@ -104,12 +118,12 @@ def tensor_in(storage: Any, offset: Any, size: Any, stride: Any, budget: Budget)
     width, there = storage.dtype.itemsize, storage.untyped.nbytes()
     last = offset + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
     nbytes = math.prod(shape) * width
-    if max((last + 1) * width, nbytes) > there:
+    if (last + 1) * width > there:
         raise Malformed(
             f"a tensor of {_shape(shape)} claims {amount(nbytes)} and reaches beyond its storage "
             f"of {amount(there)}"
         )
-    budget.take(nbytes, f"a tensor of {_shape(shape)}")
+    budget.view(nbytes, f"a tensor of {_shape(shape)}")
     return torch.empty(0, dtype=storage.dtype).set_(storage.untyped, offset, shape, steps)
 
 
@@ -161,12 +175,12 @@ class _Values:
         pairs = _list(items)
         if not all(type(p) in (list, tuple) and len(p) == 2 and type(p[0]) is str for p in pairs):
             raise Malformed("an OrderedDict of what is no pairs")
-        self._budget.take(100 * len(pairs), "an OrderedDict")
+        self._budget.copy(100 * len(pairs), "an OrderedDict")
         return OrderedDict(pairs)
 
     def set(self, items: Any = ()) -> set[Any]:
         values = _list(items)
-        self._budget.take(100 * len(values), "a set")
+        self._budget.copy(100 * len(values), "a set")
         return {v for v in values if type(v) in (str, bytes, float, bool) or _is_small(v)}
 
     def frozen_set(self, items: Any = ()) -> frozenset[Any]:
@@ -181,7 +195,7 @@ class _Values:
     def encode(self, text: Any, encoding: Any = "") -> bytes:
         if type(text) is not str or encoding not in ("latin1", "latin-1"):
             raise Malformed("text that stands for no bytes")
-        self._budget.take(len(text), "a text")
+        self._budget.copy(len(text), "a text")
         return text.encode("latin-1")
 
     def first(self, value: Any, *_: Any) -> Any:
@@ -228,7 +242,7 @@ class _Values:
                 f"an array of {_shape(sizes)} claims {amount(math.prod(sizes) * kind.itemsize)} "
                 f"and has {amount(len(raw))}"
             )
-        self._budget.take(2 * len(raw), "an array")
+        self._budget.copy(2 * len(raw), "an array")
         flat = np.frombuffer(raw, kind).copy()
         return flat.reshape(sizes, order="F" if order == "F" else "C")
 

@@ -19,8 +19,14 @@ from dino_core.checkpoints.cache import (
 )
 from dino_core.checkpoints.catalogue import CATALOGUE, Published, find_published
 from dino_core.checkpoints.convert import import_official as import_checkpoint
-from dino_core.checkpoints.fetch import Progress, fetch, one_at_a_time
-from dino_core.checkpoints.io import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from dino_core.checkpoints.fetch import Progress, check_online, fetch, one_at_a_time
+from dino_core.checkpoints.io import (
+    Checkpoint,
+    build_model,
+    load_checkpoint,
+    read_header,
+    save_checkpoint,
+)
 from dino_core.checkpoints.unpickle import check_pickled
 from dino_core.config import nearest
 from dino_core.errors import CheckpointError
@@ -68,7 +74,10 @@ def load(name_or_path: str | Path) -> Checkpoint:
 
     Raises: CheckpointError as `resolve`, `load_checkpoint` and `import_checkpoint` do.
     """
-    path = resolve(name_or_path)
+    return _read(resolve(name_or_path))
+
+
+def _read(path: Path) -> Checkpoint:
     return import_checkpoint(path) if path.suffix in FOREIGN_SUFFIXES else load_checkpoint(path)
 
 
@@ -97,7 +106,10 @@ def pull(published: Published, progress: Progress | None = None, *, again: bool 
             f"get {published.file} from {published.page} by hand, then `dino models import "
             f"{published.file} {published.name}.safetensors` and use that file",
         )
-    with one_at_a_time(cached(published.name).folder, progress):
+    here = cached(published.name)
+    if here.source is None or again:
+        check_online(published.url, here.folder / published.file)
+    with one_at_a_time(here.folder, progress):
         if not again and (ready := _ready(published)) is not None:
             return ready  # another process was faster
         source = _source(published, progress, again=again)
@@ -143,13 +155,16 @@ def check_source(published: Published, path: Path) -> None:
                 f"{path}: its sha256 begins with {found[: len(published.sha256)]}, published is "
                 f"{published.sha256} ({path.stat().st_size} bytes)"
             )
-    check_pickled(path)
+    if Path(published.file).suffix in FOREIGN_SUFFIXES:
+        check_pickled(path)
+    else:
+        read_header(path)
 
 
 def _imported(published: Published, source: FileRecord) -> Path:
     """Import the published file beside itself, and write that down."""
     here = CachedModel(cached(published.name).folder, source, None)
-    read = import_checkpoint(here.path(source))
+    read = _read(here.path(source))
     provenance = {**read.meta.provenance, "name": published.name, "url": published.url}
     target = here.folder / f"{published.name}.safetensors"
     save_checkpoint(target, read.state_dict, replace(read.meta, provenance=provenance))

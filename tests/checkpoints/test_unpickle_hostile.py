@@ -100,10 +100,27 @@ def test_a_legacy_file_that_claims_a_terabyte(tmp_path: Path) -> None:
         load_pickled(tmp_path / "x.pth")
 
 
-def test_many_tensors_in_one_storage(tmp_path: Path) -> None:
-    content = pickled([Tensor(100_000, (100_000,), (1,)) for _ in range(100)])
-    path = zip_file(tmp_path / "x.pth", content, {"data/0": bytes(400_000)})
-    with pytest.raises(CheckpointError, match="the file has 4"):
+def test_expanded_tensors_come_to_no_terabytes_together(tmp_path: Path) -> None:
+    one = Tensor(1, (1 << 15, 1 << 13), (0, 0))  # 1 GB from 4 bytes
+    path = zip_file(tmp_path / "x.pth", pickled([one]), {"data/0": bytes(4)})
+    assert load_pickled(path)[0].shape == (1 << 15, 1 << 13)
+    content = pickled([Tensor(1, (1 << 15, 1 << 13), (0, 0)) for _ in range(5)])
+    path = zip_file(tmp_path / "y.pth", content, {"data/0": bytes(4)})
+    with pytest.raises(CheckpointError, match="claims 1 GB; the file has"):
+        load_pickled(path)
+
+
+def test_the_same_bytes_as_an_array_many_times(tmp_path: Path) -> None:
+    recipe, arguments, state = np.zeros(500_000).__reduce__()  # type: ignore[misc]
+
+    class Again:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return recipe, arguments, state
+
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps([Again() for _ in range(20)]))
+    assert path.stat().st_size < 5_000_000
+    with pytest.raises(CheckpointError, match="an array claims 8 MB; the file has 4 MB"):
         load_pickled(path)
 
 
