@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dino_core.checkpoints.catalogue import Published
     from dino_core.checkpoints.fetch import Progress
 
-COLUMNS = ("name", "backbone", "levels", "ap", "epochs", "source", "weights", "mb")
+COLUMNS = ("name", "ap", "source", "weights", "mb")
 
 
 def ensure(model: str | None) -> None:
@@ -110,7 +110,7 @@ def model_rows(everything: bool) -> list[dict[str, Any]]:
             here = cached(published.name)
             path = here.path(here.model) if here.model else None
             fetched = "pull" if published.url else "by hand"
-            row["weights"] = "cached" if path else fetched if variant else "not supported"
+            row["weights"] = "cached" if path else fetched if variant else "unsupported"
             row |= {
                 "ap": published.ap,
                 "epochs": published.epochs,

@@ -78,7 +78,7 @@ def test_pull_path_info_list_and_verify(server: FileServer, capsys: Capture) -> 
     assert (rows[NAME]["weights"], rows[NAME]["ap"]) == ("cached", 0.5)
     assert rows["dino-r50-4scale"]["weights"] == "pull"
     assert rows["dino-r50-4scale-12ep-official"]["weights"] == "by hand"
-    assert rows["dino-eva01-4scale-12ep-detrex"]["weights"] == "not supported"
+    assert rows["dino-eva01-4scale-12ep-detrex"]["weights"] == "unsupported"
 
     assert run(["models", "verify"]) == 0
     assert capsys.readouterr().out == f"{NAME}: ok\n"
