@@ -62,7 +62,7 @@ def print_table(
         table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
         longest = max((len(row[0]) for row in cells), default=0)
         for index, column in enumerate(columns):  # what a line is about is not cut
-            least = min(longest, 38) if index == 0 else None
+            least = min(longest, 40) if index == 0 else None
             table.add_column(column, justify="right" if index else "left", min_width=least)
         for row in cells:
             table.add_row(*row)

@@ -163,6 +163,7 @@ class TrainConfig:
     # csv is always written; None: TensorBoard too, where it is installed
     compile: bool = False  # torch.compile of backbone and transformer layers
     shard: Literal["none", "fsdp"] = "none"  # spread weights and moments over the processes
+    class_aliases: tuple[str, ...] = ()  # "sofa=couch": the data's sofa starts as the model's couch
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:

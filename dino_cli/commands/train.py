@@ -54,6 +54,14 @@ def train(
         str | None,
         typer.Option("--weights", metavar="FILE|none", help="Start; default: the model's own."),
     ] = None,
+    class_alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class-alias",
+            metavar="NEW=OLD",
+            help="DATA's class NEW starts as the model's OLD; repeatable.",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Length of run.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Length of run.")] = None,
     minutes: Annotated[
@@ -135,6 +143,7 @@ def train(
         "accumulate": accumulate, "lr": lr, "image_size": image_size, "dtype": dtype,
         "device": device, "freeze": freeze, "ema": ema, "augment": augment, "patience": patience,
         "seed": seed, "val_split": val_split, "loggers": _loggers(logger),
+        "class_aliases": class_alias or None,
     }  # fmt: skip
     source = _source(config, resume)
     where = str(resolve_settings(source, given, assignments or []).train.device)

@@ -5,8 +5,10 @@ A published file is fetched once, checked, and imported once; both files stay in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dino_core.checkpoints.cache import (
     CachedModel,
@@ -30,12 +32,14 @@ from dino_core.checkpoints.io import (
 from dino_core.checkpoints.unpickle import check_pickled
 from dino_core.config import nearest
 from dino_core.errors import CheckpointError
-from dino_core.metadata import library_version
+from dino_core.metadata import CheckpointMeta, library_version
 from dino_core.variants import VARIANTS
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILT_IN = {"dino-nano": ASSETS / "dino-nano.safetensors"}
 """Models that come with the package."""
+
+_RUN_FACTS = ("data", "images", "steps", "epochs")
 
 FOREIGN_SUFFIXES = (".pth", ".pt", ".pkl")
 
@@ -205,3 +209,22 @@ def verify_file(path: Path) -> Checkpoint:
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{path}: {name} holds what is no number")
     return checkpoint
+
+
+def history(path: Path, meta: CheckpointMeta) -> tuple[Mapping[str, Any], ...]:
+    """Where the weights of a model file are from, for one that is trained from it.
+
+    Returns: An entry for each file that went before, oldest first, this one last: its name, sha256
+        and variant, what its importer told (another project's file, its sha256, its layout), and
+        the run that trained it (data, steps).
+    """
+    own = {key: value for key, value in meta.provenance.items() if key != "history"}
+    run = {key: meta.training[key] for key in _RUN_FACTS if key in meta.training}
+    entry: dict[str, Any] = {"file": path.name, "sha256": sha256_of(path), "variant": meta.variant}
+    if path.suffix not in FOREIGN_SUFFIXES or own.get("sha256") != entry["sha256"]:
+        entry |= {"provenance": own} if own else {}
+    else:
+        entry |= own
+    entry |= {"training": run} if run else {}
+    before = meta.provenance.get("history", ())
+    return (*(before if isinstance(before, (list, tuple)) else ()), entry)
