@@ -70,6 +70,8 @@ class ModelConfig:
                 f"num_levels is {self.num_levels}, fewer than the "
                 f"{len(self.backbone_out_indices)} maps of backbone_out_indices"
             )
+        if ":" in self.backbone:  # timm would fetch or read what a model file names
+            raise ConfigError(f"backbone '{self.backbone}' is a place, not a timm name")
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,13 @@ def build_model(checkpoint: Checkpoint) -> Dino:
 
     Raises: CheckpointError when the weights are not those of the network the file describes.
     """
+    config = checkpoint.meta.model
+    layers = max(config.encoder_layers, config.decoder_layers, config.num_levels)
+    if layers > len(checkpoint.state_dict):  # would take hours to build
+        raise CheckpointError(
+            f"{checkpoint.meta.variant}: the file claims {layers} layers and has "
+            f"{len(checkpoint.state_dict)} tensors"
+        )
     with torch.device("meta"), _NoRandomNumbers():  # they would only be overwritten
         model = Dino(checkpoint.meta.model)
     try:
@@ -181,8 +188,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with _opened(path) as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, kept in json.loads(metadata.pop(_ALIASES_KEY, "{}")).items():
-        tensors[name] = tensors[kept]
+    try:
+        for name, kept in json.loads(metadata.pop(_ALIASES_KEY, "{}")).items():
+            tensors[name] = tensors[kept]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its list of shared tensors is damaged") from error
     return tensors, metadata
 
 

@@ -45,7 +45,7 @@ def _read_safetensors(path: Path) -> CheckpointMeta:
         raise CheckpointError(f"{path}: a folder, not a model file") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file", _IMPORT_HINT) from error
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or METADATA_KEY not in metadata:
