@@ -56,7 +56,9 @@ def _read_safetensors(path: Path) -> CheckpointMeta:
     try:
         end = 8 + length + max((int(t["data_offsets"][1]) for t in tensors), default=0)
     except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its list of tensors is damaged", "fetch it again") from error
+        raise CheckpointError(
+            f"{path}: its list of tensors is damaged", "fetch it again"
+        ) from error
     if size < end:
         raise CheckpointError(f"{path}: truncated ({size} of {end} bytes)", "fetch it again")
     return from_json(str(metadata[METADATA_KEY]), str(path))
