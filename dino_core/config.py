@@ -41,6 +41,7 @@ class ModelConfig:
     backbone: str = "resnet50"  # a timm name that supports features_only
     backbone_out_indices: tuple[int, ...] = (2, 3, 4)
     backbone_frozen_stages: int = 2  # leading timm feature stages without gradient
+    backbone_drop_path: float = 0.0  # stochastic depth in training, of Swin, ConvNeXt and others
     num_classes: int = 91
     num_levels: int = 4  # backbone maps plus extra stride-2 levels
     hidden_dim: int = 256

@@ -54,6 +54,14 @@ def train(
         str | None,
         typer.Option("--weights", metavar="FILE|none", help="Start; default: the model's own."),
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            metavar="NAME",
+            help="Any timm network with feature maps, in place of the model's; random weights.",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Length of run.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Length of run.")] = None,
     minutes: Annotated[
@@ -128,6 +136,8 @@ def train(
         )
     if as_json and not plan:
         raise ConfigError("--json goes with --plan", "a run writes metrics.jsonl and summary.json")
+    if backbone is not None and resume is not None:
+        raise ConfigError("--resume takes the backbone from the run", "leave out --backbone")
     if plan and resume is not None:
         raise ConfigError("--plan is for a new run", f"{resume}/config.toml holds that one's plan")
     given = {
@@ -149,10 +159,10 @@ def train(
         name = model or settings.recipe.model or DEFAULT_MODEL
         dataset, findings = _load(data, form, resume, settings)
         if plan:
-            _plan(dataset, findings, settings, name, weights, out, as_json, devices)
+            _plan(dataset, findings, settings, name, weights, backbone, out, as_json, devices)
             return
         _show_data(dataset, findings)
-        _train(dataset, settings, name, weights, resume, out)
+        _train(dataset, settings, name, weights, backbone, resume, out)
 
 
 def _source(config: str | None, resume: Path | None) -> Path | None:
@@ -217,6 +227,7 @@ def _plan(
     settings: Settings,
     model: str,
     weights: str | None,
+    backbone: str | None,
     out: Path | None,
     as_json: bool,
     devices: int | None,
@@ -231,7 +242,7 @@ def _plan(
         out=out or output.free_path("train"),
         model=model,
         weights=weights,
-        model_config=model_overrides(settings, model, weights),
+        model_config=model_overrides(settings, model, weights, backbone),
         processes=devices,
     )
     print_plan(event, dataset, findings, as_json)
@@ -242,6 +253,7 @@ def _train(
     settings: Settings,
     model: str,
     weights: str | None,
+    backbone: str | None,
     resume: Path | None,
     out: Path | None,
 ) -> None:
@@ -250,7 +262,7 @@ def _train(
     from dino_core.engine.fit import fit
     from dino_core.engine.run_folder import RunFolder
 
-    model_config = None if resume else model_overrides(settings, model, weights)
+    model_config = None if resume else model_overrides(settings, model, weights, backbone)
     with _folder(resume or out, settings.train.device) as folder:
         run = cast(
             "Generator[Event, None, None]",  # so that closing it saves the state

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dino_core.checkpoints.architecture import network_of, without_unused
 from dino_core.checkpoints.io import Checkpoint
 from dino_core.checkpoints.keymaps import official
 from dino_core.checkpoints.keymaps.coco import OFFICIAL_SLOTS, official_coco_classes
 from dino_core.checkpoints.unpickle import load_pickled
-from dino_core.config import ModelConfig
+from dino_core.config import ModelConfig, PreprocessConfig
 from dino_core.detections import ClassMap
 from dino_core.errors import CheckpointError
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
-from dino_core.variants import VARIANTS
 
 _DDP_PREFIX = "module."
 _SHOWN = 8
-_RESNET50_BLOCKS = 6  # of layer3
 
 
 def import_official(path: Path, ema: bool = False) -> Checkpoint:
@@ -48,8 +46,8 @@ def import_official(path: Path, ema: bool = False) -> Checkpoint:
             f"{path}: not a checkpoint of the official DINO code (it lacks {_some(missing)}; it "
             f"has {_some(sorted(given))})"
         )
-    config = _config(given, path)
-    state = _renamed(given, path)
+    config = network_of(given, path)
+    state = _renamed(without_unused(given, config), path)
     state["label_enc.weight"] = _label_rows(state.get("label_enc.weight"), config, path)
     _check(state, config, path)
     classes = (
@@ -58,8 +56,9 @@ def import_official(path: Path, ema: bool = False) -> Checkpoint:
         else ClassMap.from_names(f"class {i}" for i in range(config.num_classes))
     )
     provenance = {"layout": "official", "file": path.name, "sha256": _sha256(path)}
-    preprocess = VARIANTS[config.variant].preprocess
-    meta = CheckpointMeta(config.variant, config, preprocess, classes, provenance=provenance)
+    meta = CheckpointMeta(
+        config.variant, config, PreprocessConfig(), classes, provenance=provenance
+    )
     return Checkpoint(meta, state)
 
 
@@ -80,29 +79,6 @@ def _state_dict(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:
         name.removeprefix(_DDP_PREFIX): t.float() if t.is_floating_point() else t
         for name, t in tensors.items()
     }
-
-
-def _config(given: Mapping[str, Tensor], path: Path) -> ModelConfig:
-    """The network that these tensors belong to."""
-    layer3 = {n.split(".")[4] for n in given if n.startswith("backbone.0.body.layer3.")}
-    levels = len(given["transformer.level_embed"])
-    base = VARIANTS["dino-r50-4scale"].model
-    if len(layer3) != _RESNET50_BLOCKS or levels != base.num_levels:
-        kind = "ResNet" if layer3 else "other"
-        raise CheckpointError(
-            f"{path}: an official DINO with {levels} scales and {kind} backbone"
-            f"{f' of {len(layer3)} layer3 blocks' if layer3 else ''}, which is not supported",
-            "supported: dino-r50-4scale",
-        )
-    head = _first(given, "class_embed.0.weight", "transformer.decoder.class_embed.0.weight")
-    queries = _first(given, "transformer.tgt_embed.weight")
-    if head is None or queries is None:
-        raise CheckpointError(f"{path}: lacks class_embed.0.weight or transformer.tgt_embed.weight")
-    return replace(base, num_classes=len(head), num_queries=len(queries))
-
-
-def _first(given: Mapping[str, Tensor], *names: str) -> Tensor | None:
-    return next((given[name] for name in names if name in given), None)
 
 
 def _renamed(given: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -7,8 +7,23 @@ import re
 MARKS = ("transformer.level_embed", "input_proj.0.0.weight")
 """Names that a file of this layout has, and those of detrex and mmdet have not."""
 
+_BLOCK = r"backbone\.0\.stages\.(\d)\.(\d+)\."
+_OUR_BLOCK = r"backbone.body.stages.\1.blocks.\2."
+_CONVNEXT: tuple[tuple[str, str], ...] = (
+    (r"backbone\.0\.downsample_layers\.0\.(.+)", r"backbone.body.stem.\1"),
+    (
+        r"backbone\.0\.downsample_layers\.([1-3])\.(.+)",
+        r"backbone.body.stages.\1.downsample.\2",
+    ),
+    (_BLOCK + r"dwconv\.(.+)", _OUR_BLOCK + r"conv_dw.\3"),
+    (_BLOCK + r"pwconv([12])\.(.+)", _OUR_BLOCK + r"mlp.fc\3.\4"),
+    (_BLOCK + r"(norm\..+|gamma)", _OUR_BLOCK + r"\3"),
+)
+
 RULES: tuple[tuple[str, str], ...] = (
-    (r"backbone\.0\.body\.(.+)", r"backbone.body.\1"),
+    (r"backbone\.0\.body\.(.+)", r"backbone.body.\1"),  # ResNet
+    (r"backbone\.0\.((?:patch_embed|layers|norm\d)\..+)", r"backbone.body.\1"),  # Swin
+    *_CONVNEXT,
     (r"input_proj\.(.+)", r"neck.input_proj.\1"),
     (r"transformer\.(level_embed|tgt_embed\.weight)", r"\1"),
     (r"label_enc\.weight", r"label_enc.weight"),
