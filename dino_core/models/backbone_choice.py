@@ -78,10 +78,12 @@ def _check_takes(config: ModelConfig, input_hw: tuple[int, int] | None) -> None:
             "--model dino-nano --image-size N gives it squares of N pixels; or another backbone",
         ) from error
     for map_, channels, stride in zip(maps, backbone.channels, backbone.reductions, strict=True):
-        rounded = [(n // stride - 1, -(-n // stride)) for n in (height, width)]  # 1: no padding
-        fits = [low <= n <= high for n, (low, high) in zip(map_.shape[2:], rounded, strict=True)]
-        if map_.shape[1] != channels or not all(fits):
+        batch, found, *size_hw = map_.shape
+        least = [n // stride - 1 for n in (height, width)]  # without padding it is one less
+        most = [-(-n // stride) for n in (height, width)]
+        fits = all(a <= n <= b for a, n, b in zip(least, size_hw, most, strict=True))
+        if (batch, found) != (1, channels) or not fits:
             raise ConfigError(
-                f"backbone '{config.backbone}': its map at stride {stride} of {height}x{width} pixels "
-                f"is {tuple(map_.shape)}"
+                f"backbone '{config.backbone}': its map of {channels} channels at stride {stride} "
+                f"is {tuple(map_.shape)} for an image of {height}x{width}"
             )

@@ -33,13 +33,22 @@ def timm_body(name: str, out_indices: Sequence[int], drop_path: float = 0.0) -> 
     info = body.feature_info.info
     body.channels = tuple(stage["num_chs"] for stage in info)
     body.reductions = tuple(stage["reduction"] for stage in info)
-    body.stage_ends = tuple(stage["module"] for stage in info)
+    body.stage_ends = _module_names(body, [stage["module"] for stage in info])
     body.gives_channels_last = str(getattr(body, "output_fmt", "")).endswith("NHWC")
     strides = [body.reductions[i] for i in out_indices]
     if strides != sorted(set(strides)):
         raise no_pyramid(name, strides)
     _replace_layers(body)
     return cast(nn.Module, body)
+
+
+def _module_names(body: nn.Module, modules: Sequence[str]) -> tuple[str, ...]:
+    """Where timm's extractors put the modules of a network; the last of all where none is known."""
+    names = [name for name, _ in body.named_modules()]
+    return tuple(
+        next((n for n in (m, m.replace(".", "_"), f"model.{m}") if n in names), names[-1])
+        for m in modules
+    )
 
 
 def timm_reductions(name: str) -> tuple[int, ...]:
@@ -52,7 +61,9 @@ def timm_reductions(name: str) -> tuple[int, ...]:
 def no_pyramid(name: str, strides: Sequence[int], wanted: Sequence[int] = ()) -> ConfigError:
     """What to say of a network whose maps have these strides."""
     needed = (
-        f" of strides {', '.join(map(str, wanted))}" if wanted else ", each coarser than the last"
+        f" of strides {', '.join(map(str, wanted))}"
+        if wanted
+        else ", of which each is coarser than the one before"
     )
     kind = " (as in a plain vision transformer)" if len(set(strides)) == 1 < len(strides) else ""
     return ConfigError(
