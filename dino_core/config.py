@@ -80,7 +80,7 @@ class PreprocessConfig:
     The image is resized, aspect kept, so that its short side is `short_side` unless the long side
     would exceed `max_side`; other side truncated (ALGORITHM 28). With a `canvas` it is then padded
     to that (height, width), so that every image has one shape, in PyTorch as in an exported file;
-    the published models have none.
+    the published models have none. `rounding` and `interpolation` differ in detrex and mmdet.
     """
 
     short_side: int = 800
@@ -88,6 +88,8 @@ class PreprocessConfig:
     canvas: tuple[int, int] | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    rounding: Literal["down", "nearest"] = "down"  # of the resized sides
+    interpolation: Literal["antialiased", "plain"] = "antialiased"  # bilinear of Pillow, OpenCV
 
 
 @dataclass(frozen=True)

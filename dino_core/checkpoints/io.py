@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from dino_core.config import ModelConfig
 from dino_core.errors import CheckpointError
 from dino_core.files import part_path
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
@@ -88,8 +89,7 @@ def build_model(checkpoint: Checkpoint) -> Dino:
 
     Raises: CheckpointError when the weights are not those of the network the file describes.
     """
-    with torch.device("meta"), _NoRandomNumbers():  # they would only be overwritten
-        model = Dino(checkpoint.meta.model)
+    model = model_without_values(checkpoint.meta.model)
     try:
         model.load_state_dict(checkpoint.state_dict, assign=True)
     except RuntimeError as error:
@@ -100,6 +100,12 @@ def build_model(checkpoint: Checkpoint) -> Dino:
     if left:
         raise CheckpointError(f"{checkpoint.meta.variant}: the file lacks {', '.join(left[:8])}")
     return model.eval()
+
+
+def model_without_values(config: ModelConfig) -> Dino:
+    """The network on the meta device: names and shapes, values to come from a file."""
+    with torch.device("meta"), _NoRandomNumbers():
+        return Dino(config)
 
 
 class _NoRandomNumbers(TorchFunctionMode):

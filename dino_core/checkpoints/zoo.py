@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dino_core.checkpoints.convert import import_official
+from dino_core.checkpoints.convert import import_checkpoint
 from dino_core.checkpoints.io import Checkpoint, load_checkpoint
 from dino_core.config import nearest
 from dino_core.errors import CheckpointError
@@ -44,9 +44,9 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def load(name_or_path: str | Path) -> Checkpoint:
-    """Read the model behind a name or path; files of the official code are converted in memory.
+    """Read the model behind a name or path; files of other DINO code are converted in memory.
 
-    Raises: CheckpointError as `resolve`, `load_checkpoint` and `import_official` do.
+    Raises: CheckpointError as `resolve`, `load_checkpoint` and `import_checkpoint` do.
     """
     path = resolve(name_or_path)
-    return import_official(path) if path.suffix in FOREIGN_SUFFIXES else load_checkpoint(path)
+    return import_checkpoint(path) if path.suffix in FOREIGN_SUFFIXES else load_checkpoint(path)

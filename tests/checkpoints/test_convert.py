@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dino_core.checkpoints.architecture import network_of, without_unused
-from dino_core.checkpoints.convert import import_official
+from dino_core.checkpoints.convert import import_checkpoint
 from dino_core.checkpoints.io import build_model
 from dino_core.checkpoints.keymaps.coco import official_coco_classes
 from dino_core.checkpoints.keymaps.official import our_name
@@ -90,7 +90,7 @@ def state() -> dict[str, Tensor]:
 class TestImport:
     def test_every_tensor_finds_its_place(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
         path = saved(tmp_path / "official.pth", {"model": state, "args": argparse.Namespace(a=1)})
-        imported = import_official(path)
+        imported = import_checkpoint(path)
         ours = imported.state_dict
         for name, tensor in state.items():
             assert torch.equal(ours[our_name(name) or "?"], tensor), name
@@ -126,7 +126,7 @@ class TestImport:
     ) -> None:
         """Every tensor has a place but the indices, which Swin computes; every place is filled."""
         state = official_state(model=model)
-        imported = import_official(saved(tmp_path / "official.pth", {"model": state}))
+        imported = import_checkpoint(saved(tmp_path / "official.pth", {"model": state}))
         assert imported.meta.variant == variant
         assert imported.meta.model == VARIANTS[variant].model
         left = {n for n in state if our_name(n) not in imported.state_dict}
@@ -137,13 +137,13 @@ class TestImport:
     def test_other_swins(self, tmp_path: Path, variant: str) -> None:
         config = VARIANTS[variant].model
         state = our_state_in_official_names(config)
-        imported = import_official(saved(tmp_path / "swin.pth", state))
+        imported = import_checkpoint(saved(tmp_path / "swin.pth", state))
         assert imported.meta.model == config
 
     def test_resnet101(self, tmp_path: Path) -> None:
         config = VARIANTS["dino-r101-4scale"].model
         state = our_state_in_official_names(config)
-        assert import_official(saved(tmp_path / "r.pth", state)).meta.model == config
+        assert import_checkpoint(saved(tmp_path / "r.pth", state)).meta.model == config
 
     @pytest.mark.parametrize("backbone", ["convnext_large", "convnext_xlarge"])
     def test_convnext(self, tmp_path: Path, backbone: str) -> None:
@@ -152,7 +152,7 @@ class TestImport:
         state = our_state_in_official_names(config)
         width = len(state["backbone.0.downsample_layers.0.1.bias"])
         state |= {f"backbone.0.norm0.{n}": torch.zeros(width) for n in ("weight", "bias")}
-        imported = import_official(saved(tmp_path / "convnext.pth", state))
+        imported = import_checkpoint(saved(tmp_path / "convnext.pth", state))
         assert replace(imported.meta.model, variant=config.variant) == config
         assert imported.meta.variant == (
             config.variant if backbone == "convnext_large" else "dino-convnextxl-4scale"
@@ -164,29 +164,29 @@ class TestImport:
             [state, wrapped, {"model": wrapped}, {"ema_model": wrapped, "epoch": 3}]
         ):
             path = saved(tmp_path / f"{number}.pth", content)
-            level = import_official(path).state_dict["level_embed"]
+            level = import_checkpoint(path).state_dict["level_embed"]
             assert torch.equal(level, state["transformer.level_embed"])
 
     def test_averaged_weights_on_request(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
         averaged = {n: t + 1 for n, t in state.items()}
         path = saved(tmp_path / "both.pth", {"model": state, "ema_model": averaged})
         level = state["transformer.level_embed"]
-        assert torch.equal(import_official(path).state_dict["level_embed"], level)
-        assert torch.equal(import_official(path, ema=True).state_dict["level_embed"], level + 1)
+        assert torch.equal(import_checkpoint(path).state_dict["level_embed"], level)
+        assert torch.equal(import_checkpoint(path, ema=True).state_dict["level_embed"], level + 1)
 
     def test_other_class_counts(self, tmp_path: Path) -> None:
-        imported = import_official(saved(tmp_path / "own.pth", official_state(4)))
+        imported = import_checkpoint(saved(tmp_path / "own.pth", official_state(4)))
         assert imported.meta.model.num_classes == 4
         assert imported.meta.classes.names == ("class 0", "class 1", "class 2", "class 3")
 
     def test_longer_label_book(self, tmp_path: Path) -> None:
         content = official_state(4)
         content["label_enc.weight"] = torch.arange(92.0)[:, None].expand(92, 256)
-        imported = import_official(saved(tmp_path / "own.pth", content))
+        imported = import_checkpoint(saved(tmp_path / "own.pth", content))
         assert torch.equal(imported.state_dict["label_enc.weight"][:, 0], torch.arange(5.0))
         content["label_enc.weight"] = content["label_enc.weight"][:3]
-        with pytest.raises(CheckpointError, match="3 rows, expected 5"):
-            import_official(saved(tmp_path / "short.pth", content))
+        with pytest.raises(CheckpointError, match="3 rows, fewer than the 4 classes"):
+            import_checkpoint(saved(tmp_path / "short.pth", content))
 
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -195,11 +195,11 @@ class TestImport:
             ({"transformer.mystery": torch.zeros(1)}, "1 unknown tensors: transformer.mystery"),
             ({"transformer.encoder.layers.6.norm1.bias": torch.zeros(256)}, "without a place"),
             ({"input_proj.1.0.bias": torch.zeros(3)}, r"is \(3,\), expected \(256,\)"),
-            ({"bbox_embed.3.layers.2.bias": torch.ones(4)}, "one head for all decoder layers"),
+            ({"bbox_embed.3.layers.2.bias": torch.ones(4)}, "which is another name of it"),
             ({"class_embed.0.weight": None,
               "transformer.decoder.class_embed.0.weight": None}, "lacks class_embed"),
             ({"transformer.level_embed": torch.zeros(5, 256)}, "5 scales in .* has 4"),
-            ({"transformer.level_embed": None}, "not a checkpoint of the official"),
+            ({"transformer.level_embed": None}, "not a checkpoint of DINO"),
         ],
     )  # fmt: skip
     def test_what_does_not_match_is_named(
@@ -207,7 +207,7 @@ class TestImport:
     ) -> None:
         content = {n: t for n, t in {**state, **change}.items() if t is not None}
         with pytest.raises(CheckpointError, match=words):
-            import_official(saved(tmp_path / "bad.pth", content))
+            import_checkpoint(saved(tmp_path / "bad.pth", content))
 
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -227,17 +227,36 @@ class TestImport:
         content = official_state(model="4scale_swinl") | change
         content = {n: t for n, t in content.items() if t is not None}
         with pytest.raises(CheckpointError, match=words):
-            import_official(saved(tmp_path / "swin.pth", content))
+            import_checkpoint(saved(tmp_path / "swin.pth", content))
+
+
+def test_official_files_with_a_head_of_its_own_for_each_layer(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
+    """`dec_pred_bbox_embed_share = False`, the class head still shared."""
+    apart = dict(state)
+    for name in state:
+        head = re.fullmatch(r"(?:transformer\.decoder\.)?bbox_embed\.(\d)\..+", name)
+        if head:
+            apart[name] = state[name] + int(head[1])
+    imported = import_checkpoint(saved(tmp_path / "a.pth", {"model": apart}))
+    assert imported.meta.model == replace(ModelConfig(), tied_heads=False)
+    ours = imported.state_dict
+    for layer in range(6):
+        for kind, part in (("class", "bias"), ("bbox", "layers.2.bias")):
+            theirs = apart[f"{kind}_embed.{layer}.{part}"]
+            assert torch.equal(ours[f"decoder.{kind}_embed.{layer}.{part}"], theirs)
+    build_model(imported)
 
 
 def test_files_of_other_projects(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a checkpoint of the official"):
-        import_official(saved(tmp_path / "a.pth", {"model": {"fc.weight": torch.zeros(2)}}))
+    with pytest.raises(CheckpointError, match="not a checkpoint of DINO"):
+        import_checkpoint(saved(tmp_path / "a.pth", {"model": {"fc.weight": torch.zeros(2)}}))
     with pytest.raises(CheckpointError, match="holds no weights"):
-        import_official(saved(tmp_path / "b.pth", {"epoch": 3}))
+        import_checkpoint(saved(tmp_path / "b.pth", {"epoch": 3}))
     torch.save([1, 2], tmp_path / "c.pth")
     with pytest.raises(CheckpointError, match="holds no weights"):
-        import_official(tmp_path / "c.pth")
+        import_checkpoint(tmp_path / "c.pth")
 
 
 def test_coco_slots() -> None:

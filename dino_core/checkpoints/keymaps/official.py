@@ -31,18 +31,27 @@ RULES: tuple[tuple[str, str], ...] = (
     (r"transformer\.(enc_output|enc_output_norm)\.(.+)", r"query_selection.\1.\2"),
     (r"transformer\.enc_out_(class|bbox)_embed\.(.+)", r"query_selection.\1_embed.\2"),
     (r"transformer\.decoder\.((?:layers|norm|ref_point_head)\..+)", r"decoder.\1"),
-    # One module for all decoder layers, which the official state dict names once a layer, twice.
-    (r"(?:transformer\.decoder\.)?(class|bbox)_embed\.\d+\.(.+)", r"decoder.\1_embed.0.\2"),
+    # Two names for each layer's head.
+    (r"(?:transformer\.decoder\.)?((?:class|bbox)_embed\.\d+\..+)", r"decoder.\1"),
 )
 """Full-match pattern and replacement; the first that matches an official name gives ours."""
+
+_LAYER_HEAD = re.compile(r"(decoder\.(?:class|bbox)_embed)\.\d+\.")
 
 _COMPILED = tuple((re.compile(pattern), replacement) for pattern, replacement in RULES)
 
 
-def our_name(official: str) -> str | None:
-    """Our name of an official parameter; None where no rule knows it."""
+def our_name(official: str, tied: bool = True) -> str | None:
+    """Our name of an official parameter; None where no rule knows it.
+
+    Args:
+        official: The parameter's name.
+        tied: The decoder layers share one class and one box head, as published; else each has its
+            own (`dec_pred_*_embed_share = False`).
+    """
     for pattern, replacement in _COMPILED:
         match = pattern.fullmatch(official)
         if match:
-            return match.expand(replacement)
+            ours = match.expand(replacement)
+            return _LAYER_HEAD.sub(r"\1.0.", ours) if tied else ours
     return None
