@@ -63,6 +63,8 @@ def start_from(
         base, preprocess = VARIANTS[name].model, VARIANTS[name].preprocess
         if source is not None and weights is None:
             base, preprocess = source.meta.model, source.meta.preprocess
+        elif source is not None and source.meta.variant == name:
+            base = source.meta.model  # e.g. heads one a layer and positions as mmdet's
     else:
         named = source if source is not None and weights is None else load(name)
         base, preprocess = named.meta.model, named.meta.preprocess
@@ -72,7 +74,8 @@ def start_from(
     if source is not None:
         report = transfer(model, source.state_dict, source.meta.classes, classes)
     origin = FROM_SCRATCH if source is None else str(weights or name)
-    return Start(model, preprocess, report, origin)
+    # Training resizes antialiased; what predicts with the new weights shall do the same.
+    return Start(model, replace(preprocess, interpolation="antialiased"), report, origin)
 
 
 def check_options(config: TrainConfig, device: torch.device) -> None:

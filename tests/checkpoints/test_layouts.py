@@ -143,6 +143,17 @@ def test_each_is_known_by_its_names() -> None:
         recognise({"fc.weight": torch.zeros(1)}, HERE)
 
 
+def test_convnext_of_detrex_has_the_official_names() -> None:
+    names = (
+        "stages.2.26.pwconv1.bias",
+        "stages.0.0.gamma",
+        "downsample_layers.3.1.weight",
+        "norm3.bias",
+    )
+    state = official_state({f"backbone.{n}": torch.zeros(1) for n in names}, DETREX, HERE)
+    assert list(state) == [f"backbone.0.{name}" for name in names]
+
+
 def test_unknown_names_are_listed() -> None:
     given = {"encoder.layers.0.norms.2.weight": torch.zeros(1), "bbox_head.fc.bias": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"2 unknown tensors: encoder.*norms\.2.*fc\.bias"):

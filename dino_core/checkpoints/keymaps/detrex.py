@@ -32,6 +32,7 @@ def rules(maps: int) -> Rules:
         (r"backbone\.stem\.conv1\.norm\.(\w+)", r"backbone.0.body.bn1.\1"),
         *stages,
         (r"backbone\.((?:patch_embed|layers|norm\d)\..+)", r"backbone.0.\1"),  # Swin
+        (r"backbone\.((?:downsample_layers|stages)\..+)", r"backbone.0.\1"),  # ConvNeXt
         (r"neck\.convs\.(\d)\.conv\.(\w+)", r"input_proj.\1.0.\2"),
         (r"neck\.convs\.(\d)\.norm\.(\w+)", r"input_proj.\1.1.\2"),
         (r"neck\.extra_convs\.0\.conv\.(\w+)", rf"input_proj.{maps}.0.\1"),
