@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,15 +95,24 @@ def _first(sets: Mapping[str, object], *keys: str) -> str | None:
 def _tensors(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     """The tensors by name without prefix, float32."""
     result: dict[str, Tensor] = {}
-    for given, tensor in content.items():
-        if not isinstance(tensor, Tensor) or given == _AVERAGING_STEPS:
+    for given, value in content.items():
+        tensor = _tensor(value)
+        if tensor is None or given == _AVERAGING_STEPS:
             continue
         name = str(given).removeprefix(_DDP_PREFIX)
-        tensor = tensor.float() if tensor.is_floating_point() else tensor
         if name in result and not torch.equal(result[name], tensor):
             raise CheckpointError(f"{path}: '{name}' and '{_DDP_PREFIX}{name}' differ")
         result[name] = tensor
     return result
+
+
+def _tensor(value: object) -> Tensor | None:
+    """A tensor, or an array as detectron2's `.pkl` files have them; None for all else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        value = torch.from_numpy(np.array(value, np.float32 if value.dtype.kind == "f" else int))
+    if not isinstance(value, Tensor):
+        return None
+    return value.float() if value.is_floating_point() else value
 
 
 def _meta(content: Mapping[Any, Any]) -> Mapping[Any, Any]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,6 +65,14 @@ def test_weights_alone_in_half_precision_with_the_prefix_of_parallel_training() 
     both = {SIGN: torch.zeros(2), f"module.{SIGN}": torch.ones(2)}
     with pytest.raises(CheckpointError, match=r"'transformer.level_embed' and 'module\..* differ"):
         find_weights({"model": both}, HERE)
+
+
+def test_arrays_of_detectron2() -> None:
+    arrays = {"a": np.ones(2, ">f8"), "n": np.array(3, np.uint8), "s": np.array(["x"])}
+    found = find_weights({"model": arrays, "__author__": "torchvision"}, HERE)
+    assert found.tensors.keys() == {"a", "n"}
+    assert found.tensors["a"].dtype == torch.float32
+    assert (found.tensors["a"].tolist(), found.tensors["n"].item()) == ([1, 1], 3)
 
 
 def test_counter_of_averaging_is_no_weight() -> None:
