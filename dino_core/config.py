@@ -41,6 +41,7 @@ class ModelConfig:
     backbone: str = "resnet50"  # a timm name that supports features_only
     backbone_out_indices: tuple[int, ...] = (2, 3, 4)
     backbone_frozen_stages: int = 2  # leading timm feature stages without gradient
+    backbone_drop_path: float = 0.0  # stochastic depth in training, of Swin, ConvNeXt and others
     num_classes: int = 91
     num_levels: int = 4  # backbone maps plus extra stride-2 levels
     hidden_dim: int = 256
@@ -81,7 +82,7 @@ class PreprocessConfig:
     The image is resized, aspect kept, so that its short side is `short_side` unless the long side
     would exceed `max_side`; other side truncated (ALGORITHM 28). With a `canvas` it is then padded
     to that (height, width), so that every image has one shape, in PyTorch as in an exported file;
-    the published models have none.
+    the published models have none. `rounding` and `interpolation` differ in detrex and mmdet.
     """
 
     short_side: int = 800
@@ -89,6 +90,8 @@ class PreprocessConfig:
     canvas: tuple[int, int] | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    rounding: Literal["down", "nearest"] = "down"  # of the resized sides
+    interpolation: Literal["antialiased", "plain"] = "antialiased"  # bilinear of Pillow, OpenCV
 
 
 @dataclass(frozen=True)

@@ -167,23 +167,58 @@ def _published(name: str) -> Published:
     name="import",
     epilog=options.examples(
         "dino models import checkpoint0011_4scale.pth dino-r50.safetensors",
-        "dino predict photo.jpg --model dino-r50.safetensors",
+        "dino models import dino_r50_detrex.pth r50.safetensors --position-temperature 20 "
+        "--position-offset 0",
     ),
 )
 def import_model(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Official .pth file.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .pth file.")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file.")],
+    ema: Annotated[
+        bool | None,
+        typer.Option(
+            "--ema/--no-ema",
+            help="Take averaged weights, or those that were trained; default: as the code that "
+            "wrote the file.",
+            show_default=False,
+        ),
+    ] = None,
+    position_temperature: Annotated[
+        float | None,
+        typer.Option(
+            metavar="T",
+            help="Of the position encoding; detrex: 10000, others: 20.",
+            show_default=False,
+        ),
+    ] = None,
+    position_offset: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Of the position encoding; detrex: -0.5, others: 0.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Convert an official checkpoint into a self-describing safetensors file."""
+    """Convert a checkpoint of the official code, detrex or mmdet into a safetensors file.
+
+    Whose it is, is recognised. A file of detrex does not tell its position encoding; most of its
+    models have a temperature of 10000 and an offset of -0.5.
+    """
     if destination.suffix != ".safetensors":
         raise ConfigError(f"{destination}: expected a name that ends in .safetensors")
     if destination.exists():
         raise ConfigError(f"{destination}: is there already", "choose another name")
-    from dino_core.checkpoints.convert import import_official
+    from dino_core.checkpoints.convert import import_checkpoint
     from dino_core.checkpoints.io import save_checkpoint
 
-    imported = import_official(checkpoint)
+    imported = import_checkpoint(
+        checkpoint,
+        ema=ema,
+        position_temperature=position_temperature,
+        position_offset=position_offset,
+    )
     destination.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(destination, imported.state_dict, imported.meta)
     count = sum(tensor.numel() for tensor in imported.state_dict.values())
@@ -191,9 +226,13 @@ def import_model(
         answer = {
             "schema": 1, "variant": imported.meta.variant, "parameters": count,
             "tensors": len(imported.state_dict), "out": str(destination),
+            "provenance": imported.meta.provenance,
         }  # fmt: skip
         print(json.dumps(answer, ensure_ascii=False))
+    for sentence in imported.meta.provenance["notes"]:
+        render.note(sentence)
     render.note(
-        f"{imported.meta.variant}: {len(imported.state_dict)} tensors, {count / 1e6:.1f} M values"
+        f"{imported.meta.variant} of {imported.meta.provenance['layout']}: "
+        f"{len(imported.state_dict)} tensors, {count / 1e6:.1f} M values"
     )
     render.note(f"model in {destination}")

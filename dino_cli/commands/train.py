@@ -62,6 +62,14 @@ def train(
             help="DATA's class NEW starts as the model's OLD; repeatable.",
         ),
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            metavar="NAME",
+            help="Any timm network with feature maps, in place of the model's; random weights.",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Length of run.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Length of run.")] = None,
     minutes: Annotated[
@@ -136,6 +144,8 @@ def train(
         )
     if as_json and not plan:
         raise ConfigError("--json goes with --plan", "a run writes metrics.jsonl and summary.json")
+    if backbone is not None and resume is not None:
+        raise ConfigError("--resume takes the backbone from the run", "leave out --backbone")
     if plan and resume is not None:
         raise ConfigError("--plan is for a new run", f"{resume}/config.toml holds that one's plan")
     given = {
@@ -160,10 +170,10 @@ def train(
         if resume is None:
             model_view.ensure(weights or name)
         if plan:
-            _plan(dataset, findings, settings, name, weights, out, as_json, devices)
+            _plan(dataset, findings, settings, name, weights, backbone, out, as_json, devices)
             return
         _show_data(dataset, findings)
-        _train(dataset, settings, name, weights, resume, out)
+        _train(dataset, settings, name, weights, backbone, resume, out)
 
 
 def _source(config: str | None, resume: Path | None) -> Path | None:
@@ -228,6 +238,7 @@ def _plan(
     settings: Settings,
     model: str,
     weights: str | None,
+    backbone: str | None,
     out: Path | None,
     as_json: bool,
     devices: int | None,
@@ -242,7 +253,7 @@ def _plan(
         out=out or output.free_path("train"),
         model=model,
         weights=weights,
-        model_config=model_overrides(settings, model, weights),
+        model_config=model_overrides(settings, model, weights, backbone),
         processes=devices,
     )
     print_plan(event, dataset, findings, as_json)
@@ -253,6 +264,7 @@ def _train(
     settings: Settings,
     model: str,
     weights: str | None,
+    backbone: str | None,
     resume: Path | None,
     out: Path | None,
 ) -> None:
@@ -261,7 +273,7 @@ def _train(
     from dino_core.engine.fit import fit
     from dino_core.engine.run_folder import RunFolder
 
-    model_config = None if resume else model_overrides(settings, model, weights)
+    model_config = None if resume else model_overrides(settings, model, weights, backbone)
     with _folder(resume or out, settings.train.device) as folder:
         run = cast(
             "Generator[Event, None, None]",  # so that closing it saves the state

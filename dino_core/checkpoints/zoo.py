@@ -20,7 +20,7 @@ from dino_core.checkpoints.cache import (
     sha256_of,
 )
 from dino_core.checkpoints.catalogue import CATALOGUE, Published, find_published
-from dino_core.checkpoints.convert import import_official as import_checkpoint
+from dino_core.checkpoints.convert import import_checkpoint
 from dino_core.checkpoints.fetch import Progress, check_online, fetch, one_at_a_time
 from dino_core.checkpoints.io import (
     Checkpoint,

@@ -79,11 +79,15 @@ def start_from(
         base, preprocess = VARIANTS[name].model, VARIANTS[name].preprocess
         if source is not None and weights is None:
             base, preprocess = source.meta.model, source.meta.preprocess
+        elif source is not None and source.meta.variant == name:
+            base = source.meta.model  # e.g. heads one a layer and positions as mmdet's
     else:
         named = source if source is not None and weights is None else load(name)
         base, preprocess = named.meta.model, named.meta.preprocess
     config = replace(model_config or base, num_classes=len(classes))
     model = Dino(config)
+    # Training resizes antialiased; what predicts with the new weights shall do the same.
+    preprocess = replace(preprocess, interpolation="antialiased")
     if source is None:
         if class_aliases:
             raise ConfigError(
