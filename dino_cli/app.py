@@ -27,7 +27,7 @@ COMMANDS = {
     "export": "Write a model as ONNX and check it against torch.",
     "check": "Find what is wrong with labelled data, with pictures.",
     "convert": "Convert labelled data between COCO, YOLO, Pascal VOC and CSV.",
-    "models": "List models, look into one, import official checkpoints.",
+    "models": "List models, fetch published ones, look into one, import.",
     "env": "Show versions, devices and which kernels run here.",
 }
 

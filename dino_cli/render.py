@@ -60,8 +60,10 @@ def print_table(
         from rich.table import Table
 
         table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
+        longest = max((len(row[0]) for row in cells), default=0)
+        for index, column in enumerate(columns):  # what a line is about is not cut
+            least = min(longest, 40) if index == 0 else None
+            table.add_column(column, justify="right" if index else "left", min_width=least)
         for row in cells:
             table.add_row(*row)
         console(stream).print(table)

@@ -79,18 +79,35 @@ def resolve_settings(
     )
 
 
-def model_overrides(settings: Settings, model: str, weights: str | None) -> ModelConfig | None:
+def model_overrides(
+    settings: Settings, model: str, weights: str | None, backbone: str | None = None
+) -> ModelConfig | None:
     """The network's settings with `settings.model` over those of `model`; None: as they are.
+
+    Args:
+        settings: What the person asked for.
+        model: A variant's name or a model file.
+        weights: Where its weights come from; None: its own.
+        backbone: The network to take for its backbone; None: its own.
 
     Raises:
         CheckpointError: no such model.
-        ConfigError: `settings.preprocess` differs from the model's own input.
+        ConfigError: `settings.preprocess` differs from the model's own input, or no such backbone.
     """
-    if not settings.model and not settings.preprocess:
+    if not settings.model and not settings.preprocess and backbone is None:
         return None
     base, own_input = _own_settings(model, weights)
     _check_preprocess(settings, own_input)
-    if not settings.model:
+    if backbone is not None:
+        from dino_core.models.backbone_choice import with_backbone
+
+        if settings.model.get("backbone", backbone) != backbone:
+            raise ConfigError(
+                f"--backbone {backbone}, but model.backbone = {settings.model['backbone']}",
+                "give one of them",
+            )
+        base = with_backbone(base, backbone, _input(settings, own_input).canvas)
+    elif not settings.model:
         return None
     return from_dict(ModelConfig, {**to_dict(base), **settings.model}, "model")
 
@@ -109,16 +126,21 @@ def _own_settings(model: str, weights: str | None) -> tuple[ModelConfig, Preproc
 
 def _check_preprocess(settings: Settings, own: PreprocessConfig) -> None:
     """The table may repeat the model's input (a run's config.toml does), not change it."""
-    from dino_core.processing.preprocess import at_image_size
-
-    size = settings.train.image_size
-    resized = to_dict(own if size is None else at_image_size(own, size))
+    resized = to_dict(_input(settings, own))
     for name, value in settings.preprocess.items():
         if value != resized[name]:
             raise ConfigError(
                 f"preprocess.{name} = {value}: this model has {resized[name]}",
                 "the size of the input is --image-size; the rest belongs to the model",
             )
+
+
+def _input(settings: Settings, own: PreprocessConfig) -> PreprocessConfig:
+    """The model's input at the size that is asked for."""
+    from dino_core.processing.preprocess import at_image_size
+
+    size = settings.train.image_size
+    return own if size is None else at_image_size(own, size)
 
 
 def _check_tables(tables: Mapping[str, Any], where: str) -> None:

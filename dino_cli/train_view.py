@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dino_cli import render
 
 if TYPE_CHECKING:
+    from dino_core.checkpoints.surgery import TransferReport
     from dino_core.data.records import DatasetIndex, ImageRecord
     from dino_core.engine.events import (
         EvaluationDone,
@@ -126,13 +127,37 @@ def plan_lines(event: RunPlanned) -> list[str]:
         f"folder    {event.out}",
     ]
     if event.transfer is not None:
-        taken, fresh = event.transfer, len(event.transfer.kept)
-        known = f", heads of {len(taken.classes)} classes by name" if taken.by_class else ""
-        start = f", {fresh} start anew" if fresh else ""
-        lines.append(f"weights   {len(taken.copied)} tensors taken over{known}{start}")
+        lines += weights_lines(event.transfer)
     if event.resumed_step:
         lines.append(f"resumed   after step {event.resumed_step}")
     return lines
+
+
+def weights_lines(report: TransferReport) -> list[str]:
+    """What was taken over from the starting weights, which classes are new, what could be."""
+    fresh = f", {len(report.kept)} start anew" if report.kept else ""
+    lines = [f"weights   {len(report.copied)} tensors taken over{fresh}"]
+    if report.by_class:
+        taken = [
+            f"{name} (as {report.aliases[name]})" if name in report.aliases else name
+            for name in report.classes
+        ]
+        lines.append(f"  class rows taken over by name: {_listed(taken)}")
+        lines.append(f"  class rows that start anew: {_listed(report.new_classes)}")
+    if report.near:
+        first, other = next(iter(report.near.items()))
+        pairs = [f"{name} ({old})" for name, old in report.near.items()]
+        lines.append(
+            f"  the model may know {', '.join(pairs)} by the name in brackets; "
+            f"if it means the same: --class-alias '{first}={other}'"
+        )
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`3 (a, b, c)`; of many the first twelve."""
+    rest = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"{len(names)} ({', '.join(names[:12])}{rest})" if names else "none"
 
 
 def decision_lines(event: RunPlanned) -> list[str]:

@@ -41,6 +41,7 @@ class ModelConfig:
     backbone: str = "resnet50"  # a timm name that supports features_only
     backbone_out_indices: tuple[int, ...] = (2, 3, 4)
     backbone_frozen_stages: int = 2  # leading timm feature stages without gradient
+    backbone_drop_path: float = 0.0  # stochastic depth in training, of Swin, ConvNeXt and others
     num_classes: int = 91
     num_levels: int = 4  # backbone maps plus extra stride-2 levels
     hidden_dim: int = 256
@@ -70,6 +71,8 @@ class ModelConfig:
                 f"num_levels is {self.num_levels}, fewer than the "
                 f"{len(self.backbone_out_indices)} maps of backbone_out_indices"
             )
+        if ":" in self.backbone:  # timm would fetch or read what a model file names
+            raise ConfigError(f"backbone '{self.backbone}' is a place, not a timm name")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class PreprocessConfig:
     The image is resized, aspect kept, so that its short side is `short_side` unless the long side
     would exceed `max_side`; other side truncated (ALGORITHM 28). With a `canvas` it is then padded
     to that (height, width), so that every image has one shape, in PyTorch as in an exported file;
-    the published models have none.
+    the published models have none. `rounding` and `interpolation` differ in detrex and mmdet.
     """
 
     short_side: int = 800
@@ -87,6 +90,8 @@ class PreprocessConfig:
     canvas: tuple[int, int] | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    rounding: Literal["down", "nearest"] = "down"  # of the resized sides
+    interpolation: Literal["antialiased", "plain"] = "antialiased"  # bilinear of Pillow, OpenCV
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ class TrainConfig:
     # csv is always written; None: TensorBoard too, where it is installed
     compile: bool = False  # torch.compile of backbone and transformer layers
     shard: Literal["none", "fsdp"] = "none"  # spread weights and moments over the processes
+    class_aliases: tuple[str, ...] = ()  # "sofa=couch": the data's sofa starts as the model's couch
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:

@@ -89,7 +89,7 @@ def from_json(text: str, where: str = "checkpoint") -> CheckpointMeta:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: its metadata is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{where}: its metadata is not a JSON object")

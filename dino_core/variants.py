@@ -16,6 +16,29 @@ class Variant:
     preprocess: PreprocessConfig
 
 
+BACKBONE_LETTERS = {
+    "resnet50": "r50",
+    "resnet101": "r101",
+    "swin_tiny_patch4_window7_224": "swint",
+    "swin_small_patch4_window7_224": "swins",
+    "swin_base_patch4_window7_224": "swinb224",
+    "swin_base_patch4_window12_384": "swinb",
+    "swin_large_patch4_window7_224": "swinl224",
+    "swin_large_patch4_window12_384": "swinl",
+    "convnext_tiny": "convnextt",
+    "convnext_small": "convnexts",
+    "convnext_base": "convnextb",
+    "convnext_large": "convnextl",
+    "convnext_xlarge": "convnextxl",
+}
+"""Of backbones that public checkpoints have, by timm's names: their part of a variant's name."""
+
+
+def variant_name(backbone: str, num_levels: int) -> str:
+    """What a published DINO with this backbone is called."""
+    return f"dino-{BACKBONE_LETTERS[backbone]}-{num_levels}scale"
+
+
 _R50_4SCALE = ModelConfig()
 
 _NANO = replace(
@@ -35,9 +58,49 @@ _NANO = replace(
     dn_number=50,
 )
 
+_R50_5SCALE = replace(
+    _R50_4SCALE, variant="dino-r50-5scale", backbone_out_indices=(1, 2, 3, 4), num_levels=5
+)
+_R101_4SCALE = replace(_R50_4SCALE, variant="dino-r101-4scale", backbone="resnet101")
+_SWINL_4SCALE = replace(
+    _R50_4SCALE,
+    variant="dino-swinl-4scale",
+    backbone="swin_large_patch4_window12_384",
+    backbone_out_indices=(1, 2, 3),  # of strides 4, 8, 16, 32
+    backbone_frozen_stages=0,
+    backbone_drop_path=0.2,
+)
+_SWINL_5SCALE = replace(
+    _SWINL_4SCALE,
+    variant="dino-swinl-5scale",
+    backbone_out_indices=(0, 1, 2, 3),
+    num_levels=5,
+)
+_SWINT_4SCALE = replace(
+    _SWINL_4SCALE, variant="dino-swint-4scale", backbone="swin_tiny_patch4_window7_224"
+)
+_CONVNEXTL_4SCALE = replace(
+    _SWINL_4SCALE,
+    variant="dino-convnextl-4scale",
+    backbone="convnext_large",
+    backbone_drop_path=0.0,  # official `build_convnext` gives none
+)
+
+_PUBLISHED = (
+    _R50_4SCALE,
+    _R50_5SCALE,
+    _R101_4SCALE,
+    _SWINT_4SCALE,
+    _SWINL_4SCALE,
+    _SWINL_5SCALE,
+    _CONVNEXTL_4SCALE,
+)
+"""Official `DINO_4scale.py`, `_5scale.py`, `_4scale_swin.py`, `_5scale_swin.py`,
+`_4scale_convnext.py`: they differ in nothing but backbone, its maps and the number of levels."""
+
 VARIANTS: dict[str, Variant] = {
     "dino-nano": Variant(_NANO, PreprocessConfig(short_side=320, max_side=320, canvas=(320, 320))),
-    "dino-r50-4scale": Variant(_R50_4SCALE, PreprocessConfig()),
+    **{model.variant: Variant(model, PreprocessConfig()) for model in _PUBLISHED},
 }
 
 

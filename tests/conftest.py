@@ -8,6 +8,8 @@ from pathlib import Path
 
 import dino_core
 
+os.environ["DINO_OFFLINE"] = "1"  # tests that need a server start one and allow it
+os.environ["DINO_CACHE"] = "/nonexistent/dino-tests"  # nor may they find what a person fetched
 os.environ["PYTHONSAFEPATH"] = "1"  # the source tree has no kernels
 os.environ["PYTHONPATH"] = str(Path(str(dino_core.__file__)).parents[1])
 

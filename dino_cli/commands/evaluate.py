@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dino_cli import errors, options, output, render
+from dino_cli import errors, model_view, options, output, render
 
 if TYPE_CHECKING:
     from dino_core.engine.coco_metrics import Metrics
@@ -85,6 +85,7 @@ def _evaluate(
 
     keep_freed_memory()
     dataset = load_dataset(data, form)
+    model_view.ensure(model)
     steps = evaluation_steps(model, dataset, split, batch=batch, device=device, dtype=dtype)
     started = next(steps)
     assert isinstance(started, EvaluationStarted)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dino_cli import errors, options, output, render
+from dino_cli import errors, model_view, options, output, render
 from dino_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def export(
     """Write MODEL as ONNX with its metadata inside, and compare it with torch on images."""
     images = _images(verify)
     size_hw = options.size_hw(image_size)
+    model_view.ensure(model)
     is_file = out is not None and out.suffix.lower() == ".onnx"
     with output.output_folder(out.parent if out and is_file else out, "export") as folder:
         artifact = folder.path / (out.name if out and is_file else f"{Path(model).stem}.onnx")

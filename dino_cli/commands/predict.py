@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dino_cli import errors, options, output, render
+from dino_cli import errors, model_view, options, output, render
 from dino_cli.gates import ANY, Gate, parse_gate
 from dino_core.errors import ConfigError
 
@@ -136,6 +136,7 @@ def _load(model: str, device: str, dtype: str, image_size: int | None) -> Detect
     from dino_core.engine.memory import keep_freed_memory
     from dino_core.inference.detector import Detector
 
+    model_view.ensure(model)
     keep_freed_memory()
     return Detector.load(model, device, dtype, image_size=image_size)
 

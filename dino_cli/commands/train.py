@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from dino_cli import errors, options, output, processes, render
+from dino_cli import errors, model_view, options, output, processes, render
 from dino_cli.settings import Settings, model_overrides, resolve_settings
 from dino_core.config import LOGGERS
 from dino_core.errors import ConfigError
@@ -53,6 +53,22 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option("--weights", metavar="FILE|none", help="Start; default: the model's own."),
+    ] = None,
+    class_alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class-alias",
+            metavar="NEW=OLD",
+            help="DATA's class NEW starts as the model's OLD; repeatable.",
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            metavar="NAME",
+            help="Any timm network with feature maps, in place of the model's; random weights.",
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Length of run.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Length of run.")] = None,
@@ -128,6 +144,8 @@ def train(
         )
     if as_json and not plan:
         raise ConfigError("--json goes with --plan", "a run writes metrics.jsonl and summary.json")
+    if backbone is not None and resume is not None:
+        raise ConfigError("--resume takes the backbone from the run", "leave out --backbone")
     if plan and resume is not None:
         raise ConfigError("--plan is for a new run", f"{resume}/config.toml holds that one's plan")
     given = {
@@ -135,6 +153,7 @@ def train(
         "accumulate": accumulate, "lr": lr, "image_size": image_size, "dtype": dtype,
         "device": device, "freeze": freeze, "ema": ema, "augment": augment, "patience": patience,
         "seed": seed, "val_split": val_split, "loggers": _loggers(logger),
+        "class_aliases": class_alias or None,
     }  # fmt: skip
     source = _source(config, resume)
     where = str(resolve_settings(source, given, assignments or []).train.device)
@@ -148,11 +167,13 @@ def train(
         settings = resolve_settings(_source(config, resume), given, assignments or [])
         name = model or settings.recipe.model or DEFAULT_MODEL
         dataset, findings = _load(data, form, resume, settings)
+        if resume is None:
+            model_view.ensure(weights or name)
         if plan:
-            _plan(dataset, findings, settings, name, weights, out, as_json, devices)
+            _plan(dataset, findings, settings, name, weights, backbone, out, as_json, devices)
             return
         _show_data(dataset, findings)
-        _train(dataset, settings, name, weights, resume, out)
+        _train(dataset, settings, name, weights, backbone, resume, out)
 
 
 def _source(config: str | None, resume: Path | None) -> Path | None:
@@ -217,6 +238,7 @@ def _plan(
     settings: Settings,
     model: str,
     weights: str | None,
+    backbone: str | None,
     out: Path | None,
     as_json: bool,
     devices: int | None,
@@ -231,7 +253,7 @@ def _plan(
         out=out or output.free_path("train"),
         model=model,
         weights=weights,
-        model_config=model_overrides(settings, model, weights),
+        model_config=model_overrides(settings, model, weights, backbone),
         processes=devices,
     )
     print_plan(event, dataset, findings, as_json)
@@ -242,6 +264,7 @@ def _train(
     settings: Settings,
     model: str,
     weights: str | None,
+    backbone: str | None,
     resume: Path | None,
     out: Path | None,
 ) -> None:
@@ -250,7 +273,7 @@ def _train(
     from dino_core.engine.fit import fit
     from dino_core.engine.run_folder import RunFolder
 
-    model_config = None if resume else model_overrides(settings, model, weights)
+    model_config = None if resume else model_overrides(settings, model, weights, backbone)
     with _folder(resume or out, settings.train.device) as folder:
         run = cast(
             "Generator[Event, None, None]",  # so that closing it saves the state

@@ -3,147 +3,191 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dino_core.checkpoints.io import Checkpoint
+from dino_core.checkpoints.architecture import network_of, without_unused
+from dino_core.checkpoints.containers import Weights, find_weights
+from dino_core.checkpoints.io import Checkpoint, model_without_values
 from dino_core.checkpoints.keymaps import official
-from dino_core.checkpoints.keymaps.coco import OFFICIAL_SLOTS, official_coco_classes
+from dino_core.checkpoints.keymaps.coco import (
+    COCO_NAMES,
+    OFFICIAL_SLOTS,
+    coco_classes,
+    official_coco_classes,
+)
+from dino_core.checkpoints.layouts import (
+    OFFICIAL,
+    Layout,
+    official_state,
+    recognise,
+    rename_all,
+    some,
+)
+from dino_core.checkpoints.position import Position, find_position
 from dino_core.checkpoints.unpickle import load_pickled
-from dino_core.config import ModelConfig
+from dino_core.config import ModelConfig, PreprocessConfig
 from dino_core.detections import ClassMap
-from dino_core.errors import CheckpointError
+from dino_core.errors import CheckpointError, DataError
 from dino_core.metadata import CheckpointMeta
-from dino_core.models.dino import Dino
-from dino_core.variants import VARIANTS
 
-_DDP_PREFIX = "module."
-_SHOWN = 8
-_RESNET50_BLOCKS = 6  # of layer3
+_HEAD_OF_LAYER = re.compile(r"(decoder\.(?:class|bbox)_embed)\.(\d+)\.(.+)")
 
 
-def import_official(path: Path, ema: bool = False) -> Checkpoint:
-    """Read a checkpoint of the official code as one of ours.
+def import_checkpoint(
+    path: Path,
+    *,
+    ema: bool | None = None,
+    position_temperature: float | None = None,
+    position_offset: float | None = None,
+) -> Checkpoint:
+    """Read a checkpoint of the official code, detrex or mmdet as one of ours.
 
-    Accepts the training script's files (`model`, beside optimiser and arguments), bare state dicts
-    and names with DDP's prefix.
+    Whose it is, is recognised by the names of its tensors; accepted are the training scripts'
+    files (weights beside optimiser, arguments, history), published ones, bare state dicts, and
+    names with DDP's prefix. What is no matter of names goes into the ModelConfig: heads one a
+    layer, biases of the neck, the position encoding, the epsilon of the predicted boxes.
+    `meta.provenance["notes"]` says in sentences what was assumed.
 
     Args:
         path: A `.pth` file.
-        ema: Take the averaged weights (`ema_model`) instead of `model`, where it has both.
+        ema: True: averaged weights; False: those that were trained; None: those that the code which
+            wrote the file loads.
+        position_temperature: Of the position encoding, which few files tell; None: the file's, or
+            its code's usual one.
+        position_offset: Likewise.
 
     Raises:
         CheckpointError: not such a file, a variant that is not supported, or tensors on either
             side that have no counterpart (named in the message).
+        ConfigError: no such temperature or offset can be.
     """
-    given = _state_dict(load_pickled(path), path, ema)
-    missing = [mark for mark in official.MARKS if mark not in given]
-    if missing:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of the official DINO code (it lacks {_some(missing)}; it "
-            f"has {_some(sorted(given))})"
-        )
-    config = _config(given, path)
-    state = _renamed(given, path)
-    state["label_enc.weight"] = _label_rows(state.get("label_enc.weight"), config, path)
-    _check(state, config, path)
-    classes = (
-        official_coco_classes()
-        if config.num_classes == OFFICIAL_SLOTS
-        else ClassMap.from_names(f"class {i}" for i in range(config.num_classes))
+    weights = find_weights(load_pickled(path), path, ema)
+    layout = recognise(weights.tensors, path)
+    position = find_position(
+        layout, path.name, weights.config_text, position_temperature, position_offset
     )
-    provenance = {"layout": "official", "file": path.name, "sha256": _sha256(path)}
-    preprocess = VARIANTS[config.variant].preprocess
+    given = official_state(weights.tensors, layout, path)
+    config = _adapted(network_of(given, path), layout, position)
+    state, config = our_state(given, config, layout, path)
+    provenance = {
+        "layout": layout.name,
+        "file": path.name,
+        "sha256": _sha256(path),
+        "weights": weights.key,
+        "notes": _notes(layout, weights, position),
+    }
+    preprocess = PreprocessConfig(**layout.preprocess)
+    classes = _classes(layout, config, weights.class_names, path)
     meta = CheckpointMeta(config.variant, config, preprocess, classes, provenance=provenance)
     return Checkpoint(meta, state)
 
 
-def _state_dict(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:
-    """The weights among what a file holds, without DDP's prefix, float32."""
-    keys = ("ema_model", "model") if ema else ("model", "ema_model")
-    inner = content
-    if isinstance(content, Mapping):
-        inner = next((content[k] for k in keys if isinstance(content.get(k), Mapping)), content)
-    tensors = (
-        {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
-        if isinstance(inner, Mapping)
-        else {}
+def _adapted(config: ModelConfig, layout: Layout, position: Position) -> ModelConfig:
+    """The published network with what is the layout's and the file's own."""
+    frozen = config.backbone_frozen_stages
+    if config.backbone.startswith("resnet"):
+        frozen = layout.resnet_frozen_stages
+    return replace(
+        config,
+        backbone_frozen_stages=frozen,
+        position_temperature=position.temperature,
+        position_offset=position.offset,
+        **layout.model,
     )
-    if not tensors:
-        raise CheckpointError(f"{path}: holds no weights")
-    return {
-        name.removeprefix(_DDP_PREFIX): t.float() if t.is_floating_point() else t
-        for name, t in tensors.items()
-    }
 
 
-def _config(given: Mapping[str, Tensor], path: Path) -> ModelConfig:
-    """The network that these tensors belong to."""
-    layer3 = {n.split(".")[4] for n in given if n.startswith("backbone.0.body.layer3.")}
-    levels = len(given["transformer.level_embed"])
-    base = VARIANTS["dino-r50-4scale"].model
-    if len(layer3) != _RESNET50_BLOCKS or levels != base.num_levels:
-        kind = "ResNet" if layer3 else "other"
-        raise CheckpointError(
-            f"{path}: an official DINO with {levels} scales and {kind} backbone"
-            f"{f' of {len(layer3)} layer3 blocks' if layer3 else ''}, which is not supported",
-            "supported: dino-r50-4scale",
+def our_state(
+    given: Mapping[str, Tensor], config: ModelConfig, layout: Layout, path: Path
+) -> tuple[dict[str, Tensor], ModelConfig]:
+    """Tensors by our names, and the network with `tied_heads` as it is.
+
+    The official code has one head for all layers by default and saves it once a layer: equal
+    values mean that.
+
+    Args:
+        given: By official names.
+        config: The network.
+        layout: Where the tensors are from.
+        path: For errors.
+
+    Raises:
+        CheckpointError: names or shapes are not exactly the network's.
+    """
+    used = without_unused(given, config)
+    state = rename_all(used, lambda name: official.our_name(name, tied=False), path)
+    heads = {name: m for name in state if (m := _HEAD_OF_LAYER.fullmatch(name))}
+    others = {name: f"{m[1]}.0.{m[3]}" for name, m in heads.items() if m[2] != "0"}
+    if layout is OFFICIAL:
+        tied = all(
+            first in state and torch.equal(state[name], state[first])
+            for name, first in others.items()
         )
-    head = _first(given, "class_embed.0.weight", "transformer.decoder.class_embed.0.weight")
-    queries = _first(given, "transformer.tgt_embed.weight")
-    if head is None or queries is None:
-        raise CheckpointError(f"{path}: lacks class_embed.0.weight or transformer.tgt_embed.weight")
-    return replace(base, num_classes=len(head), num_queries=len(queries))
-
-
-def _first(given: Mapping[str, Tensor], *names: str) -> Tensor | None:
-    return next((given[name] for name in names if name in given), None)
-
-
-def _renamed(given: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Our names; names that mean one tensor must hold one value."""
-    state: dict[str, Tensor] = {}
-    source: dict[str, str] = {}
-    unknown = []
-    for theirs, tensor in given.items():
-        ours = official.our_name(theirs)
-        if ours is None:
-            unknown.append(theirs)
-        elif ours not in state:
-            state[ours], source[ours] = tensor, theirs
-        elif not torch.equal(state[ours], tensor):
-            raise CheckpointError(
-                f"{path}: '{theirs}' differs from '{source[ours]}'; the published models have one "
-                "head for all decoder layers"
-            )
-    if unknown:
-        raise CheckpointError(f"{path}: {len(unknown)} unknown tensors: {_some(unknown)}")
-    return state
+        config = replace(config, tied_heads=tied)
+        if tied:
+            state = {name: tensor for name, tensor in state.items() if name not in others}
+    state["label_enc.weight"] = _label_rows(state.get("label_enc.weight"), config, path)
+    _check(state, config, path)
+    return state, config
 
 
 def _label_rows(given: Tensor | None, config: ModelConfig, path: Path) -> Tensor:
-    """The rows that the classes use: the official label book may be longer."""
-    rows = config.num_classes + 1
-    if given is None or len(given) < rows:
-        found = 0 if given is None else len(given)
-        raise CheckpointError(f"{path}: label_enc.weight has {found} rows, expected {rows}")
-    return given[:rows].clone()
+    """The rows that the classes use, and the one after them.
+
+    The official label book may be longer. detrex and mmdet have no row after the last class; it
+    is never looked up (ALGORITHM 20 draws class indices), so zeros stand there.
+    """
+    classes = config.num_classes
+    rows = 0 if given is None or given.dim() == 0 else len(given)
+    if given is None or rows < classes:
+        raise CheckpointError(
+            f"{path}: label_enc.weight has {rows} rows, fewer than the {classes} classes"
+        )
+    if rows > classes:
+        return given[: classes + 1].clone()
+    return torch.cat([given, given.new_zeros(1, *given.shape[1:])])
+
+
+def _classes(layout: Layout, config: ModelConfig, names: tuple[str, ...], path: Path) -> ClassMap:
+    """What the columns of the heads mean: as the file says, or COCO where their number is."""
+    count = config.num_classes
+    if len(names) == count and names != tuple(COCO_NAMES.values()):
+        try:
+            return ClassMap.from_names(names)
+        except DataError as error:
+            raise CheckpointError(f"{path}: {error.message}") from error
+    if layout is OFFICIAL and count == OFFICIAL_SLOTS:
+        return official_coco_classes()
+    if layout is not OFFICIAL and count == len(COCO_NAMES):
+        return coco_classes()
+    return ClassMap.from_names(f"class {i}" for i in range(count))
+
+
+def _notes(layout: Layout, weights: Weights, position: Position) -> list[str]:
+    """What a reader of the import should know, in sentences."""
+    notes = [
+        f"position encoding: temperature {position.temperature:g}, offset {position.offset:g} "
+        f"({position.source})"
+    ]
+    if weights.averaged_too:
+        notes.append(f"weights: '{weights.key}'; the file has averaged ones too")
+    return notes
 
 
 def _check(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None:
     """Raises CheckpointError unless names and shapes are exactly the model's."""
-    with torch.device("meta"):
-        expected = {n: tuple(t.shape) for n, t in Dino(config).state_dict().items()}
+    model = model_without_values(config)
+    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     missing = sorted(expected.keys() - state.keys())
     extra = sorted(state.keys() - expected.keys())
     if missing or extra:
-        parts = [f"{len(missing)} missing: {_some(missing)}"] if missing else []
-        parts += [f"{len(extra)} without a place: {_some(extra)}"] if extra else []
+        parts = [f"{len(missing)} missing: {some(missing)}"] if missing else []
+        parts += [f"{len(extra)} without a place: {some(extra)}"] if extra else []
         raise CheckpointError(f"{path}: tensors do not match {config.variant}: {'; '.join(parts)}")
     wrong = [
         f"{n} is {tuple(t.shape)}, expected {expected[n]}"
@@ -151,13 +195,7 @@ def _check(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None
         if tuple(t.shape) != expected[n]
     ]
     if wrong:
-        raise CheckpointError(f"{path}: {len(wrong)} tensors of another shape: {_some(wrong)}")
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest
+        raise CheckpointError(f"{path}: {len(wrong)} tensors of another shape: {some(wrong)}")
 
 
 def _sha256(path: Path) -> str:

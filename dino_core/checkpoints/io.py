@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from dino_core.config import ModelConfig
 from dino_core.errors import CheckpointError
 from dino_core.files import part_path
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
@@ -88,8 +89,8 @@ def build_model(checkpoint: Checkpoint) -> Dino:
 
     Raises: CheckpointError when the weights are not those of the network the file describes.
     """
-    with torch.device("meta"), _NoRandomNumbers():  # they would only be overwritten
-        model = Dino(checkpoint.meta.model)
+    _check_layers(checkpoint)
+    model = model_without_values(checkpoint.meta.model)
     try:
         model.load_state_dict(checkpoint.state_dict, assign=True)
     except RuntimeError as error:
@@ -100,6 +101,22 @@ def build_model(checkpoint: Checkpoint) -> Dino:
     if left:
         raise CheckpointError(f"{checkpoint.meta.variant}: the file lacks {', '.join(left[:8])}")
     return model.eval()
+
+
+def model_without_values(config: ModelConfig) -> Dino:
+    """The network on the meta device: names and shapes, values to come from a file."""
+    with torch.device("meta"), _NoRandomNumbers():
+        return Dino(config)
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError where building what the file describes would take hours."""
+    config, tensors = checkpoint.meta.model, len(checkpoint.state_dict)
+    layers = max(config.encoder_layers, config.decoder_layers, config.num_levels)
+    if layers > tensors:
+        raise CheckpointError(
+            f"{checkpoint.meta.variant}: the file claims {layers} layers and has {tensors} tensors"
+        )
 
 
 class _NoRandomNumbers(TorchFunctionMode):
@@ -181,8 +198,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with _opened(path) as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, kept in json.loads(metadata.pop(_ALIASES_KEY, "{}")).items():
-        tensors[name] = tensors[kept]
+    try:
+        for name, kept in json.loads(metadata.pop(_ALIASES_KEY, "{}")).items():
+            tensors[name] = tensors[kept]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its list of shared tensors is damaged") from error
     return tensors, metadata
 
 

@@ -1,27 +1,54 @@
-"""From what a person types as `--model` to a model file: a built-in name, or a path."""
+"""From what a person types as `--model` to a model file: built in, published, or a path.
+
+A published file is fetched once, checked, and imported once; both files stay in the cache.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from dino_core.checkpoints.convert import import_official
-from dino_core.checkpoints.io import Checkpoint, load_checkpoint
+from dino_core.checkpoints.cache import (
+    CachedModel,
+    FileRecord,
+    cached,
+    check_unchanged,
+    record_of,
+    remember,
+    sha256_of,
+)
+from dino_core.checkpoints.catalogue import CATALOGUE, Published, find_published
+from dino_core.checkpoints.convert import import_checkpoint
+from dino_core.checkpoints.fetch import Progress, check_online, fetch, one_at_a_time
+from dino_core.checkpoints.io import (
+    Checkpoint,
+    build_model,
+    load_checkpoint,
+    read_header,
+    save_checkpoint,
+)
+from dino_core.checkpoints.unpickle import check_pickled
 from dino_core.config import nearest
 from dino_core.errors import CheckpointError
+from dino_core.metadata import CheckpointMeta, library_version
 from dino_core.variants import VARIANTS
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILT_IN = {"dino-nano": ASSETS / "dino-nano.safetensors"}
 """Models that come with the package."""
 
+_RUN_FACTS = ("data", "images", "steps", "epochs")
+
 FOREIGN_SUFFIXES = (".pth", ".pt", ".pkl")
 
 
-def resolve(name_or_path: str | Path) -> Path:
-    """The file behind a model's name or path.
+def resolve(name_or_path: str | Path, progress: Progress | None = None) -> Path:
+    """The file behind a model's name or path; a published one is fetched where it is not here.
 
     Raises:
-        CheckpointError: no such file or model, or a known model whose weights are not here.
+        CheckpointError: no such file or model, or as `pull` does.
     """
     path = Path(name_or_path)
     name = str(name_or_path)
@@ -29,24 +56,175 @@ def resolve(name_or_path: str | Path) -> Path:
         return path
     if name in BUILT_IN and BUILT_IN[name].is_file():
         return BUILT_IN[name]
+    published = find_published(name)
+    if published is not None:
+        return pull(published, progress)
     if name in VARIANTS:
         raise CheckpointError(
-            f"the weights of {name} are not here",
-            "get the official file (github.com/IDEA-Research/DINO, Model Zoo), then "
-            f"`dino models import CHECKPOINT.pth {name}.safetensors` and use that file",
+            f"no weights of {name} are published",
+            "train it (`dino train DATA --model ... --weights none`), or give a model file",
         )
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder, not a model file", "e.g. best.safetensors in it")
     if path.suffix or len(path.parts) > 1:
         raise CheckpointError(f"{path}: no such file")
-    known = f"known: {', '.join(VARIANTS)}"
-    raise CheckpointError(f"unknown model '{name}'", nearest(name, VARIANTS) or known)
+    known = f"known: {', '.join(VARIANTS)}; `dino models list --all` has more"
+    names = {**VARIANTS, **CATALOGUE}
+    raise CheckpointError(f"unknown model '{name}'", nearest(name, names) or known)
 
 
 def load(name_or_path: str | Path) -> Checkpoint:
-    """Read the model behind a name or path; files of the official code are converted in memory.
+    """Read the model behind a name or path; files of other DINO code are converted in memory.
 
-    Raises: CheckpointError as `resolve`, `load_checkpoint` and `import_official` do.
+    Raises: CheckpointError as `resolve`, `load_checkpoint` and `import_checkpoint` do.
     """
-    path = resolve(name_or_path)
-    return import_official(path) if path.suffix in FOREIGN_SUFFIXES else load_checkpoint(path)
+    return _read(resolve(name_or_path))
+
+
+def _read(path: Path) -> Checkpoint:
+    return import_checkpoint(path) if path.suffix in FOREIGN_SUFFIXES else load_checkpoint(path)
+
+
+def pull(published: Published, progress: Progress | None = None, *, again: bool = False) -> Path:
+    """The model file of a published one, fetched and imported unless that was done before.
+
+    Args:
+        published: Of the catalogue.
+        progress: Is told how it goes.
+        again: Fetch and import it even so.
+
+    Raises:
+        CheckpointError: its network is not supported, only a person can fetch it, `fetch`'s
+            reasons, a file that was changed, or one that cannot be imported.
+    """
+    if not again and (ready := _ready(published)) is not None:
+        return ready
+    if published.variant not in VARIANTS:
+        raise CheckpointError(
+            f"{published.name}: this version has no network {published.variant}",
+            f"it has {', '.join(VARIANTS)}",
+        )
+    if published.url is None:
+        raise CheckpointError(
+            f"{published.name}: the official files lie on Google Drive, without a direct link",
+            f"get {published.file} from {published.page} by hand, then `dino models import "
+            f"{published.file} {published.name}.safetensors` and use that file",
+        )
+    here = cached(published.name)
+    if here.source is None or again:
+        check_online(published.url, here.folder / published.file)
+    with one_at_a_time(here.folder, progress):
+        if not again and (ready := _ready(published)) is not None:
+            return ready  # another process was faster
+        source = _source(published, progress, again=again)
+        if progress is not None:
+            progress("importing", 0, None)
+        return _imported(published, source)
+
+
+def _ready(published: Published) -> Path | None:
+    """The model file in the cache, unless this version has to import it anew."""
+    here = cached(published.name)
+    if here.model is None or (here.source and here.model.version != library_version()):
+        return None
+    check_unchanged(here, here.model)
+    return here.path(here.model)
+
+
+def _source(published: Published, progress: Progress | None, *, again: bool) -> FileRecord:
+    """The published file, in the cache from now on."""
+    here = cached(published.name)
+    for record in (here.source, here.model):
+        if again and record is not None:
+            here.path(record).unlink(missing_ok=True)
+    if here.source is not None and not again:
+        check_unchanged(here, here.source)
+        return here.source
+    target = here.folder / published.file
+    fetch(str(published.url), target, lambda path: check_source(published, path), progress)
+    source = record_of(target, library_version())
+    remember(CachedModel(here.folder, source, None))
+    return source
+
+
+def check_source(published: Published, path: Path) -> None:
+    """Raises CheckpointError unless a file is the published one, by its checksum or its structure.
+
+    Where no checksum is published, those inside the file (of each part of a zip) have to do.
+    """
+    if published.sha256:
+        found = sha256_of(path)
+        if not found.startswith(published.sha256):
+            raise CheckpointError(
+                f"{path}: its sha256 begins with {found[: len(published.sha256)]}, published is "
+                f"{published.sha256} ({path.stat().st_size} bytes)"
+            )
+    if Path(published.file).suffix in FOREIGN_SUFFIXES:
+        check_pickled(path)
+    else:
+        read_header(path)
+
+
+def _imported(published: Published, source: FileRecord) -> Path:
+    """Import the published file beside itself, and write that down."""
+    here = CachedModel(cached(published.name).folder, source, None)
+    read = _read(here.path(source))
+    provenance = {**read.meta.provenance, "name": published.name, "url": published.url}
+    target = here.folder / f"{published.name}.safetensors"
+    save_checkpoint(target, read.state_dict, replace(read.meta, provenance=provenance))
+    remember(replace(here, model=record_of(target, library_version())))
+    return target
+
+
+def verify(published: Published) -> list[FileRecord]:
+    """Read all that the cache has of a published model, and compare checksums.
+
+    Raises: CheckpointError when nothing is there, or something is damaged or was changed.
+    """
+    here = cached(published.name)
+    records = [record for record in (here.source, here.model) if record is not None]
+    if not records:
+        raise CheckpointError(
+            f"{published.name} is not in the cache", f"dino models pull {published.name}"
+        )
+    for record in records:
+        check_unchanged(here, record, thoroughly=True)
+    if here.source is not None:
+        check_source(published, here.path(here.source))
+    if here.model is not None:
+        verify_file(here.path(here.model))
+    return records
+
+
+def verify_file(path: Path) -> Checkpoint:
+    """Read all of a model file: its weights are those of its network, and all are numbers.
+
+    Raises: CheckpointError when it is damaged, of another kind, or holds what is no number.
+    """
+    if path.suffix in FOREIGN_SUFFIXES:
+        check_pickled(path)
+    checkpoint = load(path)
+    build_model(checkpoint)
+    for name, tensor in checkpoint.state_dict.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{path}: {name} holds what is no number")
+    return checkpoint
+
+
+def history(path: Path, meta: CheckpointMeta) -> tuple[Mapping[str, Any], ...]:
+    """Where the weights of a model file are from, for one that is trained from it.
+
+    Returns: An entry for each file that went before, oldest first, this one last: its name, sha256
+        and variant, what its importer told (another project's file, its sha256, its layout), and
+        the run that trained it (data, steps).
+    """
+    own = {key: value for key, value in meta.provenance.items() if key != "history"}
+    run = {key: meta.training[key] for key in _RUN_FACTS if key in meta.training}
+    entry: dict[str, Any] = {"file": path.name, "sha256": sha256_of(path), "variant": meta.variant}
+    if path.suffix not in FOREIGN_SUFFIXES or own.get("sha256") != entry["sha256"]:
+        entry |= {"provenance": own} if own else {}
+    else:
+        entry |= own
+    entry |= {"training": run} if run else {}
+    before = meta.provenance.get("history", ())
+    return (*(before if isinstance(before, (list, tuple)) else ()), entry)

@@ -10,7 +10,7 @@ from typing import Any
 from dino_core.engine.events import Event, PicturesDrawn, RunFinished
 from dino_core.engine.loggers import Opening, hyper_parameters, remembered_id, scalars
 from dino_core.errors import DinoError
-from dino_core.inference.web import is_offline
+from dino_core.network import is_offline
 
 _EXPERIMENT = "dino"
 _METRICS_A_CALL, _PARAMS_A_CALL, _PARAM_LETTERS = 1000, 100, 500  # MLflow's limits of log_batch

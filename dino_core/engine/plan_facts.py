@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dino_core.checkpoints.surgery import TransferReport
 from dino_core.config import PreprocessConfig
 from dino_core.cores import usable_cores
 from dino_core.data.records import DatasetIndex, ImageRecord
@@ -44,7 +45,7 @@ class ModelFacts:
     Attributes:
         parameters: All of them, frozen ones too.
         input_px: Long side of its own input.
-        trained: Whether it starts from trained weights.
+        trained: Whether its backbone starts from trained weights.
     """
 
     parameters: int
@@ -108,8 +109,13 @@ def model_facts(start: Start) -> ModelFacts:
     return ModelFacts(
         parameters=sum(p.numel() for p in start.model.parameters()),
         input_px=start.preprocess.max_side,
-        trained=start.report is not None,
+        trained=_is_trained(start.report),
     )
+
+
+def _is_trained(report: TransferReport | None) -> bool:
+    """Whether the backbone has got its weights: another than the starting model's has none."""
+    return report is not None and not any(n.startswith("backbone.") for n in report.kept)
 
 
 def boxes_of_images(records: Sequence[ImageRecord]) -> list[int]:

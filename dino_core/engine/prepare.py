@@ -98,7 +98,7 @@ def prepare(
     if saved is not None:
         start = Start(Dino(saved.meta.model), saved.meta.preprocess, None, "resume")
     else:
-        start = start_from(model, weights, dataset.classes, model_config)
+        start = start_from(model, weights, dataset.classes, model_config, config.class_aliases)
     start.model.backbone.fold_batch_norm()  # two passes over every map less
     network = start.model.to(device)
     dtype = choose_dtype(config, device)
@@ -114,7 +114,10 @@ def prepare(
         counters.parts = trial.parts
     if saved is not None:
         saved.restore(network, ema, optimizer)
-        start = replace(start, origin=str(saved.meta.provenance.get("start", "resume")))
+        told = saved.meta.provenance
+        start = replace(
+            start, origin=str(told.get("start", "resume")), history=tuple(told.get("history", ()))
+        )
     stepper = Stepper(resolved, network, ema, optimizer, device, dtype)
     loader = _loader(resolved, dataset, start, device)
     if resolved.cached_views:

@@ -190,7 +190,11 @@ class Run:
             classes=self.dataset.classes,
             training=training,
             metrics=metric_values(self.metrics) if self.metrics is not None else {},
-            provenance={"start": self.start.origin},
+            provenance={
+                "start": self.start.origin,
+                "run": self.folder.root.resolve().name,
+                "history": list(self.start.history),
+            },
         )
 
     def finish_step(self, result: StepResult, unreadable: Mapping[str, str]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from dino_core.checkpoints.class_names import parse_aliases
 from dino_core.checkpoints.io import Checkpoint
 from dino_core.checkpoints.surgery import TransferReport, transfer
-from dino_core.checkpoints.zoo import load
+from dino_core.checkpoints.zoo import history, load, resolve
 from dino_core.config import ModelConfig, PreprocessConfig, ResolvedConfig, TrainConfig
 from dino_core.detections import ClassMap
 from dino_core.engine.compiling import check_compiler, compile_parts
@@ -27,12 +30,21 @@ FROM_SCRATCH = "none"
 
 @dataclass(frozen=True)
 class Start:
-    """A model ready to train and where its weights came from."""
+    """A model ready to train and where its weights came from.
+
+    Attributes:
+        model: Ready to train.
+        preprocess: Its input.
+        report: What it took over; None from scratch and on resume.
+        origin: What a person typed: a name, a file, "none".
+        history: An entry for each model file that went before, oldest first (`zoo.history`).
+    """
 
     model: Dino
     preprocess: PreprocessConfig
     report: TransferReport | None
     origin: str
+    history: tuple[Mapping[str, Any], ...] = ()
 
     def at_size(self, image_size: int | None) -> Start:
         """The same with an input whose long side is `image_size`; None: as it is."""
@@ -44,6 +56,7 @@ def start_from(
     weights: str | Path | None,
     classes: ClassMap,
     model_config: ModelConfig | None = None,
+    class_aliases: Sequence[str] = (),
 ) -> Start:
     """Build the network for `classes` and give it its starting weights, at its own input size.
 
@@ -52,27 +65,40 @@ def start_from(
         weights: A model file, "none" (random), or None for the weights that `name` stands for.
         classes: The data's classes.
         model_config: Replaces the network's settings (its class count is ignored).
+        class_aliases: `NEW=OLD`: the data's class starts with the rows of the model's.
 
     Raises:
         CheckpointError, ConfigError: no such model or weights, or they do not fit.
     """
     source: Checkpoint | None = None
+    path = Path()
     if str(weights) != FROM_SCRATCH:
-        source = load(str(weights) if weights is not None else name)
+        path = resolve(str(weights) if weights is not None else name)
+        source = load(path)
     if name in VARIANTS:
         base, preprocess = VARIANTS[name].model, VARIANTS[name].preprocess
         if source is not None and weights is None:
             base, preprocess = source.meta.model, source.meta.preprocess
+        elif source is not None and source.meta.variant == name:
+            base = source.meta.model  # e.g. heads one a layer and positions as mmdet's
     else:
         named = source if source is not None and weights is None else load(name)
         base, preprocess = named.meta.model, named.meta.preprocess
     config = replace(model_config or base, num_classes=len(classes))
     model = Dino(config)
-    report = None
-    if source is not None:
-        report = transfer(model, source.state_dict, source.meta.classes, classes)
-    origin = FROM_SCRATCH if source is None else str(weights or name)
-    return Start(model, preprocess, report, origin)
+    # Training resizes antialiased; what predicts with the new weights shall do the same.
+    preprocess = replace(preprocess, interpolation="antialiased")
+    if source is None:
+        if class_aliases:
+            raise ConfigError(
+                "class aliases need starting weights, whose classes they name",
+                "leave out --weights none, or --class-alias",
+            )
+        return Start(model, preprocess, None, FROM_SCRATCH)
+    old = source.meta.classes
+    aliases = parse_aliases(class_aliases, classes.names, old.names)
+    report = transfer(model, source.state_dict, old, classes, aliases)
+    return Start(model, preprocess, report, str(weights or name), history(path, source.meta))
 
 
 def check_options(config: TrainConfig, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from dino_core.engine.loggers import (
     remembered_id,
     scalars,
 )
-from dino_core.inference.web import is_offline
+from dino_core.network import is_offline
 
 _PROJECT = "dino"
 

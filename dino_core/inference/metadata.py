@@ -45,7 +45,7 @@ def _read_safetensors(path: Path) -> CheckpointMeta:
         raise CheckpointError(f"{path}: a folder, not a model file") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file", _IMPORT_HINT) from error
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or METADATA_KEY not in metadata:
@@ -53,7 +53,12 @@ def _read_safetensors(path: Path) -> CheckpointMeta:
             f"{path}: a safetensors file, but not one of dino's (no metadata)", _IMPORT_HINT
         )
     tensors = (v for k, v in header.items() if k != "__metadata__" and isinstance(v, dict))
-    end = 8 + length + max((t.get("data_offsets", [0, 0])[1] for t in tensors), default=0)
+    try:
+        end = 8 + length + max((int(t["data_offsets"][1]) for t in tensors), default=0)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its list of tensors is damaged", "fetch it again"
+        ) from error
     if size < end:
         raise CheckpointError(f"{path}: truncated ({size} of {end} bytes)", "fetch it again")
     return from_json(str(metadata[METADATA_KEY]), str(path))

@@ -20,7 +20,8 @@ from dino_core.config import nearest
 from dino_core.errors import DataError
 from dino_core.inference.prefetch import prefetched
 from dino_core.inference.video import VideoInfo, probe_video, read_video, read_webcam
-from dino_core.inference.web import fetch, is_offline
+from dino_core.inference.web import fetch
+from dino_core.network import is_offline
 from dino_core.processing.preprocess import UInt8Image, decode_image, load_image
 
 _IMAGES = "jpg jpeg jpe jfif png bmp dib webp tif tiff gif ppm pgm pbm pnm jp2 avif tga"

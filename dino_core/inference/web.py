@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import urllib.error
 import urllib.request
 from http.client import HTTPException
 
 from dino_core.errors import DataError
+from dino_core.network import is_offline
 
 MAX_BYTES = 200_000_000
 TIMEOUT_S = 20.0
-
-
-def is_offline() -> bool:
-    """Whether DINO_OFFLINE forbids the network."""
-    return os.environ.get("DINO_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 
 def fetch(url: str) -> bytes:

@@ -8,15 +8,21 @@ from typing import Protocol, cast
 from torch import Tensor, nn
 
 from dino_core.config import ModelConfig
+from dino_core.errors import ConfigError
+from dino_core.models.convnext import CONVNEXT_SIZES, ConvNext, ConvNextBlock
 from dino_core.models.efficientnet_lite import EfficientNetLite0
 from dino_core.models.frozen_norm import fold_batch_norms
 from dino_core.models.resnet import RESNET_BLOCKS, ResNet
+from dino_core.models.swin import SWIN_SIZES, Swin, SwinBlock
+
+OWN_BACKBONES = ("tf_efficientnet_lite0", *RESNET_BLOCKS, *SWIN_SIZES, *CONVNEXT_SIZES)
+"""Those that need no timm, by its names."""
 
 
 class _Body(Protocol):
     channels: Sequence[int]
     reductions: Sequence[int]
-    stages: Sequence[str]
+    stage_ends: Sequence[str]
 
 
 class Backbone(nn.Module):
@@ -30,27 +36,46 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         indices = config.backbone_out_indices
-        self.body = _body(config.backbone, indices)
-        maps = cast(_Body, self.body)
-        self.channels = [maps.channels[i] for i in indices]
+        try:
+            self.body = _body(config)
+            maps = cast(_Body, self.body)
+            self.channels = [maps.channels[i] for i in indices]
+        except IndexError:
+            raise ConfigError(
+                f"backbone_out_indices is {list(indices)}: '{config.backbone}' has no such maps",
+                "they are counted from 0, the finest",
+            ) from None
         self.reductions = [maps.reductions[i] for i in indices]
         frozen = config.backbone_frozen_stages
-        self._frozen_through = maps.stages[frozen - 1] if frozen else None
-        self._used_through = maps.stages[max(indices)]
+        self._frozen_through = maps.stage_ends[frozen - 1] if frozen else None
+        self._used_through = maps.stage_ends[max(indices)]
         self.freeze_stages()
 
     def freeze_stages(self) -> None:
-        """Take the gradient from the leading frozen stages, and from what follows the last map."""
+        """Take the gradient from the leading frozen stages, and from what follows the last map.
+
+        The maps' own norms keep it, as in the official Swin.
+        """
+        norms: Sequence[str] = getattr(self.body, "output_norms", ())
         names = [name for name, _ in self.body.named_modules()]
         first = 0 if self._frozen_through is None else _last_of(self._frozen_through, names)
         last = _last_of(self._used_through, names)
-        for name in names[1 : first + 1] + names[last + 1 :]:
+        for name in {*names[1 : first + 1], *names[last + 1 :]} - {*norms}:
             for parameter in self.body.get_submodule(name).parameters(recurse=False):
                 parameter.requires_grad_(False)
 
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute the blocks of Swin and ConvNeXt in the backward; others keep activations."""
+        for block in self.body.modules():
+            if isinstance(block, (SwinBlock, ConvNextBlock)):
+                block.gradient_checkpointing = enabled
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images -> maps (B, C_l, H_l, W_l)."""
-        return cast(list[Tensor], self.body(images))
+        maps: list[Tensor] = self.body(images)
+        if getattr(self.body, "gives_channels_last", False):  # (B, H_l, W_l, C_l)
+            return [map_.permute(0, 3, 1, 2) for map_ in maps]
+        return maps
 
     def fold_batch_norm(self, keep: bool = False) -> None:
         """Apply each frozen batch norm inside the convolution before it.
@@ -61,15 +86,20 @@ class Backbone(nn.Module):
         fold_batch_norms(self.body, keep)
 
 
-def _body(name: str, out_indices: Sequence[int]) -> nn.Module:
+def _body(config: ModelConfig) -> nn.Module:
     """The network of that name; timm is imported only where this package has not got it."""
+    name, out_indices = config.backbone, config.backbone_out_indices
     if name == "tf_efficientnet_lite0":
         return EfficientNetLite0(out_indices)
     if name in RESNET_BLOCKS:
         return ResNet(RESNET_BLOCKS[name], out_indices)
+    if name in SWIN_SIZES:
+        return Swin(SWIN_SIZES[name], out_indices, config.backbone_drop_path)
+    if name in CONVNEXT_SIZES:
+        return ConvNext(CONVNEXT_SIZES[name], out_indices, config.backbone_drop_path)
     from dino_core.models.timm_body import timm_body
 
-    return timm_body(name, out_indices)
+    return timm_body(name, out_indices, config.backbone_drop_path)
 
 
 def _last_of(stage: str, names: list[str]) -> int:

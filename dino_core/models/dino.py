@@ -111,6 +111,7 @@ class Dino(nn.Module):
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute attention and hidden activations in the backward instead of keeping them."""
+        self.backbone.set_gradient_checkpointing(enabled)
         for layer in (*self.encoder.layers, *self.decoder.layers):
             assert isinstance(layer, (EncoderLayer, DecoderLayer))
             layer.gradient_checkpointing = enabled

@@ -36,12 +36,12 @@ class EfficientNetLite0(nn.Module):
     Attributes:
         channels: Channel count of each of the five maps.
         reductions: Stride of each.
-        stages: The module that ends each.
+        stage_ends: The module that ends each.
     """
 
     channels = tuple(_STAGES[i][3] for i in _MAPS)
     reductions = (2, 4, 8, 16, 32)
-    stages = tuple(f"blocks.{i}" for i in _MAPS)
+    stage_ends = tuple(f"blocks.{i}" for i in _MAPS)
 
     def __init__(self, out_indices: Sequence[int]) -> None:
         super().__init__()

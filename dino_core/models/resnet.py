@@ -24,12 +24,12 @@ class ResNet(nn.Module):
     Attributes:
         channels: Channel count of each of the five maps.
         reductions: Stride of each.
-        stages: The module that ends each.
+        stage_ends: The module that ends each.
     """
 
     channels = (64, 256, 512, 1024, 2048)
     reductions = (2, 4, 8, 16, 32)
-    stages = ("act1", "layer1", "layer2", "layer3", "layer4")
+    stage_ends = ("act1", "layer1", "layer2", "layer3", "layer4")
 
     def __init__(self, blocks: Sequence[int], out_indices: Sequence[int]) -> None:
         """`blocks`: Count of each of the four stages. Stages beyond the last map are left out."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import timm
+import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
@@ -17,27 +18,76 @@ from dino_core.errors import ConfigError
 from dino_core.models.frozen_norm import FrozenBatchNorm, SameConv2d
 
 
-def timm_body(name: str, out_indices: Sequence[int]) -> nn.Module:
+def timm_body(name: str, out_indices: Sequence[int], drop_path: float = 0.0) -> nn.Module:
     """The network of that name, giving the maps `out_indices`.
 
-    Like the bodies of this package it has the attributes `channels`, `reductions` and `stages`:
+    Like the bodies of this package it has the attributes `channels`, `reductions` and `stage_ends`:
     of each map up to the last one, its channel count, stride and the module that ends it.
 
     Raises:
-        ConfigError: timm has no such network.
+        ConfigError: timm has no such network or map, it has no stochastic depth where one is asked
+            for, or no map is coarser than the one before.
     """
+    extra = {"drop_path_rate": drop_path} if drop_path else {}
+    body = _created(name, out_indices=tuple(out_indices), **extra)
+    info = body.feature_info.info
+    body.channels = tuple(stage["num_chs"] for stage in info)
+    body.reductions = tuple(stage["reduction"] for stage in info)
+    body.stage_ends = _module_names(body, [stage["module"] for stage in info])
+    body.gives_channels_last = str(getattr(body, "output_fmt", "")).endswith("NHWC")
+    strides = [body.reductions[i] for i in out_indices]
+    if strides != sorted(set(strides)):
+        raise no_pyramid(name, strides)
+    _replace_layers(body)
+    return cast(nn.Module, body)
+
+
+def _module_names(body: nn.Module, modules: Sequence[str]) -> tuple[str, ...]:
+    """Where timm's extractors put the modules of a network; the last of all where none is known."""
+    names = [name for name, _ in body.named_modules()]
+    return tuple(
+        next((n for n in (m, m.replace(".", "_"), f"model.{m}") if n in names), names[-1])
+        for m in modules
+    )
+
+
+def timm_reductions(name: str) -> tuple[int, ...]:
+    """The stride of each map of the network of that name. Raises ConfigError as `timm_body`."""
+    with torch.device("meta"):
+        info = _created(name).feature_info.info
+    return tuple(stage["reduction"] for stage in info)
+
+
+def no_pyramid(name: str, strides: Sequence[int], wanted: Sequence[int] = ()) -> ConfigError:
+    """What to say of a network whose maps have these strides."""
+    needed = (
+        f" of strides {', '.join(map(str, wanted))}"
+        if wanted
+        else ", of which each is coarser than the one before"
+    )
+    kind = " (as in a plain vision transformer)" if len(set(strides)) == 1 < len(strides) else ""
+    return ConfigError(
+        f"backbone '{name}': its maps have strides {', '.join(map(str, strides))}{kind}; this DINO "
+        f"needs maps{needed}",
+        "take a network with a pyramid, e.g. resnet34, convnext_tiny, swin_tiny_patch4_window7_224",
+    )
+
+
+def _created(name: str, **options: Any) -> Any:
+    """The module that timm makes. Raises ConfigError."""
     if not timm.is_model(name):
         raise ConfigError(
             f"unknown backbone '{name}'",
             nearest(name, timm.list_models()) or "see timm.list_models()",
         )
-    body: Any = timm.create_model(name, features_only=True, out_indices=tuple(out_indices))
-    info = body.feature_info.info
-    body.channels = tuple(stage["num_chs"] for stage in info)
-    body.reductions = tuple(stage["reduction"] for stage in info)
-    body.stages = tuple(stage["module"] for stage in info)
-    _replace_layers(body)
-    return cast(nn.Module, body)
+    try:
+        return timm.create_model(name, features_only=True, **options)
+    except (RuntimeError, TypeError, AssertionError, IndexError, ValueError) as error:
+        asked = ", ".join(f"{key} {value}" for key, value in options.items()) or "its feature maps"
+        raise ConfigError(
+            f"backbone '{name}': timm {timm.__version__} does not give {asked} ({error})",
+            "model.backbone_out_indices counts its maps from 0; others: another backbone",
+        ) from error
 
 
 def _replace_layers(body: nn.Module) -> None:

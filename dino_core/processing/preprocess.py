@@ -1,7 +1,7 @@
 """Image file to network input: decode, resize, normalise, pad; for training, torch and ONNX alike.
 
 Resizing is Pillow's antialiased bilinear on uint8 (ALGORITHM 28), which OpenCV's and torch's are
-not. Nothing here needs torch.
+not; weights of mmdet were trained with OpenCV's. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -163,10 +163,14 @@ def resized_size(size_hw: tuple[int, int], config: PreprocessConfig) -> tuple[in
 
     The short side becomes `short_side`, or less so that the long side is about `max_side`; the
     other side is truncated (ALGORITHM 28). As in the published code, rounding of a very thin
-    image's short side can carry its long side past `max_side`.
+    image's short side can carry its long side past `max_side`. With `rounding` "nearest" both sides
+    are scaled by one factor and rounded, as detectron2 and mmdet do.
     """
     height, width = size_hw
     short, long = min(height, width), max(height, width)
+    if config.rounding == "nearest":
+        scale = min(config.short_side / short, config.max_side / long)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     new_short = config.short_side
     if long / short * new_short > config.max_side:
         new_short = round(config.max_side * short / long)
@@ -215,9 +219,18 @@ def preprocess(
     """
     height, width = size_hw or resized_size((image.shape[0], image.shape[1]), config)
     if (height, width) != image.shape[:2]:
-        pillow = Image.fromarray(image)
-        image = np.asarray(pillow.resize((width, height), Image.Resampling.BILINEAR))
+        image = _resized(image, width, height, config)
     return normalise(image, config)
+
+
+def _resized(image: UInt8Image, width: int, height: int, config: PreprocessConfig) -> UInt8Image:
+    if config.interpolation == "plain":
+        import cv2  # only here: it takes longer to import than all else
+
+        plain = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(plain, np.uint8)
+    pillow = Image.fromarray(image)
+    return np.asarray(pillow.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def normalise(image: UInt8Image, config: PreprocessConfig) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ from dino_core.checkpoints.io import (
     write_tensors,
 )
 from dino_core.detections import ClassMap
-from dino_core.errors import CheckpointError
+from dino_core.errors import CheckpointError, DinoError
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
 from dino_core.models.dino import Dino
 
@@ -161,7 +162,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from dino_core.checkpoints.io import write_tensors
-from dino_core.errors import CheckpointError
+from dino_core.errors import CheckpointError, DinoError
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     write_tensors(Path(sys.argv[1]), {"w": torch.zeros(100_000)}, {})
@@ -191,3 +192,48 @@ class TestWriting:
         write_tensors(tmp_path / "m.safetensors", {"w": torch.ones(3)}, {})
         (tmp_path / "plain").touch()
         assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_weights_stay_on_disk_until_they_are_used(tmp_path: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    save_checkpoint(tmp_path / "m.safetensors", {"w": torch.ones(32 << 20)}, META)  # 128 MB
+    before = resident()
+    state = load_checkpoint(tmp_path / "m.safetensors").state_dict
+    assert resident() - before < 32 << 20
+    assert float(state["w"].sum()) == 32 << 20
+    assert resident() - before > 100 << 20
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("encoder_layers", 10**9, "claims 1000000000 layers"),
+        ("backbone", "hf-hub:someone/model", "is a place"),
+        ("backbone", "no_such_net", "no_such_net"),
+        ("num_queries", 10**12, "do not fit"),
+        ("hidden_dim", 64, "do not fit"),
+    ],
+)
+def test_a_file_that_claims_another_network(
+    tmp_path: Path, setting: str, value: object, words: str
+) -> None:
+    path = tiny_checkpoint(tmp_path / "m.safetensors")
+    tensors, metadata = read_tensors(path)
+    told = json.loads(metadata[METADATA_KEY])
+    told["model"][setting] = value
+    write_tensors(path, tensors, {METADATA_KEY: json.dumps(told)})
+    with pytest.raises(DinoError, match=words):
+        build_model(load_checkpoint(path))
+
+
+def test_metadata_in_endless_brackets(tmp_path: Path) -> None:
+    tensors, _ = read_tensors(tiny_checkpoint(tmp_path / "m.safetensors"))
+    write_tensors(tmp_path / "x.safetensors", tensors, {METADATA_KEY: "[" * 100_000})
+    with pytest.raises(CheckpointError, match="not JSON"):
+        load_checkpoint(tmp_path / "x.safetensors")
+    write_tensors(tmp_path / "y.safetensors", tensors, {METADATA_KEY: "{}", "aliases": "[1]"})
+    with pytest.raises(CheckpointError, match="shared tensors is damaged"):
+        read_tensors(tmp_path / "y.safetensors")

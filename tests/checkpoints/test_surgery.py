@@ -80,3 +80,40 @@ def test_foreign_weights_are_refused() -> None:
     classes = ClassMap.from_names(["cat", "dog"])
     with pytest.raises(CheckpointError, match="none of the starting weights"):
         transfer(model_of(classes, 1), {"fc.weight": torch.zeros(2, 2)}, classes, classes)
+
+
+def test_an_alias_takes_the_rows_of_another_name() -> None:
+    before, after = ClassMap.from_names(["couch", "cat"]), ClassMap.from_names(["cat", "sofa"])
+    old, new = model_of(before, 1), model_of(after, 2)
+    report = transfer(new, old.state_dict(), before, after, {"sofa": "couch"})
+    for head in (*(f"{h}.weight" for h in HEADS), "label_enc.weight"):
+        ours, theirs = new.state_dict()[head], old.state_dict()[head]
+        assert torch.equal(ours[0], theirs[1]) and torch.equal(ours[1], theirs[0])
+    assert report.classes == ("cat", "sofa") and report.aliases == {"sofa": "couch"}
+    assert report.new_classes == () and report.near == {}
+
+
+def test_near_names_are_offered_not_taken() -> None:
+    before, after = ClassMap.from_names(["couch", "cat"]), ClassMap.from_names(["Cats", "sofa"])
+    old, new = model_of(before, 1), model_of(after, 2)
+    fresh = {n: t.clone() for n, t in new.state_dict().items()}
+    report = transfer(new, old.state_dict(), before, after)
+    assert report.near == {"Cats": "cat", "sofa": "couch"}
+    assert report.classes == () and report.new_classes == ("Cats", "sofa")
+    for name in report.by_class:
+        assert torch.equal(new.state_dict()[name], fresh[name])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 9])
+def test_any_number_of_rows_in_the_source_is_no_error(rows: int) -> None:
+    """A file may have fewer or more label rows than classes."""
+    classes = ClassMap.from_names(["cat", "dog"])
+    old, new = model_of(classes, 1), model_of(classes, 2)
+    fresh = new.state_dict()["label_enc.weight"].clone()
+    state = dict(old.state_dict())
+    state["label_enc.weight"] = torch.ones(rows, fresh.shape[1])
+    report = transfer(new, state, classes, classes)
+    taken = new.state_dict()["label_enc.weight"]
+    assert report.by_class == ("label_enc.weight",)
+    assert torch.equal(taken[: min(rows, 2)], state["label_enc.weight"][:2])
+    assert torch.equal(taken[min(rows, 2) :], fresh[min(rows, 2) :])

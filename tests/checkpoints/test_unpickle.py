@@ -18,8 +18,6 @@ import torch
 from dino_core.checkpoints.unpickle import Inert, load_pickled
 from dino_core.errors import CheckpointError
 
-CONTAINERS = Path(__file__).parents[2] / "../shared/parity/foreign/containers"
-
 
 class Calls:
     """Pickles as a call of `function` with `arguments`."""
@@ -87,6 +85,7 @@ def test_ordinary_content(tmp_path: Path) -> None:
         assert torch.equal(loaded["model"][name], tensor)
     assert loaded["model"]["a"].data_ptr() == loaded["model"]["b"].data_ptr()
     assert torch.equal(loaded["parameter"], torch.ones(2))
+    assert loaded["numpy"] == 2.0
     assert loaded["numbers"] == content["numbers"] and loaded["set"] == {1, 2}
     assert isinstance(loaded["args"], Inert) and isinstance(loaded["counts"], Inert)
 
@@ -109,6 +108,9 @@ def test_bad_files(tmp_path: Path) -> None:
         load_pickled(tmp_path / "gone.pth")
     with pytest.raises(CheckpointError, match="a folder"):
         load_pickled(tmp_path)
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(CheckpointError, match="is empty"):
+        load_pickled(tmp_path / "empty.pth")
     text = tmp_path / "text.pth"
     text.write_text("hello")
     with pytest.raises(CheckpointError, match=r"not written by torch\.save"):
@@ -119,12 +121,3 @@ def test_bad_files(tmp_path: Path) -> None:
     cut.write_bytes(whole.read_bytes()[:2000])
     with pytest.raises(CheckpointError, match="truncated"):
         load_pickled(cut)
-
-
-@pytest.mark.skipif(not CONTAINERS.is_dir(), reason="needs ../shared/parity")
-@pytest.mark.parametrize("name", ["official_args", "official_ddp_prefix", "official_ema"])
-def test_files_of_the_official_script(name: str) -> None:
-    content = load_pickled(CONTAINERS / f"{name}.pth")
-    assert isinstance(content["args"], Inert)
-    assert all(isinstance(t, torch.Tensor) for t in content["model"].values())
-    assert ("ema_model" in content) == (name == "official_ema")

@@ -21,7 +21,9 @@ from dino_core.errors import (
     ExtensionError,
 )
 
-ALL_HELP = [[name] for name in COMMANDS] + [["models", sub] for sub in ("list", "info", "import")]
+ALL_HELP = [[name] for name in COMMANDS] + [
+    ["models", sub] for sub in ("list", "info", "pull", "import", "verify", "path")
+]
 
 
 def dino(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from factories import CLASS_NAMES, make_coco_dataset, make_images, tiny_checkpoint
+from golden import other_codes
 
 from dino_cli.app import run
+from dino_core.checkpoints.io import read_header
+from dino_core.metadata import from_json
 
 Capture = pytest.CaptureFixture[str]
 
@@ -73,6 +77,28 @@ def test_models_import_refuses(in_empty_folder: Path, model: Path, capsys: Captu
     assert run(["models", "import", "not.pth", str(model)]) == 2
     assert "is there already" in capsys.readouterr().err
     assert not Path("out.safetensors").exists()
+
+
+def test_models_import_tells_what_it_took(in_empty_folder: Path, capsys: Capture) -> None:
+    shapes = other_codes.shapes("detrex_4scale_r50")
+    state = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    torch.save({"model": state, "ema_state": state}, "detrex.pth")
+    assert run(["models", "import", "detrex.pth", "a.safetensors", "--json"]) == 0
+    output = capsys.readouterr()
+    provenance = json.loads(output.out)["provenance"]
+    assert (provenance["layout"], provenance["weights"]) == ("detrex", "model")
+    assert "temperature 10000, offset -0.5 (detrex's usual one" in output.err
+    options = ["--position-temperature", "20", "--position-offset", "0", "--ema"]
+    assert run(["models", "import", "detrex.pth", "b.safetensors", *options]) == 0
+    assert "temperature 20, offset 0 (as asked for)" in capsys.readouterr().err
+    described = from_json(read_header(Path("b.safetensors")))
+    assert described.model.position_temperature == 20
+    assert described.provenance["weights"] == "ema_state"
+    for name in ("a", "b"):  # 190 MB each
+        Path(f"{name}.safetensors").unlink()
+    bad = ["models", "import", "detrex.pth", "c.safetensors", "--position-temperature", "0"]
+    assert run(bad) == 2
+    assert "must be above 0" in capsys.readouterr().err
 
 
 def test_convert_there_and_back(data: Path, capsys: Capture) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from dino_core.errors import DataError
 from dino_core.inference import web
 from dino_core.inference.sources import open_sources
+from dino_core.network import is_offline
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,7 +68,7 @@ def test_nobody_answers(server: str) -> None:
 )
 def test_offline(monkeypatch: pytest.MonkeyPatch, value: str, offline: bool) -> None:
     monkeypatch.setenv("DINO_OFFLINE", value)
-    assert web.is_offline() is offline
+    assert is_offline() is offline
     if offline:
         with pytest.raises(DataError, match="the network is forbidden"):
             web.fetch("http://127.0.0.1:9/a.png")

@@ -121,7 +121,7 @@ def test_own_networks_are_those_of_timm(name: str) -> None:
     info = theirs.feature_info
     assert own.channels == info.channels()
     assert own.reductions == info.reduction()
-    assert list(own.body.stages) == [stage["module"] for stage in info.info]  # type: ignore[arg-type]
+    assert list(own.body.stage_ends) == [stage["module"] for stage in info.info]  # type: ignore[arg-type]
     state = theirs.state_dict()
     ours = own.body.state_dict()
     assert ours.keys() == {key for key in state if not key.endswith("num_batches_tracked")}

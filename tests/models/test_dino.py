@@ -215,7 +215,14 @@ class TestGeometry:
         assert level_mask(mask, 5, 5).equal(mask)
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("dino-r50-4scale", 46_893_182)])
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("dino-r50-4scale", 46_893_182),
+        ("dino-r50-5scale", 47_255_806),
+        ("dino-swinl-4scale", 217_230_066),
+    ],
+)
 def test_published_parameter_count(name: str, parameters: int) -> None:
     with torch.device("meta"):
         model = Dino(VARIANTS[name].model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,34 @@ def save(path: Path, image: Image.Image, **options: object) -> Path:
 )
 def test_published_size_rule(size_hw: tuple[int, int], expected: tuple[int, int]) -> None:
     assert resized_size(size_hw, PreprocessConfig()) == expected
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "expected"),
+    [
+        ((480, 640), (800, 1067)),  # 1066.67, rounded
+        ((640, 480), (1067, 800)),
+        ((300, 640), (625, 1333)),  # one factor for both, 1333 / 640: 624.8
+        ((800, 1000), (800, 1000)),
+        ((3, 5000), (1, 1333)),
+    ],
+)
+def test_size_rule_of_detectron2_and_mmdet(
+    size_hw: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert resized_size(size_hw, PreprocessConfig(rounding="nearest")) == expected
+
+
+def test_plain_interpolation_looks_at_four_pixels_only() -> None:
+    """Halving a stripe pattern by four: OpenCV picks neighbours, Pillow averages all."""
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, 1::4] = 255
+    stripes[:, 2::4] = 255  # columns 0 255 255 0: OpenCV reads columns 1 and 2 of each four
+    config = PreprocessConfig(short_side=16, max_side=16, mean=(0, 0, 0), std=(1, 1, 1))
+    plain = preprocess(stripes, replace(config, interpolation="plain"))
+    assert np.allclose(plain, 1.0)
+    averaged = preprocess(stripes, config)[:, :, 2:-2]
+    assert np.abs(averaged - 0.5).max() < 0.1
 
 
 @pytest.mark.parametrize("size_hw", [(10, 20_000), (20_000, 10), (1, 100_000), (3, 5000)])

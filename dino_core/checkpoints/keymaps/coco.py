@@ -29,3 +29,8 @@ def official_coco_classes() -> ClassMap:
     """The 91 columns of the official heads; unused ones have empty names."""
     slots = range(OFFICIAL_SLOTS)
     return ClassMap(tuple(COCO_NAMES.get(i, "") for i in slots), tuple(slots))
+
+
+def coco_classes() -> ClassMap:
+    """The 80 columns of detrex's and mmdet's heads: the categories in the order of their ids."""
+    return ClassMap(tuple(COCO_NAMES.values()), tuple(COCO_NAMES))

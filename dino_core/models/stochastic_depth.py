@@ -1,0 +1,32 @@
+"""Stochastic depth (arXiv 1603.09382): in training a residual branch is left out at random."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class StochasticDepth(nn.Module):
+    """Leaves the branch out for each image by itself, and scales it up where it stays."""
+
+    def __init__(self, rate: float) -> None:
+        """`rate`: Probability that the branch of an image is left out."""
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training or self.rate == 0:
+            return branch
+        keep = 1 - self.rate
+        kept = branch.new_empty(len(branch), *(1,) * (branch.dim() - 1)).bernoulli_(keep)
+        return branch * kept.div_(keep)
+
+
+def rates(highest: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """One rate a block, by stage: from 0 at the first block evenly up to `highest` at the last."""
+    last = max(sum(depths) - 1, 1)
+    starts = [sum(depths[:stage]) for stage in range(len(depths))]
+    return [
+        [highest * (start + block) / last for block in range(depth)]
+        for start, depth in zip(starts, depths, strict=True)
+    ]

@@ -1,0 +1,10 @@
+"""Whether the network may be used."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_offline() -> bool:
+    """Whether DINO_OFFLINE forbids the network."""
+    return os.environ.get("DINO_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
