@@ -1,4 +1,4 @@
-"""Whole files of detrex and mmdet: every tensor finds its place, else the file is refused."""
+"""Whole files of detrex and mmdet: every tensor has a place, else the file is refused."""
 
 from __future__ import annotations
 
