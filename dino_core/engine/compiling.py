@@ -35,7 +35,7 @@ def check_compiler(device: torch.device) -> None:
 
 def compile_parts(model: Dino, backend: str = "inductor") -> None:
     """Compile the repeating parts of `model`, in place, at their first use."""
-    for part in (model.backbone.body, *model.encoder.layers, *model.decoder.layers):
+    for part in (*model.backbone.parts_to_compile(), *model.encoder.layers, *model.decoder.layers):
         part.compile(dynamic=True, backend=backend)
 
 

@@ -70,6 +70,16 @@ class Backbone(nn.Module):
             if isinstance(block, (SwinBlock, ConvNextBlock)):
                 block.gradient_checkpointing = enabled
 
+    def parts_to_compile(self) -> list[nn.Module]:
+        """The body; of Swin its blocks, one by one.
+
+        The sizes of Swin's maps, rounded up at each stage, are too much for the compiler's algebra
+        of unknown sizes: of a tiny one it had not traced the whole in four minutes.
+        """
+        if not isinstance(self.body, Swin):
+            return [self.body]
+        return [block for block in self.body.modules() if isinstance(block, SwinBlock)]
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images -> maps (B, C_l, H_l, W_l)."""
         maps: list[Tensor] = self.body(images)

@@ -143,7 +143,7 @@ class ConvNextBlock(nn.Module):
 
     def _transform(self, x: Tensor) -> Tensor:
         y = self.norm(self.conv_dw(x).permute(0, 2, 3, 1))
-        return (self.mlp(y) * self.gamma).permute(0, 3, 1, 2)
+        return cast(Tensor, self.mlp(y) * self.gamma).permute(0, 3, 1, 2)
 
 
 class _Mlp(nn.Module):

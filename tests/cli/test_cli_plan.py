@@ -121,3 +121,27 @@ def test_a_faulty_recipe_table(
     file.write_text('[recipe]\nmodle = "dino-nano"\n')
     assert run(["train", str(data), "--plan", "--config", str(file)]) == 2
     assert "did you mean 'model'" in capsys.readouterr().err
+
+
+def test_another_backbone(data: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One whose weights are random learns at the full rate."""
+    arguments = [str(data), "--model", str(model), "--device", "cpu", "--steps", "1"]
+    assert plan_of(capsys, *arguments)["train"]["backbone_lr_factor"] == 0.1
+    answer = plan_of(capsys, *arguments, "--backbone", "test_resnet")
+    assert answer["train"]["backbone_lr_factor"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--backbone", "test_resnt"], "did you mean 'test_resnet'"),
+        (["--backbone", "test_vit"], "plain vision transformer"),
+        (["--backbone", "test_resnet", "--set", "model.backbone=resnet18"], "give one of them"),
+        (["--backbone", "test_resnet", "--resume", "runs/x"], "leave out --backbone"),
+    ],
+)
+def test_backbones_that_cannot_be(
+    data: Path, model: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(data), "--model", str(model), *options]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())

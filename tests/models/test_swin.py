@@ -260,3 +260,13 @@ def test_autocast_is_near_float32() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             [rough] = model(images)
     assert torch.cosine_similarity(exact.flatten(), rough.float().flatten(), dim=0) > 0.99
+
+
+def test_blocks_compile_for_all_sizes() -> None:
+    block = randomised(SwinBlock(8, 2, 4, shifted=True))
+    compiled = torch.compile(block, dynamic=True, backend="eager")
+    with torch.no_grad():
+        for size_hw in ((9, 14), (3, 5)):
+            x = torch.randn(1, *size_hw, 8)
+            pairs = WindowPairs.of(4, x)
+            torch.testing.assert_close(compiled(x, pairs), block(x, pairs))
