@@ -2,9 +2,9 @@
 checkpoint format to the gradients.
 
 Tolerances: the official code differs from itself by 6e-6 (logits) when the thread count changes.
-Five neighbours among the 1,800 chosen tokens have scores within `NEAR_TIE`, and that noise decides
-their order; a content query belongs to a rank, so such a swap moves two queries altogether. What
-follows the selection is therefore compared with the official tokens forced.
+Two dozen neighbours among the 1,800 chosen tokens have scores within that (`NEAR_TIE`), and the
+noise decides their order; a content query belongs to a rank, so such a swap moves two queries
+altogether. What follows the selection is therefore compared with the official tokens forced.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dino_core.models.dino import Dino, DinoOutput
 
 pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).parents[1] / "golden"
-NEAR_TIE = 2e-6
+NEAR_TIE = 6e-6
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -94,7 +94,7 @@ class TestForward:
         with torch.no_grad():
             ours = model(*recipe.batch()).encoder.token_indices.numpy()
         gaps = -np.diff(theirs["topk_scores_sorted_901"], axis=1)[:, :-1]  # (2, 899)
-        assert (gaps < NEAR_TIE).sum() <= 7
+        assert (gaps < NEAR_TIE).sum() <= 24
         for image in range(2):
             expected = theirs["topk_idx"][image].copy()
             for rank in np.flatnonzero(gaps[image] < NEAR_TIE):
