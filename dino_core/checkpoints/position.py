@@ -11,9 +11,10 @@ import re
 from dataclasses import dataclass
 
 from dino_core.checkpoints.keymaps import detrex, mmdet
-from dino_core.checkpoints.layouts import DETREX, OFFICIAL, Layout
+from dino_core.checkpoints.layouts import DETREX, MMDET, OFFICIAL, Layout
 from dino_core.errors import CheckpointError, ConfigError
 
+_PUBLISHED = {DETREX.name: detrex.PUBLISHED_POSITIONS, MMDET.name: mmdet.PUBLISHED_POSITIONS}
 _DESCRIBED = re.compile(r"positional_encoding\s*=\s*dict\(([^()]*)\)")
 _NUMBER = r"\b{}\s*=\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)"
 
@@ -64,8 +65,9 @@ def _found(layout: Layout, file_name: str, config_text: str) -> Position:
     described = _DESCRIBED.search(config_text)
     if described:
         return _described(described[1], file_name)
-    if layout is DETREX and file_name in detrex.PUBLISHED_POSITIONS:
-        return Position(*detrex.PUBLISHED_POSITIONS[file_name], "as published under this name")
+    published = _PUBLISHED.get(layout.name, {}).get(file_name)
+    if published is not None:
+        return Position(*published, "as published under this name")
     if layout is OFFICIAL:
         return Position(*layout.position, "as published")
     return Position(*layout.position, f"{layout.name}'s usual one, the file does not tell")

@@ -21,6 +21,12 @@ optim_wrapper = dict(optimizer=dict(lr=0.0001))
         (OFFICIAL, "checkpoint0011_4scale.pth", "", (20, 0)),
         (DETREX, "dino_r50_4scale_12ep.pth", "", (10000, -0.5)),
         (DETREX, "dino_r50_4scale_24ep.pth", "", (20, 0)),
+        (
+            MMDET,
+            "dino-4scale_r50_improved_8xb2-12e_coco_20230818_162607-6f47a913.pth",
+            "",
+            (10000, -0.5),
+        ),
         (MMDET, "a.pth", "", (20, 0)),
         (MMDET, "a.pth", "model = dict(type='DINO')\n", (20, 0)),
         (MMDET, "a.pth", CONFIG.format(offset="0.0", temperature="20"), (20, 0)),

@@ -14,6 +14,11 @@ MARKS = ("bbox_head.cls_branches.0.weight",)
 POSITION = (20.0, 0.0)
 """Temperature and offset of the position encoding where a file's configuration is not there."""
 
+PUBLISHED_POSITIONS = {
+    "dino-4scale_r50_improved_8xb2-12e_coco_20230818_162607-6f47a913.pth": (10000.0, -0.5)
+}
+"""Published files whose own configuration says otherwise, should they lack it."""
+
 UNSTATED_POSITION = (10000.0, 0.0)
 """What a configuration that describes the encoding means by leaving either out."""
 
