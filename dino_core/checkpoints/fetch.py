@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,7 +85,7 @@ def _transfer(url: str, file: Any, begun: int, progress: Progress | None) -> Non
     from huggingface_hub.file_download import http_get
 
     try:
-        with _small_pieces():
+        with _quietly_in_small_pieces():
             http_get(
                 url,
                 file,
@@ -110,27 +111,35 @@ def _transfer(url: str, file: Any, begun: int, progress: Progress | None) -> Non
 
 
 @contextlib.contextmanager
-def _small_pieces() -> Iterator[None]:
-    """Let http_get write every quarter of a megabyte, not every 10 MB.
+def _quietly_in_small_pieces() -> Iterator[None]:
+    """Let http_get write every quarter of a megabyte, not every 10 MB, and log no retries.
 
     What it has not written is lost when the connection breaks or the process ends.
     """
     from huggingface_hub import constants
 
-    before = constants.DOWNLOAD_CHUNK_SIZE
+    log = logging.getLogger("huggingface_hub.file_download")
+    size, level = constants.DOWNLOAD_CHUNK_SIZE, log.level
     constants.DOWNLOAD_CHUNK_SIZE = _PIECE
+    log.setLevel(logging.CRITICAL)  # the error at the end says it
     try:
         yield
     finally:
-        constants.DOWNLOAD_CHUNK_SIZE = before
+        constants.DOWNLOAD_CHUNK_SIZE = size
+        log.setLevel(level)
 
 
 def _broken_off(url: str, file: Any, error: Exception) -> CheckpointError:
     file.flush()
-    megabytes = os.fstat(file.fileno()).st_size / 1e6
+    size = os.fstat(file.fileno()).st_size
     reason = str(error) or type(error).__name__
+    if size == 0:
+        return CheckpointError(
+            f"{url}: cannot be fetched ({reason})",
+            "check the network and HTTPS_PROXY, or fetch it elsewhere and `dino models import` it",
+        )
     return CheckpointError(
-        f"{url}: the transfer broke off after {megabytes:.1f} MB ({reason})",
+        f"{url}: the transfer broke off after {size / 1e6:.1f} MB ({reason})",
         "the same command goes on from there",
     )
 
