@@ -171,11 +171,11 @@ def _resolve(source: str, recursive: bool) -> list[SourceItem]:
 
 
 def _url_item(url: str) -> SourceItem:
-    if is_offline():
-        raise DataError(f"{url}: the network is forbidden", "unset DINO_OFFLINE to allow it")
     parts = urllib.parse.urlsplit(url)
     if not parts.hostname:
         raise DataError(f"{url}: the URL names no host")
+    if is_offline():
+        raise DataError(f"{url}: the network is forbidden", "unset DINO_OFFLINE to allow it")
     name = urllib.parse.unquote(parts.path.rsplit("/", 1)[-1]) or parts.hostname
     return SourceItem("url", url, name.replace("/", "_"))
 

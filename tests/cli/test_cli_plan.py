@@ -126,7 +126,7 @@ def test_a_faulty_recipe_table(
 def test_another_backbone(data: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One whose weights are random learns at the full rate."""
     arguments = [str(data), "--model", str(model), "--device", "cpu", "--steps", "1"]
-    assert plan_of(capsys, *arguments)["train"]["backbone_lr_factor"] == 0.1
+    assert plan_of(capsys, *arguments)["train"]["backbone_lr_factor"] == 0.5
     answer = plan_of(capsys, *arguments, "--backbone", "test_resnet")
     assert answer["train"]["backbone_lr_factor"] == 1.0
 

@@ -103,6 +103,6 @@ class TestEvaluationShare:
         assert evaluation_due(600.0, 0.0, None, 0.1)
 
     def test_share_of_the_time(self) -> None:
-        # 10 s spent and 10 to come are 15 % of 133.3 s.
-        assert not evaluation_due(122.0, 10.0, 10.0, 1.0)
-        assert evaluation_due(125.0, 10.0, 10.0, 1.0)
+        # 10 s spent and 10 to come are 8 % of 250 s.
+        assert not evaluation_due(239.0, 10.0, 10.0, 1.0)
+        assert evaluation_due(241.0, 10.0, 10.0, 1.0)
