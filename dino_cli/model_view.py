@@ -140,8 +140,9 @@ def describe(model: str) -> dict[str, Any]:
 
     Raises: CheckpointError when there is no such model.
     """
-    from dino_core.checkpoints.cache import cached, sha256_of
+    from dino_core.checkpoints.cache import cached
     from dino_core.checkpoints.catalogue import find_published
+    from dino_core.files import sha256_of
     from dino_core.inference.metadata import read_metadata
     from dino_core.metadata import to_json
 

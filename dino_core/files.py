@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and their checksums."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,3 +47,12 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
 def part_path(path: Path) -> Path:
     """Where a file lies while it is being written: hidden, in the same folder."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

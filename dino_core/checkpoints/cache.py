@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_core.errors import CheckpointError
-from dino_core.files import write_text
+from dino_core.files import sha256_of, write_text
 
 _RECORD = "record.json"
 
@@ -112,12 +111,3 @@ def check_unchanged(model: CachedModel, record: FileRecord, *, thoroughly: bool 
             f"{record.size} bytes, sha256 {record.sha256[:12]})",
             f"dino models pull {model.folder.name} --again",
         )
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

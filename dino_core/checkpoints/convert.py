@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,6 +33,7 @@ from dino_core.checkpoints.unpickle import load_pickled
 from dino_core.config import ModelConfig, PreprocessConfig
 from dino_core.detections import ClassMap
 from dino_core.errors import CheckpointError, DataError
+from dino_core.files import sha256_of
 from dino_core.metadata import CheckpointMeta
 
 _HEAD_OF_LAYER = re.compile(r"(decoder\.(?:class|bbox)_embed)\.(\d+)\.(.+)")
@@ -78,7 +78,7 @@ def import_checkpoint(
     provenance = {
         "layout": layout.name,
         "file": path.name,
-        "sha256": _sha256(path),
+        "sha256": sha256_of(path),
         "weights": weights.key,
         "notes": _notes(layout, weights, position),
     }
@@ -196,11 +196,3 @@ def _check(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None
     ]
     if wrong:
         raise CheckpointError(f"{path}: {len(wrong)} tensors of another shape: {some(wrong)}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -17,7 +17,6 @@ from dino_core.checkpoints.cache import (
     check_unchanged,
     record_of,
     remember,
-    sha256_of,
 )
 from dino_core.checkpoints.catalogue import CATALOGUE, Published, find_published
 from dino_core.checkpoints.convert import import_checkpoint
@@ -32,6 +31,7 @@ from dino_core.checkpoints.io import (
 from dino_core.checkpoints.unpickle import check_pickled
 from dino_core.config import nearest
 from dino_core.errors import CheckpointError
+from dino_core.files import sha256_of
 from dino_core.metadata import CheckpointMeta, library_version
 from dino_core.variants import VARIANTS
 
