@@ -113,11 +113,14 @@ def predict(
             kinds, folder.path, detector.classes, items=opened.items, previous=finished
         ) as writers,
     ):
-        for prediction in _watched(predictions, todo, tally):
-            writers.add(prediction)
-            folder.keep()
-            if as_json:
-                _print_line(prediction.to_dict())
+        try:
+            for prediction in _watched(predictions, todo, tally):
+                writers.add(prediction)
+                folder.keep()
+                if as_json:
+                    _print_line(prediction.to_dict())
+        except KeyboardInterrupt:
+            tally.interrupted = True
     _conclude(tally, gate, folder.path, skipped=len(finished), nothing=not kinds)
 
 
@@ -144,7 +147,7 @@ def _load(model: str, device: str, dtype: str, image_size: int | None) -> Detect
 def _watched(
     predictions: Iterable[Prediction], sources: Sources, tally: Tally
 ) -> Iterator[Prediction]:
-    """The predictions, counted and shown as progress; an interrupt ends them quietly."""
+    """The predictions, counted and shown as progress."""
     with render.ticker("images", sources.total) as progress:
         try:
             for prediction in predictions:
@@ -156,9 +159,8 @@ def _watched(
                     tally.found.update(prediction.labels)
                 yield prediction
                 progress.advance()
-        except KeyboardInterrupt:
-            tally.interrupted = True
-        tally.rate = progress.rate()
+        finally:
+            tally.rate = progress.rate()
 
 
 def _reason(prediction: Prediction) -> str:

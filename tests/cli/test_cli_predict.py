@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -165,6 +166,20 @@ def test_an_interrupt_keeps_what_was_finished(model: str, photos: list[Path]) ->
     _, err = process.communicate()
     assert process.returncode == 130
     assert err.splitlines()[-1] == "results in runs/predict"
+    assert len(lines(Path("runs/predict/predictions.jsonl").read_text())) == 1
+
+
+def test_an_interrupt_while_a_line_is_written(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            super().write(text)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert run(["predict", "photos", "--model", model, "--json"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "results in runs/predict"
     assert len(lines(Path("runs/predict/predictions.jsonl").read_text())) == 1
 
 
