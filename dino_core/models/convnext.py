@@ -12,15 +12,13 @@ from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from dino_core.models.feed_forward import GeluMlp
 from dino_core.models.recompute import recomputed
 from dino_core.models.stochastic_depth import StochasticDepth, rates
-from dino_core.ops.linear import Linear
 
 _EPS: Final = 1e-6
 _PATCH: Final = 4
-_MLP_RATIO: Final = 4
 _INIT_STD: Final = 0.02
 _LAYER_SCALE: Final = 1e-6
 
@@ -131,7 +129,7 @@ class ConvNextBlock(nn.Module):
         super().__init__()
         self.conv_dw = nn.Conv2d(width, width, 7, padding=3, groups=width)
         self.norm = nn.LayerNorm(width, _EPS)
-        self.mlp = _Mlp(width)
+        self.mlp = GeluMlp(width)
         self.gamma = nn.Parameter(torch.full((width,), _LAYER_SCALE))
         self.drop_path = StochasticDepth(drop_path)
         self.gradient_checkpointing = False
@@ -144,17 +142,6 @@ class ConvNextBlock(nn.Module):
     def _transform(self, x: Tensor) -> Tensor:
         y = self.norm(self.conv_dw(x).permute(0, 2, 3, 1))
         return cast(Tensor, self.mlp(y) * self.gamma).permute(0, 3, 1, 2)
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(width, _MLP_RATIO * width)
-        self.fc2 = Linear(_MLP_RATIO * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        return cast(Tensor, self.fc2(functional.gelu(self.fc1(x))))
 
 
 class _ChannelNorm(nn.LayerNorm):

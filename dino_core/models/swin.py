@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dino_core.models.feed_forward import GeluMlp
 from dino_core.models.recompute import recomputed
 from dino_core.models.stochastic_depth import StochasticDepth, rates
 from dino_core.ops.linear import Linear
 
 _PATCH: Final = 4
-_MLP_RATIO: Final = 4
 _BLOCKED: Final = -100.0  # added to the logits between regions that the shift brings together
 _INIT_STD: Final = 0.02
 
@@ -199,7 +199,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = _WindowAttention(width, heads, window)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = _Mlp(width)
+        self.mlp = GeluMlp(width)
         self.drop_path = StochasticDepth(drop_path)
         self.gradient_checkpointing = False
 
@@ -270,17 +270,6 @@ class _WindowAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (windows, M, N, D) each
         out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
         return cast(Tensor, self.proj(out.transpose(1, 2).reshape(windows.shape)))
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(width, _MLP_RATIO * width)
-        self.fc2 = Linear(_MLP_RATIO * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        return cast(Tensor, self.fc2(functional.gelu(self.fc1(x))))
 
 
 class _PatchMerging(nn.Module):

@@ -6,7 +6,7 @@ position encoding, which its files do not tell; and only the stem is frozen.
 
 from __future__ import annotations
 
-from dino_core.checkpoints.keymaps.rules import Rules
+from dino_core.checkpoints.keymaps.rules import Rules, layer_rules
 
 MARKS = ("transformer.level_embeds", "neck.convs.0.conv.weight")
 """Names that a file of this layout has, and those of the official code and mmdet have not."""
@@ -40,7 +40,13 @@ def rules(maps: int) -> Rules:
         (r"transformer\.level_embeds", r"transformer.level_embed"),
         (r"(label_enc\.weight|transformer\.tgt_embed\.weight)", r"\1"),
         (r"(transformer\.enc_output(?:_norm)?\.\w+)", r"\1"),
-        *_layer_rules(),
+        *layer_rules(
+            transformer=r"transformer\.",
+            self_attn=r"attentions\.0",
+            cross_attn=r"attentions\.1",
+            decoder_self_attn=r"attentions\.0\.attn",
+            ffn=r"ffns\.0",
+        ),
         (r"(transformer\.decoder\.(?:norm|ref_point_head)\..+)", r"\1"),
         (_HEADS + r"(class|bbox)_embed\.([0-5])\.(.+)", r"\1_embed.\2.\3"),
         (_HEADS + r"(class|bbox)_embed\.6\.(.+)", r"transformer.enc_out_\1_embed.\2"),
@@ -55,26 +61,3 @@ def _block_rules(block: str, layer: str) -> Rules:
         (block + r"\.shortcut\.weight", rf"backbone.0.body.{layer}.\1.downsample.0.weight"),
         (block + r"\.shortcut\.norm\.(\w+)", rf"backbone.0.body.{layer}.\1.downsample.1.\2"),
     )
-
-
-def _layer_rules() -> Rules:
-    """The decoder's norms are numbered in the order of use, officially in that of definition."""
-    encoder, decoder = (
-        (rf"(transformer\.{part}\.layers\.\d+)\.", "\\1.") for part in ("encoder", "decoder")
-    )
-    table = (
-        (encoder, r"attentions\.0\.(.+)", r"self_attn.\2"),
-        (encoder, r"norms\.0\.(\w+)", r"norm1.\2"),
-        (encoder, r"norms\.1\.(\w+)", r"norm2.\2"),
-        (decoder, r"attentions\.0\.attn\.(.+)", r"self_attn.\2"),
-        (decoder, r"attentions\.1\.(.+)", r"cross_attn.\2"),
-        (decoder, r"norms\.0\.(\w+)", r"norm2.\2"),
-        (decoder, r"norms\.1\.(\w+)", r"norm1.\2"),
-        (decoder, r"norms\.2\.(\w+)", r"norm3.\2"),
-        *(
-            (layer, rf"ffns\.0\.layers\.{theirs}\.(\w+)", rf"{ours}.\2")
-            for layer in (encoder, decoder)
-            for theirs, ours in ((r"0\.0", "linear1"), ("1", "linear2"))
-        ),
-    )
-    return tuple((layer[0] + theirs, layer[1] + ours) for layer, theirs, ours in table)

@@ -6,7 +6,7 @@ bias in the neck; another epsilon of the predicted boxes; and the channels in Sw
 
 from __future__ import annotations
 
-from dino_core.checkpoints.keymaps.rules import Rules
+from dino_core.checkpoints.keymaps.rules import Rules, layer_rules
 
 MARKS = ("bbox_head.cls_branches.0.weight",)
 """Names that a file of this layout has, and those of the official code and detrex have not."""
@@ -56,35 +56,18 @@ def rules(maps: int) -> Rules:
         (r"memory_trans_fc\.(\w+)", r"transformer.enc_output.\1"),
         (r"memory_trans_norm\.(\w+)", r"transformer.enc_output_norm.\1"),
         (r"dn_query_generator\.label_embedding\.weight", r"label_enc.weight"),
-        *_layer_rules(),
+        *layer_rules(
+            transformer="",
+            self_attn="self_attn",
+            cross_attn="cross_attn",
+            decoder_self_attn=r"self_attn\.attn",
+            ffn="ffn",
+        ),
         (r"(decoder\.(?:norm|ref_point_head)\..+)", r"transformer.\1"),
         (r"bbox_head\.cls_branches\.([0-5])\.(\w+)", r"class_embed.\1.\2"),
         (r"bbox_head\.cls_branches\.6\.(\w+)", r"transformer.enc_out_class_embed.\1"),
         *_box_rules(),
     )
-
-
-def _layer_rules() -> Rules:
-    """The decoder's norms are numbered in the order of use, officially in that of definition."""
-    encoder, decoder = (
-        (rf"({part}\.layers\.\d+)\.", "transformer.\\1.") for part in ("encoder", "decoder")
-    )
-    table = (
-        (encoder, r"self_attn\.(.+)", r"self_attn.\2"),
-        (encoder, r"norms\.0\.(\w+)", r"norm1.\2"),
-        (encoder, r"norms\.1\.(\w+)", r"norm2.\2"),
-        (decoder, r"self_attn\.attn\.(.+)", r"self_attn.\2"),
-        (decoder, r"cross_attn\.(.+)", r"cross_attn.\2"),
-        (decoder, r"norms\.0\.(\w+)", r"norm2.\2"),
-        (decoder, r"norms\.1\.(\w+)", r"norm1.\2"),
-        (decoder, r"norms\.2\.(\w+)", r"norm3.\2"),
-        *(
-            (layer, rf"ffn\.layers\.{theirs}\.(\w+)", rf"{ours}.\2")
-            for layer in (encoder, decoder)
-            for theirs, ours in ((r"0\.0", "linear1"), ("1", "linear2"))
-        ),
-    )
-    return tuple((layer[0] + theirs, layer[1] + ours) for layer, theirs, ours in table)
 
 
 def _box_rules() -> Rules:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+from dino_core.checkpoints.keymaps.rules import Rules, renamed
+
 MARKS = ("transformer.level_embed", "input_proj.0.0.weight")
 """Names that a file of this layout has, and those of detrex and mmdet have not."""
 
 _BLOCK = r"backbone\.0\.stages\.(\d)\.(\d+)\."
 _OUR_BLOCK = r"backbone.body.stages.\1.blocks.\2."
-_CONVNEXT: tuple[tuple[str, str], ...] = (
+_CONVNEXT: Rules = (
     (r"backbone\.0\.downsample_layers\.0\.(.+)", r"backbone.body.stem.\1"),
     (
         r"backbone\.0\.downsample_layers\.([1-3])\.(.+)",
@@ -20,7 +22,7 @@ _CONVNEXT: tuple[tuple[str, str], ...] = (
     (_BLOCK + r"(norm\..+|gamma)", _OUR_BLOCK + r"\3"),
 )
 
-RULES: tuple[tuple[str, str], ...] = (
+RULES: Rules = (
     (r"backbone\.0\.body\.(.+)", r"backbone.body.\1"),  # ResNet
     (r"backbone\.0\.((?:patch_embed|layers|norm\d)\..+)", r"backbone.body.\1"),  # Swin
     *_CONVNEXT,
@@ -38,8 +40,6 @@ RULES: tuple[tuple[str, str], ...] = (
 
 _LAYER_HEAD = re.compile(r"(decoder\.(?:class|bbox)_embed)\.\d+\.")
 
-_COMPILED = tuple((re.compile(pattern), replacement) for pattern, replacement in RULES)
-
 
 def our_name(official: str, tied: bool = True) -> str | None:
     """Our name of an official parameter; None where no rule knows it.
@@ -49,9 +49,5 @@ def our_name(official: str, tied: bool = True) -> str | None:
         tied: The decoder layers share one class and one box head, as published; else each has its
             own (`dec_pred_*_embed_share = False`).
     """
-    for pattern, replacement in _COMPILED:
-        match = pattern.fullmatch(official)
-        if match:
-            ours = match.expand(replacement)
-            return _LAYER_HEAD.sub(r"\1.0.", ours) if tied else ours
-    return None
+    ours = renamed(official, RULES)
+    return _LAYER_HEAD.sub(r"\1.0.", ours) if ours and tied else ours

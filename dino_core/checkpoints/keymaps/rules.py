@@ -15,3 +15,36 @@ def renamed(name: str, rules: Rules) -> str | None:
         if match:
             return match.expand(replacement)
     return None
+
+
+def layer_rules(
+    transformer: str, self_attn: str, cross_attn: str, decoder_self_attn: str, ffn: str
+) -> Rules:
+    """Transformer layers of a code base on mmcv's building blocks, to official names.
+
+    It numbers the decoder's norms in the order of use, the official code in that of definition.
+
+    Args:
+        transformer: Pattern of what stands before `encoder` and `decoder`.
+        self_attn: Pattern of the encoder's deformable attention.
+        cross_attn: That of the decoder.
+        decoder_self_attn: The decoder's attention among queries.
+        ffn: The feed-forward net.
+    """
+    encoder, decoder = (rf"{transformer}({part}\.layers\.\d+)\." for part in ("encoder", "decoder"))
+    table = (
+        (encoder, rf"{self_attn}\.(.+)", "self_attn"),
+        (encoder, r"norms\.0\.(\w+)", "norm1"),
+        (encoder, r"norms\.1\.(\w+)", "norm2"),
+        (decoder, rf"{decoder_self_attn}\.(.+)", "self_attn"),
+        (decoder, rf"{cross_attn}\.(.+)", "cross_attn"),
+        (decoder, r"norms\.0\.(\w+)", "norm2"),
+        (decoder, r"norms\.1\.(\w+)", "norm1"),
+        (decoder, r"norms\.2\.(\w+)", "norm3"),
+        *(
+            (layer, rf"{ffn}\.layers\.{theirs}\.(\w+)", ours)
+            for layer in (encoder, decoder)
+            for theirs, ours in ((r"0\.0", "linear1"), ("1", "linear2"))
+        ),
+    )
+    return tuple((layer + theirs, rf"transformer.\1.{ours}.\2") for layer, theirs, ours in table)
