@@ -19,5 +19,9 @@ class Target:
     labels: Tensor
     boxes_cxcywh: Tensor
 
+    def empty(self) -> Target:
+        """None of the boxes."""
+        return Target(self.labels[:0], self.boxes_cxcywh[:0])
+
     def to(self, device: str) -> Target:
         return Target(self.labels.to(device), self.boxes_cxcywh.to(device))

@@ -70,8 +70,11 @@ class Batch:
             targets=[target.to(device) for target in self.targets],
         )
 
-    def split(self, parts: int) -> list[Batch]:
-        """The same samples, with the same padding, in at most `parts` batches of like size."""
+    def split(self, parts: int, blanks: bool = False) -> list[Batch]:
+        """The same samples, with the same padding, in at most `parts` batches of like size.
+
+        With `blanks` there are always `parts`: the last ones are a blank image each.
+        """
         size = -(-len(self) // parts)
         cuts = [slice(start, start + size) for start in range(0, len(self), size)]
         return [
@@ -83,7 +86,17 @@ class Batch:
                 features=None if self.features is None else tuple(f[c] for f in self.features),
             )
             for c in cuts
-        ]
+        ] + [self._blank() for _ in range(parts - len(cuts) if blanks else 0)]
+
+    def _blank(self) -> Batch:
+        """One image without an id or boxes."""
+        return Batch(
+            torch.zeros_like(self.images[:1]),
+            self.padding_mask[:1],
+            [self.targets[0].empty()],
+            [],
+            features=None if self.features is None else tuple(f[:1] for f in self.features),
+        )
 
     def pin_memory(self) -> Batch:
         """Images and mask in page-locked memory; called by DataLoader with `pin_memory`."""

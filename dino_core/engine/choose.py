@@ -32,7 +32,7 @@ def choose(
     """The plan, the start at the planned input size, and what the worst batch showed.
 
     A batch that nobody gave is halved, and the passes a step doubled, until it fits. Of one that
-    was given, parts go through one after the other, in a single process.
+    was given, parts go through one after the other.
 
     Args:
         config: What is asked for.
@@ -43,7 +43,7 @@ def choose(
         sampler_of: The batches of a recipe.
         new: Whether the run starts; one that goes on keeps what was chosen then.
 
-    Raises: DinoError when not even one image fits, or too few of several processes.
+    Raises: DinoError when not even one image fits.
     """
     facts, about = data_facts(dataset, start.preprocess), model_facts(start)
     the_plan = plan(config, facts, about, machine)
@@ -67,7 +67,7 @@ def choose(
         trial = try_out(model, the_plan.config, worst, at_a_time, device, dtype)
         if all_true(trial is not None, device):
             return the_plan, start, trial
-        if at_a_time == 1 or (not shrinks and machine.processes > 1):
+        if at_a_time == 1:
             height, width = worst.size_hw
             raise DinoError(
                 f"out of memory with {at_a_time} images of {height}x{width} at a time, tried "

@@ -44,6 +44,15 @@ def all_true(flag: bool, device: torch.device) -> bool:
     return bool(value.item())
 
 
+def most(count: int, device: torch.device) -> int:
+    """The largest `count` of all processes."""
+    if not is_distributed():
+        return count
+    value = torch.tensor(count, device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value.item())
+
+
 def sums(values: Sequence[float], device: torch.device) -> list[float]:
     """Each of `values`, which are as many everywhere, summed over the processes."""
     if not is_distributed():
@@ -113,4 +122,5 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     if not is_distributed() or hasattr(model, "set_requires_gradient_sync"):  # shards do it already
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    # No buffer changes in training: batch norms are frozen.
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)

@@ -29,13 +29,13 @@ from dino_core.engine.events import (
 )
 from dino_core.engine.interrupts import interrupts_collected
 from dino_core.engine.loggers import LoggerGroup, Opening, open_loggers
-from dino_core.engine.memory import keep_freed_memory
+from dino_core.engine.memory import keep_compiled_kernels, keep_freed_memory
 from dino_core.engine.plan import evaluation_due
 from dino_core.engine.prepare import prepare
 from dino_core.engine.run import Run
 from dino_core.engine.run_folder import metric_values
 from dino_core.engine.sentinel import BAD_STEPS, MAX_ROLLBACKS
-from dino_core.engine.step import StepMeter, StepResult
+from dino_core.engine.step import OutOfMemoryTogether, StepMeter, StepResult
 from dino_core.engine.together import evaluate_together
 from dino_core.errors import DataError, DinoError, is_out_of_memory
 from dino_core.processing.preprocess import load_image
@@ -73,6 +73,7 @@ def fit(
             the loss stays infinite.
     """
     memory_kept = keep_freed_memory()
+    keep_compiled_kernels()
     run = prepare(config, dataset, out, model, weights, model_config, resume)
     planned = run.planned(memory_kept)
     yield planned
@@ -227,9 +228,10 @@ def _gradients(
                     f"torch.compile failed: {str(error).strip().splitlines()[0]}",
                     f"dino train --resume {run.folder.root} --set train.compile=false",
                 ) from error
+            together = not is_distributed() or isinstance(error, OutOfMemoryTogether)
             if not is_out_of_memory(error):
                 raise
-        if not run.stepper.halve(batches):
+        if not (together and run.stepper.halve(batches)):
             run.save_interrupted()
             raise DinoError(
                 f"out of memory with {-(-run.config.batch // run.stepper.parts)} images at a time",

@@ -18,9 +18,10 @@ SMALL_MODEL_PARAMETERS = 20_000_000
 # which dino-nano was trained with.
 LARGE_IMAGES_A_STEP = 16
 SMALL_IMAGES_A_STEP = 8
-# A small set takes smaller steps, so that a pass over it still is this many of them (with as many
-# images seen, steps of 4 did better than steps of 8 on bccd: RESULTS.md, "Fine-tuning") ...
-STEPS_AN_EPOCH = 40
+# A small set takes smaller steps, so that a pass over it still is this many of them. Small models
+# need fewer: with as many images seen, steps of 4 did a little better than steps of 8 on bccd, but
+# with as many minutes steps of 8 did (RESULTS.md, "Fine-tuning"), as each has a cost of its own ...
+LARGE_STEPS_AN_EPOCH, SMALL_STEPS_AN_EPOCH = 40, 10
 # ... but none so small that the gradient is mostly noise.
 LEAST_IMAGES_A_STEP = 4
 
@@ -73,11 +74,13 @@ EVALUATION_SHARE = 0.08
 def images_per_step(data: DataFacts, model: ModelFacts, machine: Machine) -> tuple[int, str]:
     """The images of all processes that make one step."""
     least = min(LEAST_IMAGES_A_STEP, data.images)
-    fitting = data.images // STEPS_AN_EPOCH
+    most, steps, usual = LARGE_IMAGES_A_STEP, LARGE_STEPS_AN_EPOCH, "the published total batch"
+    if _is_small(model):
+        most, steps, usual = SMALL_IMAGES_A_STEP, SMALL_STEPS_AN_EPOCH, "as dino-nano's"
+    fitting = data.images // steps
     wanted = max(2 ** int(math.log2(fitting)) if fitting else 1, least)
-    most = SMALL_IMAGES_A_STEP if _is_small(model) else LARGE_IMAGES_A_STEP
     if wanted >= most:
-        images, why = most, "as dino-nano's" if _is_small(model) else "the published total batch"
+        images, why = most, usual
     else:
         images = wanted
         why = f"{data.images} images still make {data.images // images} steps an epoch"

@@ -13,9 +13,9 @@ from dino_core.config import ResolvedConfig
 from dino_core.data.batching import Batch
 from dino_core.engine.distributed import (
     all_reduce_mean,
-    all_true,
     exchange,
     is_distributed,
+    most,
     rank,
     sums,
     world_size,
@@ -30,7 +30,8 @@ from dino_core.engine.plan import Plan
 from dino_core.engine.schedule import lr_factor
 from dino_core.engine.setup import training_mode
 from dino_core.engine.state import Counters, seed_step
-from dino_core.losses.criterion import Criterion
+from dino_core.errors import is_out_of_memory
+from dino_core.losses.criterion import Criterion, Losses
 from dino_core.models.dino import Dino
 
 
@@ -62,6 +63,10 @@ class StepResult:
     def usable(self) -> bool:
         """Whether the gradients may update the weights."""
         return self.finite and not self.empty
+
+
+class OutOfMemoryTogether(MemoryError):
+    """A forward pass of some process found too little memory, and all left it, at the same one."""
 
 
 class Stepper:
@@ -113,6 +118,9 @@ class Stepper:
             batches: Micro-batches; the loss is their mean.
             step: Steps done before this one.
             progress: Fraction of the run that is done.
+
+        Raises:
+            OutOfMemoryTogether: of several processes with a whole model each.
         """
         training_mode(self.model, self.config.freeze)
         self.optimizer.zero_grad(set_to_none=True)
@@ -126,7 +134,8 @@ class Stepper:
             if self.cache is not None:
                 with self._autocast():
                     batch = self.cache.with_features(batch, self.model.backbone, self.device)
-            for number, part in enumerate(parts := batch.split(self.parts)):
+            parts = batch.split(self.parts, blanks=is_distributed())  # as many in all processes
+            for number, part in enumerate(parts):
                 last = index + 1 == len(batches) and number + 1 == len(parts)
                 place = (self.config.seed, step, index * self.parts + number)
                 with exchange(self._wrapped, last):
@@ -164,9 +173,9 @@ class Stepper:
     def halve(self, batches: Sequence[Batch]) -> bool:
         """Let batches go through in twice as many parts; False where nothing is left to halve.
 
-        Several processes cannot: the one that is short of memory leaves the others waiting.
+        Several processes must do it together.
         """
-        if is_distributed() or self.parts >= max(len(batch) for batch in batches):
+        if self.parts >= most(max(len(batch) for batch in batches), self.device):
             return False
         self.parts *= 2
         self.optimizer.zero_grad(set_to_none=True)
@@ -195,8 +204,31 @@ class Stepper:
             place: Seed, step and index, which decide the denoising noise.
             count: Micro-batches in the step.
 
-        Returns: Its detached loss terms, and whether they are finite.
+        Returns: Its detached loss terms, and whether they are finite in all processes.
+
+        Raises:
+            OutOfMemoryTogether: of several processes with a whole model each.
         """
+        losses: Losses | None = None
+        try:
+            losses = self._losses(batch, boxes, place)
+        except Exception as error:
+            # Nobody else may wait in the midst of what this process has left: not the others'
+            # forward passes, unless weights are spread; but their backward passes do.
+            whole = isinstance(self._wrapped, nn.parallel.DistributedDataParallel)
+            if not (whole and is_out_of_memory(error)):
+                raise
+        finite = losses is not None and bool(torch.isfinite(losses.total))
+        short, infinite = sums([float(losses is None), float(not finite)], self.device)
+        if losses is None or short:
+            raise OutOfMemoryTogether("out of memory in one of several processes")
+        weight = 1.0 if batch.image_ids else 0.0
+        if not infinite:  # in all processes, or none may enter the gradients' exchange
+            (losses.total * weight / count).backward()  # type: ignore[no-untyped-call]
+        return {name: value * weight for name, value in losses.terms.items()}, not infinite
+
+    def _losses(self, batch: Batch, boxes: float, place: tuple[int, int, int]) -> Losses:
+        """Those of a forward pass; arguments as of `_accumulate`."""
         images = batch.images.to(self.device, non_blocking=True)
         mask = batch.padding_mask.to(self.device, non_blocking=True)
         targets = [t.to(str(self.device)) for t in batch.targets]
@@ -206,12 +238,8 @@ class Stepper:
         with self._autocast():
             noise = noise_generator(*place)
             output = self._wrapped(images, mask, targets, noise, features=features)
-        losses = self.criterion(output, targets, boxes)
-        weight = 1.0 if batch.image_ids else 0.0
-        finite = all_true(bool(torch.isfinite(losses.total)), self.device)
-        if finite:  # in all processes, or none may enter the gradients' exchange
-            (losses.total * weight / count).backward()
-        return {name: value * weight for name, value in losses.terms.items()}, finite
+        losses: Losses = self.criterion(output, targets, boxes)
+        return losses
 
 
 def noise_generator(seed: int, step: int, index: int) -> torch.Generator:

@@ -94,11 +94,22 @@ import sys
 import torch
 import torch.distributed as dist
 sys.path.insert(0, sys.argv[5])
+from dino_core.engine.step import OutOfMemoryTogether
 from test_distributed import batches_of, gradients, stepper_of
 rank, store, index, out = int(sys.argv[1]), *sys.argv[2:5]
 dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
 stepper = stepper_of()
 batches = batches_of(index, 2, rank=rank, world_size=2)
+if sys.argv[6] == "short":
+    def too_many(model, inputs):
+        if rank == 1 and len(inputs[0]) > 1:
+            raise torch.OutOfMemoryError
+    stepper.model.register_forward_pre_hook(too_many)
+    try:
+        stepper.gradients(batches, 0, 0.0)
+    except OutOfMemoryTogether:
+        assert stepper.halve(batches)
+    assert stepper.parts == 2
 result = stepper.gradients(batches, 0, 0.0)
 if rank == 0:
     torch.save(gradients(stepper), out)
@@ -109,19 +120,32 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damaged", [(), (2, 3)], ids=["whole", "one-process-reads-nothing"])
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path, damaged: tuple[int, ...]) -> None:
-    """2 processes x 2 micro-batches x 2 images are 1 process x 2 micro-batches x 4 images."""
-    data = make_coco_dataset(tmp_path / "data", (("train", 8), ("val", 1)))
+@pytest.mark.parametrize(
+    ("images", "damaged", "memory"),
+    [
+        pytest.param(8, (), "enough", id="whole"),
+        pytest.param(8, (2, 3), "enough", id="one-process-reads-nothing"),
+        pytest.param(7, (), "short", id="one-process-is-short-of-memory"),
+    ],
+)
+def test_two_processes_give_the_gradients_of_one(
+    tmp_path: Path, images: int, damaged: tuple[int, ...], memory: str
+) -> None:
+    """2 processes x 2 micro-batches x 2 images are 1 process x 2 micro-batches x 4 images.
+
+    The last image's absence leaves a process, which halves its batches as the other must, one part
+    short.
+    """
+    data = make_coco_dataset(tmp_path / "data", (("train", images), ("val", 1)))
     index = tmp_path / "index"
     index.write_bytes(pickle.dumps(load_dataset(data)))
     for number in damaged:  # all that process 1 has in its first micro-batch
         (data / "train" / f"{number + 1:04d}.png").write_bytes(b"")
     out = tmp_path / "gradients.pt"
     here = str(Path(__file__).parent)
-    arguments = (str(tmp_path / "store"), str(index), str(out), here)
+    arguments = (str(tmp_path / "store"), str(index), str(out), here, memory)
     outputs = [line.split() for line in two_processes(GRADIENTS, *arguments)]
-    assert [line[:2] for line in outputs] == [["2", "4"], ["2", str(4 - len(damaged))]]
+    assert [line[:2] for line in outputs] == [["2", "4"], ["2", str(images - 4 - len(damaged))]]
 
     stepper = stepper_of()
     alone = stepper.gradients(batches_of(str(index), 4), 0, 0.0)
