@@ -37,11 +37,7 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
 
 def all_true(flag: bool, device: torch.device) -> bool:
     """Whether `flag` is true in every process."""
-    if not is_distributed():
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MIN)
-    return bool(value.item())
+    return most(int(not flag), device) == 0
 
 
 def most(count: int, device: torch.device) -> int:

@@ -59,7 +59,7 @@ MOST_GROWTH = 2.0
 SIZE_MULTIPLE = 32
 
 # With fewer training images than this the backbone stays as it is; 0: never by itself. Its rate is
-# a tenth already, and the first stages are frozen in every variant.
+# lower already, and the first stages are frozen in every variant.
 FREEZE_BELOW_IMAGES = 0
 
 # Loading processes for a GPU, which outruns one thread; on a CPU they would compete with the step.
