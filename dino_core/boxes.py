@@ -20,6 +20,17 @@ def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
+def iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
+    """IoU in [0, 1] of boxes that broadcast against each other, with `IOU_EPS`.
+
+    Args:
+        boxes1_xyxy: (..., 4) corners.
+        boxes2_xyxy: (..., 4) corners, broadcastable to `boxes1_xyxy`.
+    """
+    intersection, union = _overlap(boxes1_xyxy, boxes2_xyxy)
+    return intersection / (union + IOU_EPS)
+
+
 def generalized_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     """GIoU of boxes that broadcast against each other.
 
@@ -29,16 +40,21 @@ def generalized_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
 
     Returns: (...) GIoU in (-1, 1]. Source: arXiv 1902.09630, with `IOU_EPS`.
     """
+    intersection, union = _overlap(boxes1_xyxy, boxes2_xyxy)
+    hull_low = torch.minimum(boxes1_xyxy[..., :2], boxes2_xyxy[..., :2])
+    hull_high = torch.maximum(boxes1_xyxy[..., 2:], boxes2_xyxy[..., 2:])
+    hull = (hull_high - hull_low).clamp(min=0).prod(dim=-1)
+    return intersection / (union + IOU_EPS) - (hull - union) / (hull + IOU_EPS)
+
+
+def _overlap(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas of intersection and union."""
     low = torch.maximum(boxes1_xyxy[..., :2], boxes2_xyxy[..., :2])
     high = torch.minimum(boxes1_xyxy[..., 2:], boxes2_xyxy[..., 2:])
     intersection = (high - low).clamp(min=0).prod(dim=-1)
     area1 = (boxes1_xyxy[..., 2:] - boxes1_xyxy[..., :2]).prod(dim=-1)
     area2 = (boxes2_xyxy[..., 2:] - boxes2_xyxy[..., :2]).prod(dim=-1)
-    union = area1 + area2 - intersection
-    hull_low = torch.minimum(boxes1_xyxy[..., :2], boxes2_xyxy[..., :2])
-    hull_high = torch.maximum(boxes1_xyxy[..., 2:], boxes2_xyxy[..., 2:])
-    hull = (hull_high - hull_low).clamp(min=0).prod(dim=-1)
-    return intersection / (union + IOU_EPS) - (hull - union) / (hull + IOU_EPS)
+    return intersection, area1 + area2 - intersection
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:

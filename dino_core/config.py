@@ -106,6 +106,7 @@ class LossConfig:
     weight_giou: float = 2.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
+    mal_gamma: float = 1.5  # DEIM's
     encoder_repeats: int = 1  # proposals matched to each box; 1 as published, more: H-DETR's way
 
     def __post_init__(self) -> None:
@@ -115,6 +116,9 @@ class LossConfig:
 
 AugmentName = Literal["none", "default", "strong", "published"]
 FreezeName = Literal["none", "backbone"]
+ClassLossName = Literal["focal", "mal"]
+"""Sigmoid focal loss as published, or the matchability-aware loss of DEIM (arXiv 2412.04234,
+equation 4): a matched query aims at its box's IoU to the power of `mal_gamma`, not at 1."""
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 LOGGERS: tuple[str, ...] = typing.get_args(LoggerName)
 
@@ -149,6 +153,7 @@ class TrainConfig:
     seed: int = 42
     workers: int | None = None  # processes that load images; 0: a thread
     augment: AugmentName | None = None
+    class_loss: ClassLossName | None = None
     mosaic: float = 0.0  # share of the samples that are made of four images
     copy_paste: float = 0.0  # share of the samples that get objects of another image
     mosaic_until: float = 0.8  # fraction of the run after which neither of the two is done
@@ -196,6 +201,7 @@ class ResolvedConfig(TrainConfig):
     ema_decay: float = 0.9997
     workers: int = 0
     augment: AugmentName = "default"
+    class_loss: ClassLossName = "focal"
     freeze: FreezeName = "none"
 
 

@@ -89,6 +89,7 @@ def main() -> None:
         warmup_steps=300,
         ema_decay=0.999,
         augment=args.augment,
+        class_loss="focal",
         loss=LossConfig(encoder_repeats=4),
         eval_every_epochs=3,
         log_every_steps=50,

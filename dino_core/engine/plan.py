@@ -136,6 +136,7 @@ def plan(config: TrainConfig, data: DataFacts, model: ModelFacts, machine: Machi
             rules.EMA_DECAY,
             "published; its memory is at most a ninth of the steps so far",
         ),
+        class_loss=made.make("class_loss", "--set train.class_loss", *rules.class_loss(model)),
         augment=made.make("augment", "--augment", *rules.augment(data, epochs)),
         image_size=made.make("image_size", "--image-size", *rules.image_size(data, model)),
         freeze=made.make("freeze", "--freeze", *rules.freeze(data, model)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from dino_core.config import AugmentName, FreezeName
+from dino_core.config import AugmentName, ClassLossName, FreezeName
 from dino_core.engine.plan_facts import DataFacts, Machine, ModelFacts
 
 # Models under this size learn by the numbers that dino-nano was tuned with.
@@ -35,6 +35,10 @@ LARGE_MODEL_LR, LARGE_MODEL_IMAGES = 1e-4, 16
 # random one learns like the rest.
 LARGE_BACKBONE_LR_FACTOR = 0.1
 SMALL_BACKBONE_LR_FACTOR = 0.5
+
+# The class loss: small models learn faster where a query's score is to say how well its box fits
+# (RESULTS.md, "Fine-tuning": better on bccd and raccoon); large ones as published.
+SMALL_CLASS_LOSS: ClassLossName = "mal"
 
 # Length: so many steps, but within so many passes.
 AIM_STEPS = 3000
@@ -119,6 +123,12 @@ def backbone_lr_factor(model: ModelFacts) -> tuple[float, str]:
     if _is_small(model):
         return SMALL_BACKBONE_LR_FACTOR, "measured, for small models"
     return LARGE_BACKBONE_LR_FACTOR, "published share for a trained backbone"
+
+
+def class_loss(model: ModelFacts) -> tuple[ClassLossName, str]:
+    if _is_small(model):
+        return SMALL_CLASS_LOSS, "measured, for small models: scores learn how well a box fits"
+    return "focal", "published"
 
 
 def _is_small(model: ModelFacts) -> bool:

@@ -123,7 +123,7 @@ def try_out(
         device: The model's.
         dtype: Arithmetic inside the network.
     """
-    criterion = Criterion(config.loss)
+    criterion = Criterion(config.loss, config.class_loss)
     first = resident_memory_mb() if device.type == "cpu" else _allocated_mb(device)
     free = free_memory_mb(device)
     limit = None if free is None else first + free

@@ -90,7 +90,7 @@ class Stepper:
         self.config = config
         self.model, self.ema, self.optimizer = model, ema, optimizer
         self.device, self.dtype = device, dtype
-        self.criterion = Criterion(config.loss)
+        self.criterion = Criterion(config.loss, config.class_loss)
         self.lr_scale = 1.0
         self.parts = 1
         self.cache: FeatureCache | None = None

@@ -1,4 +1,4 @@
-"""DINO's loss: focal, L1 and GIoU of decoder layers, encoder proposals and denoising queries.
+"""DINO's loss: classes, L1 and GIoU of decoder layers, encoder proposals and denoising queries.
 
 ALGORITHM 23-25; all layers are computed stacked.
 """
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dino_core.boxes import cxcywh_to_xyxy, generalized_iou
-from dino_core.config import LossConfig
+from dino_core.boxes import cxcywh_to_xyxy, generalized_iou, iou
+from dino_core.config import ClassLossName, LossConfig
 from dino_core.losses.matcher import Matches, match
 from dino_core.models.denoising import DenoisingLayout
 from dino_core.models.dino import DinoOutput
@@ -25,7 +25,7 @@ class GroupLosses:
     """Unweighted losses of G prediction groups, each (G,).
 
     Attributes:
-        classes: Sigmoid focal loss over all queries and classes, per box.
+        classes: Sigmoid focal (or matchability-aware) loss of all queries and classes, per box.
         bbox: L1 of centre, width and height, per box.
         giou: 1 - GIoU, per box.
         centre: The part of `bbox` that is the centre's.
@@ -77,9 +77,10 @@ class Losses:
 class Criterion(nn.Module):
     """Matches predictions to ground truth and sums the losses."""
 
-    def __init__(self, loss: LossConfig) -> None:
+    def __init__(self, loss: LossConfig, class_loss: ClassLossName = "focal") -> None:
         super().__init__()
         self.loss = loss
+        self.class_loss = class_loss
 
     def forward(
         self, output: DinoOutput, targets: Sequence[Target], num_boxes: float | None = None
@@ -133,11 +134,17 @@ class Criterion(nn.Module):
 
         where = (matches.group, matches.image, matches.query)
         positive = logits[(*where, labels)]
-        background = focal_background(logits, self.loss).flatten(1).sum(dim=1)
-        correction = focal_foreground(positive, self.loss) - focal_background(positive, self.loss)
         predicted = boxes_cxcywh[where]  # (T, 4)
         l1 = functional.l1_loss(predicted, wanted, reduction="none")
-        giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+        corners = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted)
+        giou = generalized_iou(*corners)
+        if self.class_loss == "focal":
+            absent, present = focal_background, focal_foreground(positive, self.loss)
+        else:
+            quality = iou(corners[0].detach(), corners[1])
+            absent, present = mal_background, mal_foreground(positive, quality, self.loss)
+        background = absent(logits, self.loss).flatten(1).sum(dim=1)
+        correction = present - absent(positive, self.loss)
 
         def per_group(values: Tensor) -> Tensor:
             return values.new_zeros(groups).index_add(0, matches.group, values) / num_boxes
@@ -164,6 +171,17 @@ def focal_foreground(logits: Tensor, loss: LossConfig) -> Tensor:
         * logits.neg().sigmoid() ** loss.focal_gamma
         * functional.softplus(logits.neg())
     )
+
+
+def mal_background(logits: Tensor, loss: LossConfig) -> Tensor:
+    """Matchability-aware loss of logits whose class is absent (arXiv 2412.04234), elementwise."""
+    return logits.sigmoid() ** loss.mal_gamma * functional.softplus(logits)
+
+
+def mal_foreground(logits: Tensor, quality: Tensor, loss: LossConfig) -> Tensor:
+    """Matchability-aware loss of logits whose class is present; `quality` is their boxes' IoU."""
+    aim = quality**loss.mal_gamma
+    return aim * functional.softplus(-logits) + (1 - aim) * functional.softplus(logits)
 
 
 def denoising_matches(layers: int, layout: DenoisingLayout, targets: Sequence[Target]) -> Matches:

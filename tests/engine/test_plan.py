@@ -157,6 +157,11 @@ class TestLength:
 
 
 class TestPictures:
+    def test_class_loss(self) -> None:
+        assert planned(2000).config.class_loss == "mal"
+        assert planned(2000, model=LARGE).config.class_loss == "focal"
+        assert planned(2000, class_loss="focal").config.class_loss == "focal"
+
     def test_strong_augmentation_for_many_passes(self) -> None:
         assert planned(2000, epochs=49).config.augment == "default"
         assert planned(2000, epochs=50).config.augment == "strong"

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 from factories import tiny_config
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
 from dino_core.boxes import cxcywh_to_xyxy
 from dino_core.config import LossConfig
@@ -14,6 +15,8 @@ from dino_core.losses.criterion import (
     denoising_matches,
     focal_background,
     focal_foreground,
+    mal_background,
+    mal_foreground,
 )
 from dino_core.models.denoising import DenoisingLayout
 from dino_core.models.dino import Dino
@@ -30,6 +33,49 @@ def test_focal_loss_by_hand() -> None:
     zero = torch.zeros(1)
     assert focal_foreground(zero, LossConfig()).item() == pytest.approx(0.0625 * math.log(2))
     assert focal_background(zero, LossConfig()).item() == pytest.approx(0.1875 * math.log(2))
+
+
+def test_matchability_aware_loss_by_hand() -> None:
+    """Logit 0: p = 0.5. A box of IoU 0.25 aims at 0.25^1.5 = 1/8, whose loss at 0.5 is ln 2."""
+    loss, zero = LossConfig(), torch.zeros(1)
+    assert mal_background(zero, loss).item() == pytest.approx(0.5**1.5 * math.log(2))
+    assert mal_foreground(zero, torch.tensor([0.25]), loss).item() == pytest.approx(math.log(2))
+    logit = torch.tensor([math.log(1 / 7)], requires_grad=True)  # p = 1/8: what it aims at
+    mal_foreground(logit, torch.tensor([0.25]), loss).sum().backward()
+    assert logit.grad is not None
+    assert logit.grad.item() == pytest.approx(0.0, abs=1e-6)
+    sure = mal_foreground(torch.tensor([3.0]), torch.ones(1), loss)
+    assert sure.item() == pytest.approx(math.log(1 + math.exp(-3.0)))
+
+
+def test_matchability_aware_loss_of_a_batch() -> None:
+    """The last layer's, slot by slot; boxes learn nothing from it."""
+    torch.manual_seed(0)
+    model = Dino(tiny_config()).train()
+    output = model(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool), TARGETS)
+    losses = Criterion(LossConfig(mal_gamma=2.0), "mal")(output, TARGETS)
+    matches = losses.matches
+    aims = {}
+    for group, image, query, box in zip(
+        matches.group, matches.image, matches.query, matches.box, strict=True
+    ):
+        if group == 1:
+            corners = cxcywh_to_xyxy(output.boxes_cxcywh.detach()[image, query])
+            truth = cxcywh_to_xyxy(TARGETS[image].boxes_cxcywh[box])
+            label = int(TARGETS[image].labels[box])
+            aims[int(image), int(query), label] = float(box_iou(corners[None], truth[None])) ** 2
+    total = 0.0
+    p = output.logits.detach().sigmoid().double()
+    for place in itertools.product(*map(range, p.shape)):
+        if place in aims:
+            total -= aims[place] * math.log(p[place]) + (1 - aims[place]) * math.log(1 - p[place])
+        else:
+            total -= float(p[place]) ** 2 * math.log(1 - p[place])
+    assert losses.matching.classes[1].item() == pytest.approx(total / 3, rel=1e-4)
+    head = list(model.decoder.bbox_embed.parameters())  # read by no other loss of that layer
+    for value, learns in ((losses.matching.classes[1], False), (losses.matching.giou[1], True)):
+        found = torch.autograd.grad(value, head, allow_unused=True, retain_graph=True)
+        assert any(g is not None and bool(g.any()) for g in found) == learns
 
 
 def test_against_torchvision() -> None:
