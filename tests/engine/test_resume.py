@@ -25,6 +25,7 @@ from dino_core.engine.events import Event, RunPlanned, StepDone
 from dino_core.engine.fit import fit
 from dino_core.engine.state import load_state
 from dino_core.errors import CheckpointError, ConfigError
+from dino_core.inference.metadata import read_metadata
 
 RECIPE = TrainConfig(
     steps=6, batch=2, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3, augment="strong"
@@ -87,6 +88,9 @@ def test_stop_and_resume_is_exact(
     steps = [e.step for e in events if isinstance(e, StepDone)]
     assert steps == [4, 5, 6]
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    told = read_metadata(tmp_path / "parts" / "last.safetensors").provenance
+    whole = read_metadata(tmp_path / "whole" / "last.safetensors").provenance
+    assert told == {**whole, "run": "parts"} and told["history"][0]["file"] == Path(start).name
     lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(x) for x in lines]
     assert [r["step"] for r in rows if r["event"] == "step"] == [1, 2, 3, 4, 5, 6]
