@@ -25,7 +25,7 @@ import torch
 from report import Row, headline, options, table, write
 from timing import peak_gb, prepare, run_apart
 
-NAMES = Path(__file__).parents[1] / "tests" / "golden" / "keys_4scale_r50.json"
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 SWIN_HW, TINY_HW = (800, 1066), (96, 128)
 COLUMNS = {"what": "what", "time": "median_s", "peak": "peak_gb", "goal": "goal"}
 
@@ -33,8 +33,10 @@ COLUMNS = {"what": "what", "time": "median_s", "peak": "peak_gb", "goal": "goal"
 def write_official_file(path: Path) -> None:
     """R50 of 4 scales as the official code saves it: weights, optimiser and arguments."""
     generator = torch.Generator().manual_seed(0)
-    shapes: dict[str, list[int]] = json.loads(NAMES.read_text(encoding="utf-8"))
+    shapes: dict[str, list[int]] = json.loads((GOLDEN / "keys_4scale_r50.json").read_text())
+    aliases: dict[str, list[str]] = json.loads((GOLDEN / "aliases_4scale_r50.json").read_text())
     weights = {n: torch.randn(shape, generator=generator) for n, shape in shapes.items()}
+    weights |= {other: weights[name] for name, others in aliases.items() for other in others}
     content = {"model": weights, "optimizer": {}, "lr_scheduler": {}, "epoch": 11}
     torch.save({**content, "args": argparse.Namespace(num_classes=91)}, path)
 

@@ -63,7 +63,10 @@ def load_dataset(
         )
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    form, note = (format, "") if format else _recognise(path)
+    if format:
+        form, note = format, ""
+    else:
+        path, form, note = _recognise(path)
     index = FORMS[form].read(path)
     if note:
         index = replace(index, warnings=(*index.warnings, note))
@@ -72,25 +75,32 @@ def load_dataset(
     return index
 
 
-def _recognise(path: Path) -> tuple[str, str]:
-    """The first form that fits, and a remark where others would fit too."""
+def _recognise(path: Path) -> tuple[Path, str, str]:
+    """The folder of the data, the first form that fits, a remark where others would fit too."""
     try:
         forms = [name for name, form in FORMS.items() if form.fits(path)]
-        inside = [] if path.is_file() else sorted(p.name for p in path.iterdir())[:8]
+        inside = [] if path.is_file() else sorted(p.name for p in _shown(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     if forms:
         others = f"{path} holds labels as {' and '.join(forms)}; {forms[0]} was read"
-        return forms[0], f"{others} (--format forces another)" if forms[1:] else ""
+        return path, forms[0], f"{others} (--format forces another)" if forms[1:] else ""
+    if len(inside) == 1 and (path / inside[0]).is_dir():  # what an archive was unpacked to
+        return _recognise(path / inside[0])
     if path.is_file():
         raise DataError(
             f"{path}: not a data set",
             "expected a folder, a COCO .json, a YOLO data.yaml or a .csv",
         )
     raise DataError(
-        f"{path}: no data set recognised, found {', '.join(inside) or 'nothing'}",
+        f"{path}: no data set recognised, found {', '.join(inside[:8]) or 'nothing'}",
         "looked for " + "; ".join(f"{name}: {form.layout}" for name, form in FORMS.items()),
     )
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What lies in a folder, but for hidden files and those that macOS puts into archives."""
+    return [p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))]
 
 
 def _with_val(index: DatasetIndex, val_split: float, seed: int) -> DatasetIndex:

@@ -83,6 +83,7 @@ def test_hand_worked_file(tmp_path: Path) -> None:
         ("valid/_annotations.coco.json", "valid", "val"),
         ("train.json", "train", "train"),
         ("labels.json", ".", "train"),
+        ("labels.json", "data", "train"),
     ],
 )
 def test_layouts(tmp_path: Path, json_name: str, image_dir: str, split: str) -> None:
@@ -95,6 +96,22 @@ def test_layouts(tmp_path: Path, json_name: str, image_dir: str, split: str) -> 
         index = read_coco(path)
         assert list(index.splits) == [split]
         assert [r.path.name for r in index.splits[split]] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("json_name", "image_dir"),
+    [("annotations.json", "images"), ("labels.json", "data"), ("annotations/x.json", ".")],
+)
+def test_a_file_in_each_split_folder(tmp_path: Path, json_name: str, image_dir: str) -> None:
+    for folder in ("train", "valid"):
+        for name in ("a.jpg", "b.jpg"):
+            image_file(tmp_path / folder / image_dir / name)
+        file = tmp_path / folder / json_name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(coco_table()))
+    index = read_coco(tmp_path)
+    assert list(index.splits) == ["train", "val"]
+    assert [r.path.relative_to(tmp_path).parts[0] for r in index.splits["val"]] == ["valid"] * 2
 
 
 def test_file_names_with_folders_and_backslashes(tmp_path: Path) -> None:

@@ -87,6 +87,18 @@ def test_both_forms_in_one_folder(tmp_path: Path) -> None:
     assert load_dataset(tmp_path, format="coco", val_split=0).format == "coco"
 
 
+def test_a_lone_folder_is_entered(tmp_path: Path) -> None:
+    data = yolo_set(tmp_path / "archive" / "My set.v1")
+    (data / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / ".DS_Store").write_text("")
+    index = load_dataset(tmp_path)
+    assert index.root == data and index.classes.names == ("a", "b")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match="no data set recognised, found archive, other"):
+        load_dataset(tmp_path)
+
+
 def test_what_was_looked_for_is_told(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("")
     with pytest.raises(DataError, match=r"no data set recognised, found notes\.md") as caught:

@@ -9,7 +9,7 @@ from dino_core.errors import DataError
 
 COCO_LAYOUT = (
     "annotations/instances_{train,val}.json with images/{train,val}/ or images/, "
-    "or {train,valid}/_annotations.coco.json"
+    "or {train,valid}/_annotations.coco.json, or a json of its own in each of {train,valid}/"
 )
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -18,7 +18,7 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 ROBOFLOW_FILE = "_annotations.coco.json"
 _ROBOFLOW_FILES = (ROBOFLOW_FILE, "_annotations.csv")
-_IMAGE_FOLDERS = ("images", "JPEGImages")
+_IMAGE_FOLDERS = ("images", "JPEGImages", "data")
 
 
 def find_coco(path: Path) -> dict[str, Path]:
@@ -43,6 +43,17 @@ def find_coco(path: Path) -> dict[str, Path]:
         found = by_split(instances or filter(_looks_like_coco, files))
         if not found and len(files) == 1 and _looks_like_coco(files[0]):
             found = {"train": files[0]}
+    return found or _one_a_split(path)
+
+
+def _one_a_split(path: Path) -> dict[str, Path]:
+    """The annotation file of each split's folder, where it is the only one there."""
+    found = {}
+    for split, names in SPLIT_NAMES.items():
+        for folder in (path / name / inner for name in names for inner in ("", "annotations")):
+            files = [file for file in folder.glob("*.json") if _looks_like_coco(file)]
+            if len(files) == 1:
+                found[split] = files[0]
     return found
 
 

@@ -143,9 +143,10 @@ def _images_at(place: str, root: Path, file: Path, key: str) -> list[Path]:
     candidates = list(_resolved(place, (root, file.parent)))
     found = next((path for path in candidates if path.exists()), None)
     if found is None:
+        without = "; without the line, a part of train is set apart" if key == "val" else ""
         raise DataError(
             f"{file}: '{key}' is {place}, which is not there",
-            f"looked for {', '.join(map(str, candidates))}",
+            f"looked for {', '.join(map(str, candidates))}{without}",
         )
     if found.is_dir():
         inner = found / "images"
