@@ -115,9 +115,9 @@ def plan(config: TrainConfig, data: DataFacts, model: ModelFacts, machine: Machi
     backbone = made.make(
         "backbone_lr_factor", "--set train.backbone_lr_factor", *rules.backbone_lr_factor(model)
     )
-    warmup = "then the full rate"
-    if steps is not None and WARMUP_SHARE * steps < rules.WARMUP_STEPS:
-        warmup = "but within a tenth of this short run"
+    warmup, reason = rules.WARMUP_STEPS, "then the full rate"
+    if steps is not None and WARMUP_SHARE * steps < warmup:
+        warmup, reason = math.ceil(WARMUP_SHARE * steps), "a tenth of this short run"
     chosen = ResolvedConfig(**_given(config))
     chosen = dataclasses.replace(
         chosen,
@@ -127,9 +127,7 @@ def plan(config: TrainConfig, data: DataFacts, model: ModelFacts, machine: Machi
         lr=lr,
         backbone_lr_factor=backbone,
         steps=steps if config.epochs is None else None,  # what decides is kept, once
-        warmup_steps=made.make(
-            "warmup_steps", "--set train.warmup_steps", rules.WARMUP_STEPS, warmup
-        ),
+        warmup_steps=made.make("warmup_steps", "--set train.warmup_steps", warmup, reason),
         ema_decay=made.make(
             "ema_decay",
             "--set train.ema_decay",

@@ -110,6 +110,11 @@ class TestRate:
         assert planned().config.backbone_lr_factor == 0.5
         assert planned(model=replace(NANO, trained=False)).config.backbone_lr_factor == 1.0
 
+    def test_a_short_run_warms_up_for_a_tenth_of_it(self) -> None:
+        assert planned(steps=5000).config.warmup_steps == 100
+        assert planned(minutes=5).config.warmup_steps == 100  # its steps are not known yet
+        assert planned(steps=301).config.warmup_steps == 31
+
     def test_asked_for(self) -> None:
         result = planned(lr=3e-5, backbone_lr_factor=0.0, warmup_steps=0, ema_decay=0.5)
         config = result.config
