@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from dino_cli import errors, render
-from dino_core.cores import usable_cores
 from dino_core.errors import ConfigError, DinoError
+from dino_core.process import started_by_torchrun, usable_cores
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -95,11 +95,6 @@ def one_of_several(device: str) -> Iterator[None]:
             if code is None:
                 raise Told(error) from error
             raise typer.Exit(code) from None
-
-
-def started_by_torchrun() -> bool:
-    """As `dino_core.engine.group.started_by_torchrun`, without importing torch."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 class Told(Exception):

@@ -65,8 +65,8 @@ def check(
 
 def _check(dataset: DatasetIndex) -> CheckReport:
     """Run the check with progress on stderr."""
-    from dino_core.cores import usable_cores
     from dino_core.data.check.run import ImagesDecoded, check_steps
+    from dino_core.process import usable_cores
 
     images = sum(map(len, dataset.splits.values()))
     with render.ticker("images", images) as progress:

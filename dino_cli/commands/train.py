@@ -14,6 +14,7 @@ from dino_cli import errors, model_view, options, output, processes, render
 from dino_cli.settings import Settings, model_overrides, resolve_settings
 from dino_core.config import LOGGERS
 from dino_core.errors import ConfigError
+from dino_core.process import started_by_torchrun
 from dino_core.recipes import find_recipe
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def train(
     }  # fmt: skip
     source = _source(config, resume)
     where = str(resolve_settings(source, given, assignments or []).train.device)
-    if devices is not None and processes.started_by_torchrun():
+    if devices is not None and started_by_torchrun():
         processes.check_devices(devices)
     elif devices is not None and devices > 1 and not plan:
         raise typer.Exit(processes.launch(devices, where, context.obj))

@@ -17,15 +17,11 @@ from torch.distributed.rendezvous import rendezvous
 from dino_core.engine.distributed import is_distributed, rank
 from dino_core.errors import ConfigError
 from dino_core.inference.torch_runtime import resolve_device
+from dino_core.process import started_by_torchrun
 
 TIMEOUT = timedelta(minutes=30)
 """The others wait so long for one process: it may be reading a large data set or writing a large
 state, and a hang still ends before a night is lost."""
-
-
-def started_by_torchrun() -> bool:
-    """Whether the environment tells this process which one of several it is."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 @contextlib.contextmanager

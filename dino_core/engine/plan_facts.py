@@ -11,10 +11,10 @@ import torch
 
 from dino_core.checkpoints.surgery import TransferReport
 from dino_core.config import PreprocessConfig
-from dino_core.cores import usable_cores
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.engine.setup import Start
 from dino_core.errors import DataError
+from dino_core.process import usable_cores
 from dino_core.processing.preprocess import resized_size
 
 

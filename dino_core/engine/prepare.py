@@ -32,7 +32,7 @@ from dino_core.engine.distributed import (
     world_size,
 )
 from dino_core.engine.feature_cache import FeatureCache
-from dino_core.engine.group import device_of_process, started_by_torchrun
+from dino_core.engine.group import device_of_process
 from dino_core.engine.loggers import check_loggers
 from dino_core.engine.optimizer import build_optimizer
 from dino_core.engine.plan import check_settings, filled
@@ -55,6 +55,7 @@ from dino_core.engine.state import (
 from dino_core.engine.step import Stepper
 from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
+from dino_core.process import started_by_torchrun
 
 
 def prepare(

@@ -28,7 +28,7 @@ from dino_core.engine.distributed import (
 )
 from dino_core.engine.ema import Ema
 from dino_core.engine.events import CheckpointSaved, RunPlanned
-from dino_core.engine.group import launch_identity, started_by_torchrun
+from dino_core.engine.group import launch_identity
 from dino_core.engine.interrupts import interrupts_deferred
 from dino_core.engine.plan import Forecast, Plan, forecast
 from dino_core.engine.probe import Trial
@@ -47,6 +47,7 @@ from dino_core.engine.step import Stepper, StepResult
 from dino_core.errors import CheckpointError, DinoError
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
+from dino_core.process import started_by_torchrun
 
 _SAVE_EVERY_S = 600.0
 

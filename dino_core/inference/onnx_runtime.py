@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_core.cores import usable_cores
 from dino_core.errors import CheckpointError, ConfigError
 from dino_core.metadata import METADATA_KEY, from_json
+from dino_core.process import usable_cores
 
 IMAGES, PADDING_MASK = "images", "padding_mask"
 LOGITS, BOXES = "logits", "boxes"
