@@ -80,13 +80,21 @@ def _evaluate(
 ) -> EvaluationResult:
     """Run the evaluation with progress on stderr."""
     from dino_core.data.load import load_dataset
-    from dino_core.engine.evaluate import EvaluationProgress, EvaluationStarted, evaluation_steps
+    from dino_core.engine.evaluate import (
+        EvaluationProgress,
+        EvaluationStarted,
+        evaluation_steps,
+        with_val_of_training,
+    )
     from dino_core.engine.memory import keep_freed_memory
+    from dino_core.inference.detector import Detector
 
     keep_freed_memory()
-    dataset = load_dataset(data, form)
+    dataset = load_dataset(data, form, val_split=0.0)
     model_view.ensure(model)
-    steps = evaluation_steps(model, dataset, split, batch=batch, device=device, dtype=dtype)
+    detector = Detector.load(model, device=device, dtype=dtype)
+    dataset = with_val_of_training(dataset, detector.meta)
+    steps = evaluation_steps(detector, dataset, split, batch=batch)
     started = next(steps)
     assert isinstance(started, EvaluationStarted)
     for warning in started.warnings:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from dino_core.config import nearest
+from dino_core.config import TrainConfig, nearest
 from dino_core.data.formats.coco import read_coco
 from dino_core.data.formats.csv_files import CSV_LAYOUT, is_csv
 from dino_core.data.formats.csv_table import read_csv
@@ -16,7 +16,7 @@ from dino_core.data.formats.voc import read_voc
 from dino_core.data.formats.voc_files import VOC_LAYOUT, is_voc
 from dino_core.data.formats.yolo import read_yolo
 from dino_core.data.formats.yolo_files import YOLO_LAYOUT, is_yolo
-from dino_core.data.records import DatasetIndex
+from dino_core.data.records import DatasetIndex, SetApart
 from dino_core.data.split import stratified_split
 from dino_core.errors import ConfigError, DataError
 
@@ -38,7 +38,10 @@ FORMS: dict[str, Form] = {
 
 
 def load_dataset(
-    path: str | Path, format: str | None = None, val_split: float = 0.1, seed: int = 0
+    path: str | Path,
+    format: str | None = None,
+    val_split: float = TrainConfig.val_split,
+    seed: int = TrainConfig.seed,
 ) -> DatasetIndex:
     """Read a labelled data set in whichever form it is.
 
@@ -47,7 +50,7 @@ def load_dataset(
         format: "coco", "yolo", "voc" or "csv" instead of recognising it.
         val_split: Share of the images to set apart as "val" where the set has only "train"; 0 for
             none.
-        seed: Of that split; the same seed gives the same split.
+        seed: Of that split; the same seed gives the same split, and the default is training's.
 
     Raises:
         DataError: nothing is there, no form fits, or the data are malformed.
@@ -70,9 +73,7 @@ def load_dataset(
     index = FORMS[form].read(path)
     if note:
         index = replace(index, warnings=(*index.warnings, note))
-    if "train" in index.splits and "val" not in index.splits and val_split > 0:
-        index = _with_val(index, val_split, seed)
-    return index
+    return with_val(index, SetApart(val_split, seed))
 
 
 def _recognise(path: Path) -> tuple[Path, str, str]:
@@ -103,12 +104,15 @@ def _shown(folder: Path) -> list[Path]:
     return [p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))]
 
 
-def _with_val(index: DatasetIndex, val_split: float, seed: int) -> DatasetIndex:
-    train, val = stratified_split(index.splits["train"], val_split, len(index.classes), seed)
+def with_val(index: DatasetIndex, how: SetApart) -> DatasetIndex:
+    """`index` with a part of train as "val"; unchanged where it has one or the share is 0."""
+    if "train" not in index.splits or "val" in index.splits or how.share == 0:
+        return index
+    train, val = stratified_split(index.splits["train"], how.share, len(index.classes), how.seed)
     note = (
         f"the data has no val split: {len(val)} of {len(train) + len(val)} images were set apart "
-        f"(share {val_split:g}, seed {seed})"
+        f"(share {how.share:g}, seed {how.seed})"
     )
     others = {name: records for name, records in index.splits.items() if name != "train"}
     splits = {"train": train, "val": val, **others}
-    return replace(index, splits=splits, warnings=(*index.warnings, note))
+    return replace(index, splits=splits, warnings=(*index.warnings, note), set_apart=how)

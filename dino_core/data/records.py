@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,13 @@ class ImageRecord:
     flags: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
+class SetApart(NamedTuple):
+    """How a validation split was made of train: the share of its images, and the seed."""
+
+    share: float
+    seed: int
+
+
 @dataclass(frozen=True)
 class DatasetIndex:
     """A data set: its classes and the records of each split, in file order.
@@ -52,6 +60,7 @@ class DatasetIndex:
         splits: Split name ("train", "val", "test") to records.
         warnings: What was repaired or left out while reading, one sentence each with its place.
         unread: What the source holds beyond this form, one sentence each, for converters to tell.
+        set_apart: How "val" was made; None where the data has its own, or none.
     """
 
     root: Path
@@ -60,6 +69,7 @@ class DatasetIndex:
     splits: Mapping[str, tuple[ImageRecord, ...]]
     warnings: tuple[str, ...] = field(default=())
     unread: tuple[str, ...] = field(default=())
+    set_apart: SetApart | None = None
 
     def to_coco(self, path: str | Path) -> list[str]:
         """Write as a COCO data set into a folder; returns what could not be kept."""

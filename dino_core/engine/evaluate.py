@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_core.config import PreprocessConfig
-from dino_core.data.records import DatasetIndex, ImageRecord
+from dino_core.config import PreprocessConfig, TrainConfig
+from dino_core.data.records import DatasetIndex, ImageRecord, SetApart
 from dino_core.detections import ClassMap
 from dino_core.engine.coco_metrics import Metrics, coco_metrics, coco_predictions
-from dino_core.errors import DataError
+from dino_core.errors import CheckpointError, DataError
+from dino_core.metadata import CheckpointMeta
 from dino_core.processing.postprocess import Decoded, decode
 from dino_core.processing.preprocess import (
     collate,
@@ -102,7 +103,8 @@ def evaluate(
 
     Args:
         model: A model's name, a `.safetensors` or `.onnx` file, or a loaded Detector.
-        data: A data set's folder or file, or what `load_dataset` returned.
+        data: A data set's folder or file, or what `load_dataset` returned. Where a folder or file
+            has no val split, that which the model's training set apart is taken.
         split: "train", "val" or "test".
         batch: The most images at once; they are of one shape.
         device: "auto", "cpu", "cuda", ...; a loaded Detector keeps its own.
@@ -131,11 +133,13 @@ def evaluation_steps(
     from dino_core.data.load import load_dataset
     from dino_core.inference.detector import Detector
 
-    dataset = data if isinstance(data, DatasetIndex) else load_dataset(data)
-    records = split_records(dataset, split)
+    dataset = data if isinstance(data, DatasetIndex) else load_dataset(data, val_split=0.0)
     detector = (
         model if isinstance(model, Detector) else Detector.load(model, device=device, dtype=dtype)
     )
+    if not isinstance(data, DatasetIndex):
+        dataset = with_val_of_training(dataset, detector.meta)
+    records = split_records(dataset, split)
     columns, warnings = match_classes(detector.classes, dataset.classes)
     yield EvaluationStarted(len(records), dataset.classes, (*dataset.warnings, *warnings))
     yield from score(
@@ -147,6 +151,26 @@ def evaluation_steps(
         columns=columns,
         input_hw=detector.input_hw,
     )
+
+
+def with_val_of_training(dataset: DatasetIndex, model: CheckpointMeta) -> DatasetIndex:
+    """`dataset` with the val split that the model's training set apart, where it has none.
+
+    Any other would hold images that the model was trained on. For a model that was not trained on
+    such a set it is the one that training would make by default.
+    """
+    from dino_core.data.load import with_val
+
+    default = SetApart(TrainConfig.val_split, TrainConfig.seed)
+    told = model.training.get("set_apart", default._asdict())
+    try:
+        how = SetApart(float(told["share"]), int(told["seed"]))
+        fits = 0 <= how.share < 1 and how.seed >= 0
+    except (TypeError, KeyError, ValueError):
+        fits = False
+    if not fits:
+        raise CheckpointError(f"the model's file tells its val split as {told!r:.80}")
+    return with_val(dataset, how)
 
 
 def torch_run(model: nn.Module, device: str, dtype: str) -> Run:

@@ -184,6 +184,8 @@ class Run:
             "seconds": round(self.elapsed_s(), 1),
             "recipe": to_dict(self.config),
         }
+        if self.dataset.set_apart is not None:
+            training["set_apart"] = self.dataset.set_apart._asdict()
         return CheckpointMeta(
             variant=self.model.config.variant,
             model=self.model.config,

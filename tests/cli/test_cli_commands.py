@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from factories import CLASS_NAMES, make_coco_dataset, make_images, tiny_checkpoi
 from golden import other_codes
 
 from dino_cli.app import run
-from dino_core.checkpoints.io import read_header
+from dino_core.checkpoints.io import load_checkpoint, read_header, save_checkpoint
 from dino_core.metadata import from_json
 
 Capture = pytest.CaptureFixture[str]
@@ -153,6 +154,18 @@ def test_eval_of_other_forms(model: Path, data: Path, form: str, capsys: Capture
         answers[0][key] == pytest.approx(answers[1][key]) for key in ("ap", "ap50", "ar_100")
     )
     assert answers[1]["images"] == 3
+
+
+def test_eval_on_what_training_set_apart(model: Path, tmp_path: Path, capsys: Capture) -> None:
+    checkpoint = load_checkpoint(model)
+    trained = replace(checkpoint.meta, training={"set_apart": {"share": 0.5, "seed": 1}})
+    save_checkpoint(Path("trained.safetensors"), checkpoint.state_dict, trained)
+    data = make_coco_dataset(tmp_path / "all", [("train", 6)])
+    for name, images in (("trained.safetensors", 3), (str(model), 1)):
+        assert run(["eval", name, str(data), "--json", "--out", f"measured-{images}"]) == 0
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["images"] == images
+        assert f"{images} of 6 images were set apart" in captured.err
 
 
 def test_convert_of_nothing(capsys: Capture) -> None:

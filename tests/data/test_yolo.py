@@ -205,6 +205,22 @@ def test_wrong_yaml_is_named(tmp_path: Path, yaml: str, message: str) -> None:
     assert "data.yaml" in caught.value.message
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_that_is_not_there_is_left_out(tmp_path: Path, split: str) -> None:
+    yolo_set(tmp_path, "", f"train: images/train\n{split}: ../{split}/images\nnames: [a, b]")
+    index = read_yolo(tmp_path)
+    assert list(index.splits) == ["train"]
+    assert f"'{split}' is ../{split}/images, which is not there: no" in index.warnings[0]
+
+
+@pytest.mark.parametrize("place", ["/kaggle/input/x/images/train", r"C:\Users\me\x\images\train"])
+def test_paths_of_another_machine(tmp_path: Path, place: str) -> None:
+    yolo_set(tmp_path, "", f"train: {place}\nnames: [a, b]")
+    assert {r.path.parent for r in read_yolo(tmp_path).splits["train"]} == {
+        tmp_path / "images/train"
+    }
+
+
 def test_no_label_file_at_all_is_an_error(tmp_path: Path) -> None:
     image_file(tmp_path / "images/train/a.jpg")
     text_file(tmp_path / "data.yaml", "train: images/train\nnames: [a]")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from dino_core.config import PreprocessConfig
+from dino_core.config import PreprocessConfig, TrainConfig
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
@@ -28,10 +28,13 @@ from dino_core.engine.evaluate import (
     score,
     shape_groups,
     split_records,
+    with_val_of_training,
 )
+from dino_core.engine.fit import fit
 from dino_core.engine.together import evaluate_together
 from dino_core.errors import CheckpointError, DataError
 from dino_core.inference.detector import Detector
+from dino_core.inference.metadata import read_metadata
 
 RAW = PreprocessConfig(short_side=64, max_side=96, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 CLASSES = ClassMap.from_names(["red", "green"], first_id=5)
@@ -275,3 +278,29 @@ def test_a_wrong_split_or_model_is_an_error(tmp_path: Path) -> None:
         evaluate(model, data, "test")
     with pytest.raises(CheckpointError, match="no such file"):
         evaluate(tmp_path / "other.safetensors", data)
+
+
+@pytest.mark.parametrize(("share", "seed"), [(0.3, 7), (0.2, 1)])
+def test_the_images_that_training_set_apart(tmp_path: Path, share: float, seed: int) -> None:
+    data = make_coco_dataset(tmp_path / "data", [("train", 10)])
+    dataset = load_dataset(data, val_split=share, seed=seed)
+    start = str(tiny_checkpoint(tmp_path / "tiny.safetensors"))
+    recipe = TrainConfig(steps=1, batch=2, device="cpu", dtype="fp32", plots=False)
+    list(fit(recipe, dataset, out=tmp_path / "run", model=start))
+    for model, wanted in (
+        (tmp_path / "run" / "last.safetensors", dataset),
+        (Path(start), load_dataset(data)),  # never trained on it: the split of the default
+    ):
+        *_, result = evaluation_steps(model, data)
+        assert isinstance(result, EvaluationResult)
+        assert [r.image_id for r in result.records] == [r.image_id for r in wanted.splits["val"]]
+
+
+@pytest.mark.parametrize(
+    "told", [3, {}, {"share": 2.0, "seed": 1}, {"share": float("nan"), "seed": 1}]
+)
+def test_a_file_that_tells_no_possible_split(tmp_path: Path, told: object) -> None:
+    dataset = load_dataset(make_coco_dataset(tmp_path, [("train", 4)]), val_split=0)
+    meta = read_metadata(tiny_checkpoint(tmp_path / "tiny.safetensors"))
+    with pytest.raises(CheckpointError, match="tells its val split as"):
+        with_val_of_training(dataset, replace(meta, training={"set_apart": told}))

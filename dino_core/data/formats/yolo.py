@@ -52,7 +52,7 @@ def read_yolo(path: Path) -> DatasetIndex:
     classes = _classes_of(files, labels, repairs)
     splits = {split: _read_split(split, files, labels[split], repairs) for split in files.images}
     _note_stray_labels(files, repairs)
-    return DatasetIndex(files.root, "yolo", classes, splits, repairs.sentences())
+    return DatasetIndex(files.root, "yolo", classes, splits, (*files.missing, *repairs.sentences()))
 
 
 @dataclass(frozen=True)

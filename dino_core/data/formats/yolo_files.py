@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -31,12 +31,14 @@ class YoloFiles:
         source: data.yaml, or the folder.
         names: Class names; None where nothing tells them.
         images: Split name to its image files.
+        missing: What data.yaml names and is not there, one sentence each.
     """
 
     root: Path
     source: Path
     names: tuple[str, ...] | None
     images: Mapping[str, list[Path]]
+    missing: tuple[str, ...] = ()
 
 
 def is_yolo(path: Path) -> bool:
@@ -50,7 +52,8 @@ def find_yolo(path: Path) -> YoloFiles:
     """The files of a YOLO data set.
 
     Raises:
-        DataError: it is none, or data.yaml is malformed or names folders that are not there.
+        DataError: it is none, or data.yaml is malformed or names a folder of training images that
+            is not there.
     """
     file = path if path.is_file() else _find_yaml(path)
     if file is not None:
@@ -113,6 +116,7 @@ def _from_yaml(file: Path) -> YoloFiles:
     names = _names_of(table, file)
     root = _root_of(table, file)
     images: dict[str, list[Path]] = {}
+    missing: list[str] = []
     for split, keys in SPLIT_NAMES.items():
         for key in keys:
             places = table.get(key)
@@ -120,15 +124,24 @@ def _from_yaml(file: Path) -> YoloFiles:
                 places = [places] if isinstance(places, str) else places
                 if not isinstance(places, list) or not all(isinstance(p, str) for p in places):
                     raise DataError(f"{file}: '{key}' is {places!r:.60}, expected a folder")
-                images[split] = [
-                    image for place in places for image in _images_at(place, root, file, key)
-                ]
+                try:
+                    images[split] = [
+                        image for place in places for image in _images_at(place, root, file, key)
+                    ]
+                except _NotThere as error:
+                    if split == "train":
+                        raise
+                    missing.append(f"{error.message}: no {split} split was read")
     if not images:
         raise DataError(
             f"{file}: neither 'train' nor 'val' is given, found {', '.join(table) or 'nothing'}",
             "e.g. train: images/train",
         )
-    return YoloFiles(root, file, names or _names_beside(root), images)
+    return YoloFiles(root, file, names or _names_beside(root), images, tuple(missing))
+
+
+class _NotThere(DataError):
+    """What data.yaml names is not there."""
 
 
 def _root_of(table: Mapping[str, Any], file: Path) -> Path:
@@ -143,10 +156,9 @@ def _images_at(place: str, root: Path, file: Path, key: str) -> list[Path]:
     candidates = list(_resolved(place, (root, file.parent)))
     found = next((path for path in candidates if path.exists()), None)
     if found is None:
-        without = "; without the line, a part of train is set apart" if key == "val" else ""
-        raise DataError(
+        raise _NotThere(
             f"{file}: '{key}' is {place}, which is not there",
-            f"looked for {', '.join(map(str, candidates))}{without}",
+            f"looked for {', '.join(map(str, candidates[:4]))}",
         )
     if found.is_dir():
         inner = found / "images"
@@ -161,12 +173,17 @@ def _has_images(folder: Path) -> bool:
 
 
 def _resolved(place: str, folders: Sequence[Path]) -> Iterator[Path]:
-    """Where a relative path may lead; Roboflow writes ../train/images for train/images."""
+    """Where a path may lead: as it is, else without its first parts.
+
+    Roboflow writes ../train/images for train/images, and whole paths are those of another machine.
+    """
     place = place.strip().replace("\\", "/")
-    inner = place
-    while inner.startswith("../"):
-        inner = inner[3:]
-    yield from dict.fromkeys(folder / p for p in (place, inner) for folder in folders)
+    parts = PurePosixPath(place).parts
+    is_whole = place.startswith("/") or place[1:2] == ":"
+    skipped = next((i for i, part in enumerate(parts) if part != ".."), 0)
+    tails = [PurePosixPath(*parts[i:]) for i in range(1, len(parts))] if is_whole else []
+    places = (PurePosixPath(place), PurePosixPath(*parts[skipped:]), *tails)
+    yield from dict.fromkeys(folder / p for p in places for folder in folders)
 
 
 def _images_listed(file: Path, root: Path) -> list[Path]:
