@@ -172,7 +172,8 @@ class Run:
             "classes": list(self.dataset.classes.names),
         }
         settings = RunSettings(self.config, self.model.config, self.start.preprocess, data)
-        self.folder.create(settings)
+        set_apart = self.val_records if self.dataset.set_apart is not None else ()
+        self.folder.create(settings, [str(record.path) for record in set_apart])
 
     def meta(self) -> CheckpointMeta:
         """What the files of this moment say about themselves."""

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,11 @@ class RunFolder:
         return self.root / "config.toml"
 
     @property
+    def val_images(self) -> Path:
+        """Of the images that were set apart for validation; a data set with a split has none."""
+        return self.root / "val.txt"
+
+    @property
     def summary(self) -> Path:
         return self.root / "summary.json"
 
@@ -114,8 +119,8 @@ class RunFolder:
                 f"{self.root}: exists and is not empty", "choose another --out, or use --resume"
             )
 
-    def create(self, settings: RunSettings) -> None:
-        """Make the folder and write config.toml."""
+    def create(self, settings: RunSettings, val_images: Sequence[str] = ()) -> None:
+        """Make the folder and write config.toml, and val.txt where there is something for it."""
         try:
             self.state.parent.mkdir(parents=True, exist_ok=True)
             tables = {
@@ -125,6 +130,8 @@ class RunFolder:
                 "data": settings.data,
             }
             write_text(self.config, dump_toml(tables), durable=True)
+            if val_images:
+                write_text(self.val_images, "".join(f"{name}\n" for name in val_images))
         except OSError as error:
             raise ConfigError(f"{self.root}: cannot be written ({error.strerror})") from error
 

@@ -287,6 +287,8 @@ def test_the_images_that_training_set_apart(tmp_path: Path, share: float, seed: 
     start = str(tiny_checkpoint(tmp_path / "tiny.safetensors"))
     recipe = TrainConfig(steps=1, batch=2, device="cpu", dtype="fp32", plots=False)
     list(fit(recipe, dataset, out=tmp_path / "run", model=start))
+    listed = (tmp_path / "run" / "val.txt").read_text().splitlines()
+    assert listed == [str(record.path) for record in dataset.splits["val"]]
     for model, wanted in (
         (tmp_path / "run" / "last.safetensors", dataset),
         (Path(start), load_dataset(data)),  # never trained on it: the split of the default
