@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -122,6 +123,7 @@ def plan_lines(event: RunPlanned) -> list[str]:
         ),
         "plan",
         *decision_lines(event),
+        *_queries_lines(event),
         f"schedule  {_schedule(event)}",
         *_trial_lines(event),
         f"folder    {event.out}",
@@ -180,6 +182,18 @@ def decision_lines(event: RunPlanned) -> list[str]:
         option = f" ({decision.option})" if chosen else ""
         lines.append(f"  {decision.name:<18} {shown:<8} {decision.reason}{option}")
     return [*lines, rest]
+
+
+def _queries_lines(event: RunPlanned) -> list[str]:
+    """Where an image holds more objects than the model can find, how it can."""
+    queries, most = event.model.num_queries, event.most_objects
+    if most <= queries:
+        return []
+    enough = math.ceil(1.5 * most / 50) * 50
+    return [
+        f"warning   an image holds {most} objects, and the model finds {queries} at most: "
+        f"--set model.num_queries={enough}"
+    ]
 
 
 def _schedule(event: RunPlanned) -> str:

@@ -18,7 +18,7 @@ class TransferReport:
     """What a model took over from other weights.
 
     Attributes:
-        copied: Tensors taken over whole.
+        copied: Tensors taken over whole; of the queries' contents as many rows as the model has.
         by_class: Tensors of which the rows of `classes` were taken over.
         classes: Names of the model whose rows were taken over.
         new_classes: Names of the model whose rows start anew.
@@ -84,6 +84,9 @@ def transfer(
             by_class.append(name)
         elif given.shape == tensor.shape:
             tensor.copy_(given)
+            copied.append(name)
+        elif name == "tgt_embed.weight" and len(given):  # further queries start as those there are, in turn
+            tensor.copy_(given[torch.arange(len(tensor)) % len(given)])
             copied.append(name)
         else:
             kept.append(name)

@@ -26,6 +26,7 @@ class RunPlanned:
         parameters: Number of trainable parameters.
         train_images: Images in the training split.
         val_images: Images in the validation split; 0 means no evaluation.
+        most_objects: In one image; those beyond the model's queries cannot be found.
         device: Where it runs, e.g. "cpu".
         dtype: Arithmetic inside the network, "fp32" or "bf16".
         transfer: What was taken over from the starting weights; None from scratch and on resume.
@@ -44,6 +45,7 @@ class RunPlanned:
     parameters: int
     train_images: int
     val_images: int
+    most_objects: int
     device: str
     dtype: str
     transfer: TransferReport | None

@@ -137,6 +137,11 @@ class Run:
             parameters=sum(trainable),
             train_images=len(self.dataset.splits["train"]),
             val_images=len(self.val_records),
+            most_objects=max(
+                len(record.class_indices)
+                for records in self.dataset.splits.values()
+                for record in records
+            ),
             device=str(self.stepper.device),
             dtype="bf16" if self.stepper.autocasts else "fp32",
             transfer=self.start.report,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,6 +28,18 @@ def test_same_classes_copy_everything() -> None:
     assert not report.kept and not report.unused and not report.by_class
     for name, tensor in old.state_dict().items():
         assert torch.equal(new.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("queries", [4, 25])
+def test_other_numbers_of_queries_take_the_contents_in_turn(queries: int) -> None:
+    classes = ClassMap.from_names(["cat", "dog"])
+    old, config = model_of(classes, 1), tiny_config(2)
+    new = Dino(replace(config, num_queries=queries))
+    report = transfer(new, old.state_dict(), classes, classes)
+    assert not report.kept
+    theirs = old.tgt_embed.weight
+    for i, row in enumerate(new.tgt_embed.weight):
+        assert torch.equal(row, theirs[i % config.num_queries])
 
 
 def test_rows_follow_the_names() -> None:
@@ -68,9 +81,9 @@ def test_other_shapes_and_names_are_reported() -> None:
     classes = ClassMap.from_names(["cat", "dog"])
     old, new = model_of(classes, 1), model_of(classes, 2)
     state = dict(old.state_dict())
-    state["tgt_embed.weight"] = state["tgt_embed.weight"][:5]
+    state["level_embed"] = state["level_embed"][:1]
     state["extra"] = torch.zeros(1)
-    del state["level_embed"]
+    del state["tgt_embed.weight"]
     report = transfer(new, state, classes, classes)
     assert report.kept == ("level_embed", "tgt_embed.weight")
     assert report.unused == ("extra",)

@@ -64,6 +64,17 @@ def test_lines_for_people(
     assert not out.exists()
 
 
+def test_more_objects_than_queries(
+    data: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", str(data), "--model", str(model), "--device", "cpu", "--plan"]
+    for queries, warned in ((1, True), (2, False)):
+        assert run([*arguments, "--set", f"model.num_queries={queries}"]) == 0
+        text = capsys.readouterr().out
+        line = "an image holds 2 objects, and the model finds 1 at most: --set model.num_queries=50"
+        assert (line in text) == warned
+
+
 def test_a_recipe_by_name_and_what_wins_over_it(
     data: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
