@@ -112,6 +112,18 @@ def model_overrides(
     return from_dict(ModelConfig, {**to_dict(base), **settings.model}, "model")
 
 
+def model_input(
+    settings: Settings, model: str, weights: str | None, resumed: bool
+) -> PreprocessConfig:
+    """The input of the network that is trained; a run that goes on has noted its own.
+
+    Raises: CheckpointError when there is no such model.
+    """
+    if resumed and settings.preprocess:
+        return from_dict(PreprocessConfig, settings.preprocess, "preprocess")
+    return _input(settings, _own_settings(model, weights)[1])
+
+
 def _own_settings(model: str, weights: str | None) -> tuple[ModelConfig, PreprocessConfig]:
     """Network and input that `model` stands for, without reading its weights where possible."""
     from dino_core.checkpoints.zoo import FOREIGN_SUFFIXES, load, resolve

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from dino_cli import errors, model_view, options, output, processes, render
-from dino_cli.settings import Settings, model_overrides, resolve_settings
+from dino_cli.settings import Settings, model_input, model_overrides, resolve_settings
 from dino_core.config import LOGGERS
 from dino_core.errors import ConfigError
 from dino_core.process import started_by_torchrun
@@ -162,14 +162,18 @@ def train(
         processes.check_devices(devices)
     elif devices is not None and devices > 1 and not plan:
         raise typer.Exit(processes.launch(devices, where, context.obj))
+    from dino_core.data.check.run import quick_findings
+
     with processes.one_of_several(where):
         restarted = processes.decided_once(lambda: processes.restarted_run(out), where)
         resume = resume or (Path(restarted) if restarted else None)
         settings = resolve_settings(_source(config, resume), given, assignments or [])
         name = model or settings.recipe.model or DEFAULT_MODEL
-        dataset, findings = _load(data, form, resume, settings)
+        dataset = _load(data, form, resume, settings)
         if resume is None:
             model_view.ensure(weights or name)
+        own_input = model_input(settings, name, weights, resume is not None)
+        findings = quick_findings(dataset, own_input)
         if plan:
             _plan(dataset, findings, settings, name, weights, backbone, out, as_json, devices)
             return
@@ -210,9 +214,8 @@ def _run_config(run: Path) -> Path:
 
 def _load(
     data: Path | None, form: str | None, resume: Path | None, settings: Settings
-) -> tuple[DatasetIndex, list[Finding]]:
-    """The data set, named on the command line or by the run that goes on, and its faults."""
-    from dino_core.data.check.run import quick_findings
+) -> DatasetIndex:
+    """The data set, named on the command line or by the run that goes on."""
     from dino_core.data.load import load_dataset
 
     if data is None:
@@ -220,8 +223,7 @@ def _load(
             raise ConfigError("no data given", "dino train DATA, a folder or file")
         data, form = Path(str(settings.data["path"])), form or str(settings.data["format"])
     train = settings.train
-    dataset = load_dataset(data, form, val_split=train.val_split, seed=train.seed)
-    return dataset, quick_findings(dataset)
+    return load_dataset(data, form, val_split=train.val_split, seed=train.seed)
 
 
 def _show_data(dataset: DatasetIndex, findings: Sequence[Finding]) -> None:

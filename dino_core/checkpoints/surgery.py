@@ -85,7 +85,7 @@ def transfer(
         elif given.shape == tensor.shape:
             tensor.copy_(given)
             copied.append(name)
-        elif name == "tgt_embed.weight" and len(given):  # further queries start as those there are, in turn
+        elif name == "tgt_embed.weight" and len(given):  # more queries start as those there are
             tensor.copy_(given[torch.arange(len(tensor)) % len(given)])
             copied.append(name)
         else:

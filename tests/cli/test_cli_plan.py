@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from factories import make_coco_dataset, tiny_checkpoint
+from PIL import Image
 
 from dino_cli.app import run
 
@@ -62,6 +63,20 @@ def test_lines_for_people(
     assert any(line.startswith("memory ") and "2 x 64x64" in line for line in lines)
     assert "nothing was written" in lines[-1]
     assert not out.exists()
+
+
+@pytest.mark.parametrize("size", [32, 320])
+def test_boxes_are_tiny_at_the_size_of_the_run(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    data = tmp_path / "data"
+    for name in ("images", "labels"):
+        (data / name).mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (320, 320)).save(data / f"images/{i}.png")
+        (data / f"labels/{i}.txt").write_text("0 0.5 0.5 0.1 0.1\n")  # 32 px, or 3.2
+    answer = plan_of(capsys, str(data), "--model", str(model), "--image-size", str(size))
+    assert ("box-tiny" in {finding["kind"] for finding in answer["findings"]}) == (size == 32)
 
 
 def test_more_objects_than_queries(
