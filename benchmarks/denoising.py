@@ -1,6 +1,6 @@
 """How much do the denoising settings matter? Short fine-tunings of a model on labelled folders.
 
-    python benchmarks/denoising.py DATA... --steps 300 --batch 4 --seeds 2 --log study.jsonl
+    python benchmarks/denoising.py DATA... --steps 300 --batch 4 --seeds 0 1 --log study.jsonl
     python benchmarks/denoising.py --tiny                 # seconds; tries the script itself
 
 One setting is changed at a time from the model's own (`SETTINGS`), every data set and seed with
@@ -95,7 +95,7 @@ def study(args: argparse.Namespace, folders: Sequence[Path], model: str) -> Iter
         loggers=("csv",),
     )
     settings = list(SETTINGS)[: 2 if args.tiny else None]
-    for seed, setting, folder in itertools.product(range(args.seeds), settings, folders):
+    for seed, setting, folder in itertools.product(args.seeds, settings, folders):
         if (folder.name, setting, seed, args.steps, args.batch) in known:
             continue
         trial = train(folder, model, setting, seed, recipe)
@@ -159,14 +159,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, help="default: as `dino train` chooses")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--log", type=Path, help="JSONL, a line a run; read again to go on")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
         folders, model = args.data, args.model
         if args.tiny:
-            args.steps, args.batch, args.seeds = 2, 2, 1
+            args.steps, args.batch, args.seeds = 2, 2, [0]
             folders = [make_data(Path(scratch, "boxes"))]
             model = str(write_tiny_model(Path(scratch, "tiny.safetensors")))
         elif not folders:

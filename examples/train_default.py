@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--augment", choices=("default", "strong"), default="default")
+    parser.add_argument("--class-loss", choices=("focal", "mal"), default="focal")
+    parser.add_argument("--encoder-repeats", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
@@ -89,8 +91,8 @@ def main() -> None:
         warmup_steps=300,
         ema_decay=0.999,
         augment=args.augment,
-        class_loss="focal",
-        loss=LossConfig(encoder_repeats=4),
+        class_loss=args.class_loss,
+        loss=LossConfig(encoder_repeats=args.encoder_repeats),
         eval_every_epochs=3,
         log_every_steps=50,
         checkpoint_every_steps=500,
