@@ -78,6 +78,8 @@ def test_hand_worked_file(tmp_path: Path) -> None:
         "a.jpg,1,2,11,22,dog\n",
         "a.jpg;1;2;11;22;dog\nb.jpg;;;;;\n",
         "b.jpg,,,,,\na.jpg,1,2,11,22,dog\n",
+        "image_id,class_id,class_name,x_min,y_min,x_max,y_max\na,0,dog,1,2,11,22\n",
+        "frame,xmin,xmax,ymin,ymax,object\nfolder/a,1,11,2,22,dog\n",
     ],
 )
 def test_spellings(tmp_path: Path, text: str) -> None:
@@ -90,6 +92,31 @@ def test_spellings(tmp_path: Path, text: str) -> None:
     bottom = 20 if "40,20" in text else 22
     assert boxes["a.jpg"] == [[1, 2, 11, bottom]] and not boxes.get("b.jpg")
     assert index.classes.names == ("dog",)
+
+
+@pytest.mark.parametrize("size", ["", "40,20", "80,40"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ImageID,Source,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\na,x,dog,0.25,0.5,0,1,0\n",
+        "image,class,x,y,w,h\na.jpg,dog,0.25,0,0.25,1.0\n",
+    ],
+)
+def test_fractions_of_the_image(tmp_path: Path, text: str, size: str) -> None:
+    if size:
+        header, row = text.splitlines()
+        text = f"{header},image_width,image_height\n{row},{size}\n"
+    index = read_csv(csv_set(tmp_path, text))
+    (record,) = index.splits["train"]
+    assert record.boxes_xyxy_px.tolist() == [[10, 0, 20, 20]] and record.areas.tolist() == [200]
+    assert any("fractions of the image's width and height" in note for note in index.warnings)
+    assert len(index.warnings) == (2 if size == "80,40" else 1)
+
+
+def test_boxes_of_one_pixel_are_no_fractions(tmp_path: Path) -> None:
+    index = read_csv(csv_set(tmp_path, "filename,class,x1,y1,x2,y2\na.jpg,dog,0,0,1,1.0\n"))
+    assert index.splits["train"][0].boxes_xyxy_px.tolist() == [[0, 0, 1, 1]]
+    assert index.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -152,10 +179,6 @@ def test_tables_of_several_splits(tmp_path: Path) -> None:
         (
             "filename,class,x,y,w,h,width,height\na.jpg,cat,1,2,3,4,40,20\na.jpg,cat,1,2,3,4,20,40",
             r"line 3: the size of a\.jpg is 20x40 here and 40x20 at .* line 2",
-        ),
-        (
-            "filename,class,xmin,ymin,xmax,ymax\na.jpg,dog,0.1,0.2,0.3,1\n",
-            "line 2: this box, like all others in the file, lies within 0 to 1",
         ),
         ("filename,class,xmin,ymin,xmax,ymax\na.jpg,,,,,\n", "none of its 1 rows has a box"),
         (

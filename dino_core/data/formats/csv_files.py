@@ -20,11 +20,15 @@ CSV_LAYOUT = (
 _SUFFIXES = (".csv", ".tsv")
 _ROBOFLOW_CSV = "_annotations.csv"
 _DELIMITERS = ",;\t"
+_MOST_FRACTION = 1.001  # rounding may push x + w over 1
 _IMAGE = (
     "filename", "file_name", "image", "image_path", "img_path", "image_name", "path", "filepath",
-    "file_path", "file", "img",
+    "file_path", "file", "img", "image_file", "img_name", "image_id", "imageid", "img_id", "frame",
 )  # fmt: skip
-_LABEL = ("class", "label", "name", "class_name", "category", "category_name", "label_name")
+_LABEL = (
+    "class", "label", "name", "class_name", "category", "category_name", "label_name", "classname",
+    "labelname", "object", "class_id", "category_id", "label_id",
+)  # fmt: skip
 _CORNERS = (
     ("xmin", "x_min", "x1", "left"),
     ("ymin", "y_min", "y1", "top"),
@@ -71,11 +75,15 @@ class CsvRow:
 
 @dataclass(frozen=True)
 class CsvTable:
-    """One file: its rows, and how many of them fill each column that is not read."""
+    """One file: its rows, and how many of them fill each column that is not read.
+
+    Boxes all within the first pixel, and not whole, are fractions of the image's size.
+    """
 
     file: Path
     rows: tuple[CsvRow, ...]
     unread: Mapping[str, int]
+    in_fractions: bool
 
 
 def is_csv(path: Path) -> bool:
@@ -195,8 +203,7 @@ def read_table(file: Path) -> CsvTable:
             unread.update(_unread(fields, columns))
     except csv.Error as error:
         raise DataError(f"{file} line {reader.line_num}: not valid CSV ({error})") from error
-    _refuse_fractions(rows)
-    return CsvTable(file, tuple(rows), unread)
+    return CsvTable(file, tuple(rows), unread, _in_fractions(rows))
 
 
 def _read_row(fields: list[str], columns: _Columns, place: str) -> CsvRow:
@@ -262,12 +269,7 @@ def _unread(fields: Sequence[str], columns: _Columns) -> list[str]:
     return [name for i, name in enumerate(columns.names) if i not in read and fields[i]]
 
 
-def _refuse_fractions(rows: Sequence[CsvRow]) -> None:
-    """Boxes all within the first pixel, and not whole, were meant as fractions of the image."""
+def _in_fractions(rows: Sequence[CsvRow]) -> bool:
     numbers = [number for row in rows if row.xyxy is not None for number in row.xyxy]
-    if numbers and max(numbers) <= 1 and not all(number.is_integer() for number in numbers):
-        place = next(row.place for row in rows if row.xyxy is not None)
-        raise DataError(
-            f"{place}: this box, like all others in the file, lies within 0 to 1",
-            "CSV boxes are in pixels, not fractions of the image's width and height",
-        )
+    whole = all(number.is_integer() for number in numbers)
+    return bool(numbers) and not whole and max(numbers) <= _MOST_FRACTION

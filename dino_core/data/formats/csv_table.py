@@ -1,7 +1,8 @@
 """CSV tables of boxes, one a row, to and from the neutral form.
 
-Read are TensorFlow's and Roboflow's tables, RetinaNet's without header, and others that name their
-columns in a common way. Corners are pixels counted from 0, taken as they are.
+Read are TensorFlow's and Roboflow's tables, RetinaNet's without header, Open Images' (fractions of
+the image's size), and others that name their columns in a common way. Corners are pixels counted
+from 0, taken as they are.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from dino_core.data.formats.csv_files import (
     read_table,
 )
 from dino_core.data.formats.images import (
+    IMAGE_SUFFIXES,
     copy_images,
     number_text,
     unique_names,
+    with_suffixes,
     writing_failed,
 )
 from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
@@ -73,7 +76,16 @@ def read_csv(path: Path) -> DatasetIndex:
     for split in SPLIT_NAMES:
         for source, images in _images_of(split, tables):
             first_id = len(splits.get(split, ())) + 1
-            labelled = [_labelled(i, r, index_of) for i, r in enumerate(images, start=first_id)]
+            if source.in_fractions:
+                repairs.add(
+                    "table's boxes are fractions of the image's width and height; they were scaled",
+                    "tables' boxes are fractions of the image's width and height; they were scaled",
+                    str(source.file),
+                )
+            labelled = [
+                _labelled(i, r, index_of, source.in_fractions)
+                for i, r in enumerate(images, start=first_id)
+            ]
             folders = image_folders(root, source.file, split)
             records = read_images(labelled, folders, source.file, repairs)
             splits[split] = (*splits.get(split, ()), *records)
@@ -96,7 +108,9 @@ def _images_of(
     return found
 
 
-def _labelled(image_id: int, rows: list[CsvRow], index_of: Mapping[str, int]) -> LabelledImage:
+def _labelled(
+    image_id: int, rows: list[CsvRow], index_of: Mapping[str, int], in_fractions: bool
+) -> LabelledImage:
     first = rows[0]
     for row in rows:
         if row.stated_wh != first.stated_wh:
@@ -112,7 +126,9 @@ def _labelled(image_id: int, rows: list[CsvRow], index_of: Mapping[str, int]) ->
     ]
     base = first.image.replace("\\", "/").rpartition("/")[2]
     names = list(dict.fromkeys((first.image, base)))  # paths of another machine: the name alone
-    return LabelledImage(image_id, names, first.place, first.stated_wh, boxes)
+    if Path(base).suffix.lower() not in IMAGE_SUFFIXES:
+        names += [name for stem in tuple(names) for name in with_suffixes(stem)]
+    return LabelledImage(image_id, names, first.place, first.stated_wh, boxes, in_fractions)
 
 
 def _size_text(row: CsvRow) -> str:

@@ -17,6 +17,7 @@ from dino_core.errors import DataError
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif"}
 )
+_LIKELIEST = sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix != ".png", suffix))
 _EXIF_ORIENTATION = 0x0112
 DAMAGED = (  # what Pillow raises on damaged files
     OSError,
@@ -56,6 +57,11 @@ def list_images(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
+
+
+def with_suffixes(stem: str) -> list[str]:
+    """The names an image file of that stem may have, the likeliest first."""
+    return [stem + suffix for case in (str, str.upper) for suffix in map(case, _LIKELIEST)]
 
 
 def unique_names(records: Sequence[ImageRecord]) -> list[str]:

@@ -20,7 +20,7 @@ class LabelledBox:
 
     Attributes:
         place: File and line or entry, for errors and notes.
-        xyxy: Corners in pixels of the stated size.
+        xyxy: Corners in pixels of the stated size, or as `LabelledImage.in_fractions` says.
         class_index: Index into the data set's ClassMap.
         is_crowd: Whether it is a COCO crowd.
         area: As stated; None for width times height.
@@ -45,6 +45,7 @@ class LabelledImage:
         place: File and line or entry, for errors and notes.
         stated_wh: Width and height as stated; None where they are not.
         boxes: In file order.
+        in_fractions: Whether the boxes are fractions of width and height instead of pixels.
     """
 
     image_id: int
@@ -52,6 +53,7 @@ class LabelledImage:
     place: str
     stated_wh: tuple[int, int] | None
     boxes: Sequence[LabelledBox]
+    in_fractions: bool = False
 
 
 def read_images(
@@ -135,6 +137,8 @@ def _read_image(image: LabelledImage, path: Path, repairs: Repairs) -> ImageReco
             "images have another size than stated; their boxes were scaled",
             f"{image.place}: {sizes}",
         )
+    if image.in_fractions:
+        scale_x, scale_y = size
     scale_area = scale_x * scale_y
     return make_record(
         image.image_id,

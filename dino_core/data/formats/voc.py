@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 
 from dino_core.data.formats.images import (
-    IMAGE_SUFFIXES,
     copy_images,
     number_text,
     unique_names,
+    with_suffixes,
     writing_failed,
 )
 from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
@@ -43,8 +43,6 @@ from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 from dino_core.files import write_text
-
-_SUFFIXES = sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix != ".png", suffix))
 
 
 def read_voc(path: Path) -> DatasetIndex:
@@ -86,7 +84,7 @@ def _labelled(
     image_id: int, annotation: VocAnnotation, index_of: dict[str, int], repairs: Repairs
 ) -> LabelledImage:
     stem, stated = annotation.file.stem, annotation.filename
-    names = [stem + suffix for case in (str, str.upper) for suffix in map(case, _SUFFIXES)]
+    names = with_suffixes(stem)
     if stated:
         names.insert(0 if Path(stated).stem == stem else len(names), stated)
     boxes = [
