@@ -76,6 +76,10 @@ def main() -> None:
     parser.add_argument("--augment", choices=("default", "strong"), default="strong")
     parser.add_argument("--class-loss", choices=("focal", "mal"), default="mal")
     parser.add_argument("--encoder-repeats", type=int, default=1)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--mosaic", type=float, default=0.0)
+    parser.add_argument("--copy-paste", type=float, default=0.0)
+    parser.add_argument("--scale-jitter", type=float, nargs=2, metavar=("LOW", "HIGH"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
@@ -90,7 +94,11 @@ def main() -> None:
         backbone_lr_factor=0.25,
         warmup_steps=300,
         ema_decay=0.999,
+        weight_decay=args.weight_decay,
         augment=args.augment,
+        mosaic=args.mosaic,
+        copy_paste=args.copy_paste,
+        scale_jitter=args.scale_jitter and tuple(args.scale_jitter),
         class_loss=args.class_loss,
         loss=LossConfig(encoder_repeats=args.encoder_repeats),
         eval_every_epochs=3,

@@ -75,6 +75,8 @@ def test_hand_worked_file(tmp_path: Path) -> None:
         '"filename";"class";"xmin";"ymin";"xmax";"ymax"\n"a.jpg";"dog";"1";"2";"11";"22"\n',
         "class,xmax,xmin,ymax,ymin,filename\ndog,11,1,22,2,/home/me/photos/a.jpg\n",
         "class,xmax,xmin,ymax,ymin,filename\ndog,11,1,22,2,photos\\a.jpg\n",
+        'image_id,bbox,label\na,"[1, 2, 10.0, 20]",dog\n',
+        'image_id,width,height,bbox,label\na,40,20,"[1 2 10 20]",dog\n',
         "a.jpg,1,2,11,22,dog\n",
         "a.jpg;1;2;11;22;dog\nb.jpg;;;;;\n",
         "b.jpg,,,,,\na.jpg,1,2,11,22,dog\n",
@@ -92,6 +94,23 @@ def test_spellings(tmp_path: Path, text: str) -> None:
     bottom = 20 if "40,20" in text else 22
     assert boxes["a.jpg"] == [[1, 2, 11, bottom]] and not boxes.get("b.jpg")
     assert index.classes.names == ("dog",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'image_id,width,height,bbox,source\na,40,20,"[1, 2, 10, 8]",lab\nb,40,20,,lab\n',
+        "image,xmin,ymin,xmax,ymax\na.jpg,1,2,11,10\nb.jpg,,,,\n",
+    ],
+)
+def test_tables_without_classes(tmp_path: Path, text: str) -> None:
+    file = csv_set(tmp_path, text)
+    for name in ("a.jpg", "b.jpg"):
+        image_file(tmp_path / name)
+    index = read_csv(file)
+    assert index.classes.names == ("object",)
+    assert [r.boxes_xyxy_px.tolist() for r in index.splits["train"]] == [[[1, 2, 11, 10]], []]
+    assert index.warnings == (f"1 table tells no classes; its boxes are called 'object' ({file})",)
 
 
 @pytest.mark.parametrize("size", ["", "40,20", "80,40"])
@@ -167,6 +186,11 @@ def test_tables_of_several_splits(tmp_path: Path) -> None:
         (TABLE + "b.jpg,,1,2,3,4\n", "line 3: the box has no class"),
         (TABLE + "b.jpg,cat,,,,\n", "line 3: the class is 'cat', but the box is empty"),
         (TABLE + ",cat,1,2,3,4\n", "line 3: the image's name is empty"),
+        (
+            'image,bbox\na.jpg,"[1, 2, 3]"\n',
+            r"line 2: bbox is '\[1, 2, 3\]', expected four numbers",
+        ),
+        ("image,bbox\na.jpg,big\n", "line 2: bbox is 'big', expected four numbers"),
         ("a.jpg,1,2,3,4,cat\nb.jpg,1,2,x,4,cat\n", "line 2: field 4 is 'x', expected a number"),
         (
             "filename,class,x,y,w,h,split\na.jpg,cat,1,2,3,4,often\n",

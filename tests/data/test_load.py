@@ -71,6 +71,7 @@ def test_tables_and_xml_of_other_kinds_are_not_taken_for_labels(tmp_path: Path) 
     (tmp_path / "settings.xml").write_text("<settings/>")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/cvat.xml").write_text("<annotations><version>1.1</version>")
+    (tmp_path / "dataset-metadata.json").write_text('{"title": "x", "licenses": [{"name": "y"}]}')
     assert load_dataset(tmp_path).format == "yolo"
 
 

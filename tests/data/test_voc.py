@@ -11,6 +11,7 @@ from PIL import Image
 
 from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.formats.voc import read_voc, write_voc
+from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -95,13 +96,17 @@ def test_hand_worked_file(tmp_path: Path) -> None:
         ("test/Annotations/a.xml", "test/JPEGImages/a.jpg", "test"),
         ("Annotations/val/a.xml", "images/val/a.jpg", "val"),
         ("VOCdevkit/VOC2012/Annotations/a.xml", "VOCdevkit/VOC2012/JPEGImages/a.jpg", "train"),
+        ("labels/a.xml", "images/a.jpg", "train"),
+        ("labels/train/a.xml", "images/train/a.jpg", "train"),
+        ("annotations/xmls/a.xml", "images/a.jpg", "train"),
+        ("Annotation/a.xml", "Images/a.jpg", "train"),
         ("VOC2007/Annotations/a.xml", "VOC2007/JPEGImages/a.jpg", "train"),
     ],
 )
 def test_layouts(tmp_path: Path, xml: str, image: str, split: str) -> None:
     text_file(tmp_path / xml, annotation(thing()))
     image_file(tmp_path / image)
-    index = read_voc(tmp_path)
+    index = load_dataset(tmp_path, val_split=0)
     assert list(index.splits) == [split] and index.warnings == ()
     assert index.splits[split][0].path == tmp_path / image
 

@@ -14,6 +14,7 @@ from PIL import Image
 from dino_core.data.formats.coco import read_coco, write_coco
 from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.formats.yolo import read_yolo, write_yolo
+from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -143,6 +144,54 @@ def test_flat_bare_folders_are_one_split(tmp_path: Path) -> None:
     assert list(index.splits) == ["train"] and len(index.classes) == 3
 
 
+@pytest.mark.parametrize("names", ["train/_darknet.labels", "classes.txt", None])
+def test_a_folder_for_each_split_with_labels_beside(tmp_path: Path, names: str | None) -> None:
+    for split in ("train", "valid"):
+        image_file(tmp_path / split / "a.jpg")
+        text_file(tmp_path / split / "a.txt", "1 0.5 0.5 0.25 0.5\n")
+    if names:
+        text_file(tmp_path / names, "cat\ndog\n")
+    index = load_dataset(tmp_path)
+    assert {split: len(r) for split, r in index.splits.items()} == {"train": 1, "val": 1}
+    assert index.classes.names == (("cat", "dog") if names else ("class_0", "class_1"))
+
+
+def test_one_folder_without_class_names(tmp_path: Path) -> None:
+    image_file(tmp_path / "a.jpg")
+    text_file(tmp_path / "a.txt", "a caption of five words\n")
+    with pytest.raises(DataError, match="no data set recognised"):
+        load_dataset(tmp_path)
+    text_file(tmp_path / "a.txt", "0 0.5 0.5 0.25 0.5\n")
+    assert len(load_dataset(tmp_path, val_split=0).splits["train"]) == 1
+
+
+def test_lists_of_bare_folders(tmp_path: Path) -> None:
+    """As CVAT exports Darknet's form: its lists name a folder that is not there."""
+    for stem in ("a", "b", "c"):
+        image_file(tmp_path / f"obj_train_data/{stem}.jpg")
+        text_file(tmp_path / f"obj_train_data/{stem}.txt", "0 0.5 0.5 0.25 0.5\n")
+    text_file(tmp_path / "obj.names", "cat\n")
+    text_file(tmp_path / "train.txt", "data/obj_train_data/a.jpg\ndata/obj_train_data/c.jpg\n")
+    text_file(tmp_path / "valid.txt", "data/obj_train_data/b.jpg\n")
+    index = load_dataset(tmp_path)
+    names = {split: [r.path.name for r in records] for split, records in index.splits.items()}
+    assert names == {"train": ["a.jpg", "c.jpg"], "val": ["b.jpg"]} and index.warnings == ()
+
+
+@pytest.mark.parametrize("shape", ["[2, 3]", "[3, 2]"])
+def test_poses_become_boxes(tmp_path: Path, shape: str) -> None:
+    yolo_set(tmp_path, "1 0.5 0.5 0.25 0.5 0.4 0.4 2 0 0 0\n", f"{YAML}kpt_shape: {shape}\n")
+    index = read_yolo(tmp_path)
+    np.testing.assert_allclose(index.splits["train"][0].boxes_xyxy_px, [[15, 5, 25, 15]])
+    assert index.warnings[0].startswith("2 poses became their boxes")
+
+
+def test_hidden_folders_are_passed_over(tmp_path: Path) -> None:
+    yolo_set(tmp_path)
+    image_file(tmp_path / "images/train/.ipynb_checkpoints/a-checkpoint.jpg")
+    assert len(read_yolo(tmp_path).splits["train"]) == 1
+
+
 def test_lists_of_images_and_labels_beside_them(tmp_path: Path) -> None:
     image_file(tmp_path / "photos/a.jpg")
     image_file(tmp_path / "photos/b.jpg")
@@ -153,6 +202,14 @@ def test_lists_of_images_and_labels_beside_them(tmp_path: Path) -> None:
     index = read_yolo(tmp_path)
     assert [len(r.class_indices) for r in index.splits["train"]] == [1, 0]
     assert "gone.jpg" in index.warnings[0] and "missing" in index.warnings[0]
+
+
+def test_wrong_shape_of_poses_is_named(tmp_path: Path) -> None:
+    yolo_set(tmp_path, yaml=YAML + "kpt_shape: 17\n")
+    with pytest.raises(
+        DataError, match=r"data\.yaml: kpt_shape is '17', expected e\.g\. \[17, 3\]"
+    ):
+        read_yolo(tmp_path)
 
 
 def test_several_folders_for_one_split(tmp_path: Path) -> None:

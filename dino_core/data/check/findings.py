@@ -97,9 +97,15 @@ KINDS: Mapping[str, Kind] = {
     ),
     "label-without-image": Kind(
         "warning",
-        "label file belongs to no image",
-        "label files belong to no image",
-        "add the image or remove the label file",
+        "label belongs to no image",
+        "labels belong to no image",
+        "add the image or remove the label",
+    ),
+    "duplicate-annotation-id": Kind(
+        "warning",
+        "annotation has an id that another one has",
+        "annotations have ids that others have",
+        "number them anew: tools that go by the id keep only one",
     ),
     "box-outside": Kind(
         "warning",

@@ -27,6 +27,8 @@ _KIND_OF_WORDS = {  # in a reader's sentence: kind of finding; the first that fi
     "outside its image": "box-outside",
     "outside their images": "box-outside",
     "to no image": "label-without-image",
+    "an id that another": "duplicate-annotation-id",
+    "ids that others": "duplicate-annotation-id",
     "no annotation file": "missing-label",
     "in no list of ImageSets": "image-not-listed",
     "outline": "outline-label",

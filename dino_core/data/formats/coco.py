@@ -59,7 +59,7 @@ def read_coco(path: Path) -> DatasetIndex:
             f"{path}: no COCO annotations found", f"expected {COCO_LAYOUT}, or a json file"
         )
     repairs = Repairs()
-    sets = {split: CocoFile.load(file) for split, file in files.items()}
+    sets = {split: CocoFile.load(file, split != "test") for split, file in files.items()}
     classes = _join_classes(sets, repairs)
     root = path if path.is_dir() else root_of(path)
     splits = {
@@ -137,7 +137,7 @@ def _read_split(
         where = f"{file}: images[{i}]"
         image_id = unique_id(image, images, "image", where)
         images[image_id], places[image_id] = image, where
-    boxes = _read_boxes(source, set(images), classes)
+    boxes = _read_boxes(source, set(images), classes, repairs)
     found = (
         LabelledImage(
             image_id,
@@ -162,21 +162,35 @@ def _stated_size(image: Mapping[str, Any], where: str) -> tuple[int, int] | None
 
 
 def _read_boxes(
-    source: CocoFile, image_ids: set[int], classes: ClassMap
+    source: CocoFile, image_ids: set[int], classes: ClassMap, repairs: Repairs
 ) -> dict[int, list[LabelledBox]]:
-    """Boxes by image id, in file order."""
+    """Boxes by image id, in file order; those of images that are not listed are left out."""
     file = source.file
     index_of_id = classes.index_of_id
     boxes: dict[int, list[LabelledBox]] = {}
-    seen: dict[int, None] = {}
+    orphan = ""
+    seen: set[int] = set()
     for i, entry in enumerate(source.annotations):
         where = f"{file}: annotations[{i}]"
         if "id" in entry:
-            seen[unique_id(entry, seen, "annotation", where)] = None
-            where = f"{where} (id {entry['id']})"
+            annotation_id = integer(entry["id"], "id", where)
+            where = f"{where} (id {annotation_id})"
+            if annotation_id in seen:
+                repairs.add(
+                    "annotation has an id that another one has; it was read all the same",
+                    "annotations have ids that others have; they were read all the same",
+                    where,
+                )
+            seen.add(annotation_id)
         image_id = integer(get(entry, "image_id", where), "image_id", where)
         if image_id not in image_ids:
-            raise DataError(f"{where}: image_id {image_id} is not among the images")
+            orphan = f"{where}: image_id {image_id} is not among the images"
+            repairs.add(
+                "annotation belongs to no image of its file and was left out",
+                "annotations belong to no image of their file and were left out",
+                orphan,
+            )
+            continue
         category_id = integer(get(entry, "category_id", where), "category_id", where)
         if category_id not in index_of_id:
             known = ", ".join(map(str, classes.source_ids[:20]))
@@ -193,6 +207,8 @@ def _read_boxes(
                 area=read_area(entry.get("area"), where),
             )
         )
+    if orphan and not boxes:
+        raise DataError(orphan, "none of the file's annotations belongs to one of its images")
     return boxes
 
 

@@ -24,7 +24,8 @@ class CocoFile:
     categories: list[dict[str, Any]]
 
     @classmethod
-    def load(cls, file: Path) -> CocoFile:
+    def load(cls, file: Path, labelled: bool = True) -> CocoFile:
+        """Read a file; one that need not be labelled may have no annotations at all."""
         try:
             data = json.loads(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
@@ -42,6 +43,8 @@ class CocoFile:
                 f"found a {type(data).__name__}",
                 "a list of results is not a data set" if isinstance(data, list) else "",
             )
+        if not labelled:
+            data.setdefault("annotations", [])
         return cls(file, *(_entries(file, data, key) for key in _KEYS))
 
 

@@ -41,8 +41,10 @@ _CORNER_AND_SIZE = (
     ("w", "bbox_w", "bbox_width", "box_width"),
     ("h", "bbox_h", "bbox_height", "box_height"),
 )
+_WHOLE_BOX = ("bbox", "box", "bounding_box")  # "[x, y, w, h]" in one field
 _SIZE = (("width", "image_width", "img_width"), ("height", "image_height", "img_height"))
 _SPLIT = ("split", "subset", "set", "partition")
+ONLY_CLASS = "object"
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class _Columns:
 
     names: tuple[str, ...]
     image: int
-    label: int
-    box: tuple[int, int, int, int]
+    label: int | None
+    box: tuple[int, ...]  # four, or one that holds all four numbers
     has_corners: bool  # xmin, ymin, xmax, ymax; else x, y, w, h
     size: tuple[int, int] | None = None
     split: int | None = None
@@ -77,13 +79,15 @@ class CsvRow:
 class CsvTable:
     """One file: its rows, and how many of them fill each column that is not read.
 
-    Boxes all within the first pixel, and not whole, are fractions of the image's size.
+    Boxes all within the first pixel, and not whole, are fractions of the image's size. Where no
+    column tells a class, all boxes are of the class `ONLY_CLASS`.
     """
 
     file: Path
     rows: tuple[CsvRow, ...]
     unread: Mapping[str, int]
     in_fractions: bool
+    tells_classes: bool
 
 
 def is_csv(path: Path) -> bool:
@@ -111,8 +115,6 @@ def find_csv(path: Path) -> dict[str, Path]:
         files = sorted(file for suffix in _SUFFIXES for file in folder.glob(f"*{suffix}"))
         files = [file for file in files if _holds_boxes(file)]
         found = by_split(files)
-        if not found and len(files) == 1:
-            found = {"train": files[0]}
     return found
 
 
@@ -147,18 +149,21 @@ def _columns_of(first: Sequence[str]) -> _Columns | None:
     image, label, split = column(_IMAGE), column(_LABEL), column(_SPLIT)
     corners = [column(known) for known in _CORNERS]
     size = [column(known) for known in _SIZE]
-    if image is None or label is None:
+    if image is None:
         return _RETINANET if _is_retinanet(first) else None
     has_corners = None not in corners
     box = corners if has_corners else [column(known) for known in _CORNER_AND_SIZE]
     if not has_corners and box[2] is box[3] is None:
         box[2:], size = size, [None, None]  # x, y, width, height: the size is the box's
-    x, y, z, w = box
-    if x is None or y is None or z is None or w is None:
+    whole = column(_WHOLE_BOX)
+    if None in box and whole is not None:
+        box, size = [whole], [column(known) for known in _SIZE]
+    fields = tuple(field for field in box if field is not None)
+    if len(fields) != len(box):
         return None
     width, height = size
     size_wh = None if width is None or height is None else (width, height)
-    return _Columns(names, image, label, (x, y, z, w), has_corners, size_wh, split)
+    return _Columns(names, image, label, fields, has_corners, size_wh, split)
 
 
 def _is_retinanet(first: Sequence[str]) -> bool:
@@ -203,7 +208,7 @@ def read_table(file: Path) -> CsvTable:
             unread.update(_unread(fields, columns))
     except csv.Error as error:
         raise DataError(f"{file} line {reader.line_num}: not valid CSV ({error})") from error
-    return CsvTable(file, tuple(rows), unread, _in_fractions(rows))
+    return CsvTable(file, tuple(rows), unread, _in_fractions(rows), columns.label is not None)
 
 
 def _read_row(fields: list[str], columns: _Columns, place: str) -> CsvRow:
@@ -213,14 +218,15 @@ def _read_row(fields: list[str], columns: _Columns, place: str) -> CsvRow:
             f"{place}: {len(fields)} fields, expected {expected}",
             "a field that holds the delimiter must be in quotes",
         )
-    image, label = fields[columns.image], fields[columns.label]
+    image = fields[columns.image]
     if not image:
         raise DataError(f"{place}: the image's name is empty", "every row needs its image")
-    cells = [fields[i] for i in columns.box]
-    box = None
-    if any(cells):
-        a, b, c, d = (_checked(fields[i], i, columns, place) for i in columns.box)
-        box = (a, b, c, d) if columns.has_corners else (a, b, a + c, b + d)
+    box = _box_of(fields, columns, place)
+    if columns.label is not None:
+        label = fields[columns.label]
+    else:
+        label = ONLY_CLASS if box is not None else ""
+    if box is not None:
         if not label:
             raise DataError(f"{place}: the box has no class", "every box needs its class")
     elif label:
@@ -235,6 +241,27 @@ def _read_row(fields: list[str], columns: _Columns, place: str) -> CsvRow:
             raise DataError(f"{place}: size {width}x{height}, expected at least one pixel")
         size = (width, height)
     return CsvRow(place, image, label, box, size, _split_of_row(fields, columns, place))
+
+
+def _box_of(
+    fields: list[str], columns: _Columns, place: str
+) -> tuple[float, float, float, float] | None:
+    """The corners that a row tells; None where all its box's fields are empty."""
+    cells = [fields[i] for i in columns.box]
+    if not any(cells):
+        return None
+    if len(cells) == 1:
+        numbers = [_number(text) for text in cells[0].strip("[]()").replace(",", " ").split()]
+        found = [number for number in numbers if number is not None]
+        if len(found) != len(numbers) or len(found) != 4:
+            raise DataError(
+                f"{place}: {columns.names[columns.box[0]]} is '{cells[0]:.60}', expected four "
+                "numbers [x, y, w, h]"
+            )
+    else:
+        found = [_checked(fields[i], i, columns, place) for i in columns.box]
+    a, b, c, d = found
+    return (a, b, c, d) if columns.has_corners else (a, b, a + c, b + d)
 
 
 def _checked(text: str, column: int, columns: _Columns, place: str) -> float:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dino_core.data.formats.csv_files import (
     CSV_LAYOUT,
+    ONLY_CLASS,
     CsvRow,
     CsvTable,
     find_csv,
@@ -82,6 +83,12 @@ def read_csv(path: Path) -> DatasetIndex:
                     "tables' boxes are fractions of the image's width and height; they were scaled",
                     str(source.file),
                 )
+            if not source.tells_classes:
+                repairs.add(
+                    f"table tells no classes; its boxes are called '{ONLY_CLASS}'",
+                    f"tables tell no classes; their boxes are called '{ONLY_CLASS}'",
+                    str(source.file),
+                )
             labelled = [
                 _labelled(i, r, index_of, source.in_fractions)
                 for i, r in enumerate(images, start=first_id)
@@ -124,10 +131,9 @@ def _labelled(
         for row in rows
         if row.xyxy is not None
     ]
-    base = first.image.replace("\\", "/").rpartition("/")[2]
-    names = list(dict.fromkeys((first.image, base)))  # paths of another machine: the name alone
-    if Path(base).suffix.lower() not in IMAGE_SUFFIXES:
-        names += [name for stem in tuple(names) for name in with_suffixes(stem)]
+    names = [first.image]
+    if Path(first.image).suffix.lower() not in IMAGE_SUFFIXES:
+        names += with_suffixes(first.image)
     return LabelledImage(image_id, names, first.place, first.stated_wh, boxes, in_fractions)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from dino_core.data.formats.images import upright_size
+from dino_core.data.formats.images import list_images, upright_size
 from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.records import ImageRecord
 from dino_core.errors import DataError
@@ -62,52 +62,70 @@ def read_images(
     """The records of one split.
 
     Images that are missing, unreadable or of another shape than stated are left out, with a note.
+    Where none is in the usual folders, they are looked for by name in all others.
 
     Args:
         images: What the labels tell.
-        folders: Where image files may lie, most specific first.
+        folders: Where image files may lie, most specific first; one holds all others.
         source: The label file or folder, for errors.
         repairs: Where repairs are noted.
 
     Raises:
         DataError: none of the images is there.
     """
+    images = list(images)
+    paths = _find_images(images, folders)
+    if images and not any(paths):
+        looked = ", ".join(map(str, folders))
+        raise DataError(
+            f"{source}: none of its {len(images)} images was found, e.g. {images[0].names[0]}",
+            f"looked in {looked}",
+        )
     records: list[ImageRecord] = []
-    missing: list[str] = []
-    folders = list(folders)
-    found = 0
-    for image in images:
-        path = next(filter(None, (_find_image(name, folders) for name in image.names)), None)
+    for image, path in zip(images, paths, strict=True):
         if path is None:
-            missing.append(image.names[0])
             repairs.add(
                 "image file is missing and was left out",
                 "image files are missing and were left out",
                 f"{image.place}: {image.names[0]}",
             )
             continue
-        found += 1
         record = _read_image(image, path, repairs)
         if record is not None:
             records.append(record)
-    if missing and not found:
-        looked = ", ".join(map(str, folders))
-        raise DataError(
-            f"{source}: none of its {len(missing)} images was found, e.g. {missing[0]}",
-            f"looked in {looked}",
-        )
     return tuple(records)
 
 
+def _find_images(images: Sequence[LabelledImage], folders: Sequence[Path]) -> list[Path | None]:
+    """The file of each image, None for those that are not there."""
+    usual = list(folders)
+    paths = [
+        next(filter(None, (_find_image(name, usual) for name in image.names)), None)
+        for image in images
+    ]
+    if any(paths) or not folders:
+        return paths
+    everything: dict[str, list[Path]] = {}
+    for path in list_images(min(folders, key=lambda folder: len(folder.parts))):
+        everything.setdefault(path.name, []).append(path)
+    names = ([PurePosixPath(n.replace("\\", "/")).name for n in image.names] for image in images)
+    found = [next((everything[n] for n in some if n in everything), []) for some in names]
+    return [several[0] if len(several) == 1 else None for several in found]
+
+
 def _find_image(name: str, folders: list[Path]) -> Path | None:
-    """The image file of that name; the folder that had it moves to the front of the list."""
-    name = name.replace("\\", "/")
-    for i, folder in enumerate(folders):
-        path = folder / name
-        if path.is_file():
-            if i:
-                folders.insert(0, folders.pop(i))
-            return path
+    """The image file of that name, or without its first folders, which may be another machine's.
+
+    The folder that had it moves to the front of the list.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    for start in range(len(parts)):
+        for i, folder in enumerate(folders):
+            path = folder.joinpath(*parts[start:])
+            if path.is_file():
+                if i:
+                    folders.insert(0, folders.pop(i))
+                return path
     return None
 
 

@@ -18,7 +18,8 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 ROBOFLOW_FILE = "_annotations.coco.json"
 _ROBOFLOW_FILES = (ROBOFLOW_FILE, "_annotations.csv")
-_IMAGE_FOLDERS = ("images", "JPEGImages", "data")
+_IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "data")
+_START = 4096  # bytes of a file that are looked at
 
 
 def find_coco(path: Path) -> dict[str, Path]:
@@ -41,8 +42,6 @@ def find_coco(path: Path) -> dict[str, Path]:
         files = sorted(folder.glob("*.json")) if folder.is_dir() else []
         instances = [file for file in files if file.stem.startswith("instances_")]
         found = by_split(instances or filter(_looks_like_coco, files))
-        if not found and len(files) == 1 and _looks_like_coco(files[0]):
-            found = {"train": files[0]}
     return found or _one_a_split(path)
 
 
@@ -58,22 +57,26 @@ def _one_a_split(path: Path) -> dict[str, Path]:
 
 
 def by_split(files: Iterable[Path]) -> dict[str, Path]:
-    """Split name to annotation file, of those files whose names tell one.
+    """Split name to annotation file, by their names; a lone file whose name tells none is train.
 
     Raises:
         DataError: two files claim the same split.
     """
     found: dict[str, Path] = {}
+    others: list[Path] = []
     for file in files:
         split = split_of(file)
         if split is None:
-            continue
-        if split in found:
+            others.append(file)
+        elif split in found:
             raise DataError(
                 f"{file.parent}: both {found[split].name} and {file.name} are a {split} split",
                 "give the annotation file itself instead of the folder",
             )
-        found[split] = file
+        else:
+            found[split] = file
+    if len(others) == 1 and "train" not in found:
+        found = {"train": others[0], **found}
     return found
 
 
@@ -95,16 +98,17 @@ def split_in(name: str) -> str | None:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Whether the start of a json file is an object that has, or may go on to have, COCO's keys."""
+    """Whether a json file holds COCO's images, by its start; a long one may go on to have them."""
     try:
         with file.open("rb") as stream:
-            start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+            start = stream.read(_START)
     except OSError:
         return True  # let the reader say what is wrong
-    if not start.startswith(b"{"):
-        return False
-    keys = (b'"images"', b'"annotations"', b'"categories"', b'"info"', b'"licenses"')
-    return len(start) < 4000 or any(key in start for key in keys)
+    keys = [b'"images"']
+    if len(start) == _START:
+        keys += [b'"annotations"', b'"categories"', b'"info"']
+    is_object = start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    return is_object and any(key in start for key in keys)
 
 
 def root_of(file: Path) -> Path:

@@ -16,7 +16,10 @@ VOC_LAYOUT = (
     "Annotations/*.xml with JPEGImages/ and, for splits, ImageSets/Main/{train,val,test}.txt, "
     "or {train,valid}/*.xml beside the images"
 )
-_ANNOTATIONS = ("Annotations", "annotations")
+_ANNOTATIONS = (
+    "Annotations", "annotations", "Annotation", "annotation", "annotations/xmls", "labels", "xmls",
+    "xml",
+)  # fmt: skip
 _LISTS = Path("ImageSets", "Main")
 
 

@@ -46,7 +46,7 @@ def read_yolo(path: Path) -> DatasetIndex:
     repairs = Repairs()
     count = None if files.names is None else len(files.names)
     labels = {
-        split: [_read_labels(label_path(image), count, files.source, repairs) for image in images]
+        split: [_read_labels(label_path(image), count, files, repairs) for image in images]
         for split, images in files.images.items()
     }
     classes = _classes_of(files, labels, repairs)
@@ -65,7 +65,7 @@ class _Label:
 
 
 def _read_labels(
-    file: Path, classes: int | None, source: Path, repairs: Repairs
+    file: Path, classes: int | None, files: YoloFiles, repairs: Repairs
 ) -> list[_Label] | None:
     """The lines of a label file; None where there is no file."""
     try:
@@ -78,10 +78,10 @@ def _read_labels(
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        label = _read_line(line.split(), f"{file} line {number}", repairs)
+        label = _read_line(line.split(), f"{file} line {number}", files.keypoints, repairs)
         if classes is not None and label.class_index >= classes:
             raise DataError(
-                f"{label.place}: class {label.class_index}, but {source} names {classes} "
+                f"{label.place}: class {label.class_index}, but {files.source} names {classes} "
                 f"{'class (0)' if classes == 1 else f'classes (0 to {classes - 1})'}",
                 "classes count from 0",
             )
@@ -89,7 +89,7 @@ def _read_labels(
     return labels
 
 
-def _read_line(words: Sequence[str], place: str, repairs: Repairs) -> _Label:
+def _read_line(words: Sequence[str], place: str, keypoints: int, repairs: Repairs) -> _Label:
     numbers = []
     for word in words:
         try:
@@ -98,6 +98,9 @@ def _read_line(words: Sequence[str], place: str, repairs: Repairs) -> _Label:
             raise DataError(
                 f"{place}: '{word:.40}' is not a number, a YOLO box is {_FIELDS}"
             ) from None
+    if keypoints and len(numbers) == 5 + keypoints:
+        repairs.add("pose became its box", "poses became their boxes", place)
+        numbers = numbers[:5]
     is_outline = len(numbers) >= 7 and len(numbers) % 2 == 1
     if len(numbers) != 5 and not is_outline:
         found = f"{len(numbers)} number{'' if len(numbers) == 1 else 's'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -9,17 +10,19 @@ from typing import Any
 
 import yaml
 
-from dino_core.data.formats.images import list_images
+from dino_core.data.formats.images import IMAGE_SUFFIXES, list_images
 from dino_core.data.formats.layout import SPLIT_NAMES
 from dino_core.errors import DataError
 
 YOLO_LAYOUT = (
-    "data.yaml, or images/{train,val}/ with labels/{train,val}/, or images, labels and classes.txt "
-    "in one folder"
+    "data.yaml, or images/{train,val}/ with labels/{train,val}/, or images and labels in one "
+    "folder, or in one for each split"
 )
 _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _YAML_SUFFIXES = (".yaml", ".yml")
-_CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
+_CLASS_FILES = (
+    "classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt", "train/_darknet.labels",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class YoloFiles:
         names: Class names; None where nothing tells them.
         images: Split name to its image files.
         missing: What data.yaml names and is not there, one sentence each.
+        keypoints: How many numbers follow each box, of a set for poses.
     """
 
     root: Path
@@ -39,6 +43,7 @@ class YoloFiles:
     names: tuple[str, ...] | None
     images: Mapping[str, list[Path]]
     missing: tuple[str, ...] = ()
+    keypoints: int = 0
 
 
 def is_yolo(path: Path) -> bool:
@@ -62,7 +67,8 @@ def find_yolo(path: Path) -> YoloFiles:
     if not folders:
         raise DataError(f"{path}: no YOLO data set found", f"expected {YOLO_LAYOUT}")
     images = {split: list_images(folder) for split, folder in folders.items()}
-    return YoloFiles(path, path, _names_beside(path), images)
+    listed = _bare_lists(path) if list(folders) == ["train"] else {}
+    return YoloFiles(path, path, _names_beside(path), listed or images)
 
 
 def label_path(image: Path) -> Path:
@@ -137,7 +143,8 @@ def _from_yaml(file: Path) -> YoloFiles:
             f"{file}: neither 'train' nor 'val' is given, found {', '.join(table) or 'nothing'}",
             "e.g. train: images/train",
         )
-    return YoloFiles(root, file, names or _names_beside(root), images, tuple(missing))
+    names = names or _names_beside(root)
+    return YoloFiles(root, file, names, images, tuple(missing), _keypoint_numbers(table, file))
 
 
 class _NotThere(DataError):
@@ -172,16 +179,18 @@ def _has_images(folder: Path) -> bool:
     return any(path.parent == folder for path in list_images(folder))
 
 
-def _resolved(place: str, folders: Sequence[Path]) -> Iterator[Path]:
+def _resolved(place: str, folders: Sequence[Path], is_list: bool = False) -> Iterator[Path]:
     """Where a path may lead: as it is, else without its first parts.
 
-    Roboflow writes ../train/images for train/images, and whole paths are those of another machine.
+    Roboflow writes ../train/images for train/images, whole paths are those of another machine, and
+    lists of images (`is_list`) were often made one or two folders higher.
     """
     place = place.strip().replace("\\", "/")
     parts = PurePosixPath(place).parts
     is_whole = place.startswith("/") or place[1:2] == ":"
     skipped = next((i for i, part in enumerate(parts) if part != ".."), 0)
-    tails = [PurePosixPath(*parts[i:]) for i in range(1, len(parts))] if is_whole else []
+    tails = [PurePosixPath(*parts[i:]) for i in range(1, len(parts))]
+    tails = tails if is_whole or is_list else []
     places = (PurePosixPath(place), PurePosixPath(*parts[skipped:]), *tails)
     yield from dict.fromkeys(folder / p for p in places for folder in folders)
 
@@ -194,9 +203,21 @@ def _images_listed(file: Path, root: Path) -> list[Path]:
         raise DataError(f"{file}: cannot be read ({error})") from error
     images = []
     for line in filter(None, map(str.strip, lines)):
-        candidates = list(_resolved(line, (root, file.parent)))
-        images.append(next((path for path in candidates if path.is_file()), candidates[0]))
+        folders = (root, file.parent)
+        places = _resolved(line, folders, is_list=True)
+        found = next((path for path in places if path.is_file()), None)
+        images.append(found or next(_resolved(line, folders)))
     return images
+
+
+def _keypoint_numbers(table: Mapping[str, Any], file: Path) -> int:
+    """How many numbers of a line are keypoints, by `kpt_shape`: their count and 2 or 3 of each."""
+    shape = table.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2 or not all(str(n).isdigit() for n in shape):
+        raise DataError(f"{file}: kpt_shape is {shape!r:.40}, expected e.g. [17, 3]")
+    return int(shape[0]) * int(shape[1])
 
 
 def _names_of(table: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
@@ -239,17 +260,61 @@ def _names_beside(root: Path) -> tuple[str, ...] | None:
 def _bare_folders(root: Path) -> dict[str, Path]:
     """Split name to image folder where no yaml tells; empty if this is no such layout."""
     images, labels = root / "images", root / "labels"
+    mirrored = images.is_dir() and _may_hold_labels(labels)
     found: dict[str, Path] = {}
     for split, names in SPLIT_NAMES.items():
         for name in names:
-            if (images / name).is_dir() and labels.is_dir():
+            if mirrored and (images / name).is_dir():
                 found.setdefault(split, images / name)
-            elif (root / name / "images").is_dir() and (root / name / "labels").is_dir():
+            elif (root / name / "images").is_dir() and _may_hold_labels(root / name / "labels"):
                 found.setdefault(split, root / name / "images")
-    if not found and images.is_dir() and labels.is_dir():
+    if not found and mirrored:
         found["train"] = images
-    if not found and any((root / name).is_file() for name in _CLASS_FILES):
-        beside = (image.with_suffix(".txt") for image in list_images(root))
-        if any(label.is_file() for label in beside):
-            found["train"] = root  # as labelImg leaves them: all in one folder
+    if not found:  # as Darknet and labelImg leave them: each label beside its image
+        for split, names in SPLIT_NAMES.items():
+            beside = (root / name for name in names if _labels_lie_beside(root / name))
+            found.update((split, folder) for folder in list(beside)[:1])
+    if not found and _labels_lie_beside(root):
+        found["train"] = root
     return found
+
+
+def _may_hold_labels(folder: Path) -> bool:
+    """Whether it is a folder, and its labels are not all of Pascal VOC's kind."""
+    if not folder.is_dir():
+        return False
+    suffixes = (path.suffix.lower() for path in folder.rglob("*"))
+    kinds = {suffix for suffix in suffixes if suffix in {".txt", ".xml"}}
+    return kinds != {".xml"}
+
+
+def _labels_lie_beside(folder: Path) -> bool:
+    """Whether an image has a text file of its name beside it whose first line is a YOLO label."""
+    if not folder.is_dir():
+        return False
+    beside = (image.with_suffix(".txt") for image in list_images(folder))
+    return any(label.is_file() and _starts_as_label(label) for label in beside)
+
+
+def _starts_as_label(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8-sig") as stream:
+            words = stream.readline(1000).split()
+    except (OSError, UnicodeDecodeError):
+        return False
+    try:
+        return len(words) >= 5 and words[0].isdigit() and all(map(math.isfinite, map(float, words)))
+    except ValueError:
+        return False
+
+
+def _bare_lists(root: Path) -> dict[str, list[Path]]:
+    """Split name to the images that train.txt, val.txt and the like list; train must be one."""
+    found: dict[str, list[Path]] = {}
+    for split, names in SPLIT_NAMES.items():
+        for name in names:
+            file = root / f"{name}.txt"
+            images = _images_listed(file, root) if file.is_file() else []
+            if any(image.is_file() and image.suffix.lower() in IMAGE_SUFFIXES for image in images):
+                found.setdefault(split, images)
+    return found if "train" in found else {}
