@@ -31,6 +31,11 @@ def warn(text: str) -> None:
         note(f"warning: {text}")
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """The number with its noun, e.g. "1 image", "2,000 images"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def is_terminal(stream: TextIO) -> bool:
     """Whether a person sees `stream` on a terminal that can move its cursor."""
     import os

@@ -101,7 +101,8 @@ def data_lines(dataset: DatasetIndex) -> list[str]:
     """What is in the data set: images, boxes, empty images and classes, a line a split."""
     names = [name for name in dataset.classes.names if name]
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    lines = [f"data      {dataset.root} ({dataset.format}), {len(names)} classes: {shown}"]
+    classes = render.counted(len(names), "class", "classes")
+    lines = [f"data      {dataset.root} ({dataset.format}), {classes}: {shown}"]
     for split, records in dataset.splits.items():
         lines.append(f"  {split:<8}{_counts(records)}")
     return lines
@@ -110,16 +111,18 @@ def data_lines(dataset: DatasetIndex) -> list[str]:
 def _counts(records: tuple[ImageRecord, ...]) -> str:
     boxes = sum(len(record.class_indices) for record in records)
     empty = sum(not len(record.class_indices) for record in records)
-    return f"{len(records)} images, {boxes} boxes, {empty} images without boxes"
+    images, empty_images = (render.counted(n, "image") for n in (len(records), empty))
+    return f"{images}, {render.counted(boxes, 'box', 'boxes')}, {empty_images} without boxes"
 
 
 def plan_lines(event: RunPlanned) -> list[str]:
     """Model, decisions with their reasons, length, memory and time of the run."""
     model, size = event.model, event.preprocess
+    classes = render.counted(model.num_classes, "class", "classes")
     lines = [
         (
             f"model     {model.variant}: {model.backbone}, {event.parameters / 1e6:.1f} M "
-            f"trainable parameters, {model.num_classes} classes, images up to {size.max_side} px"
+            f"trainable parameters, {classes}, images up to {size.max_side} px"
         ),
         "plan",
         *decision_lines(event),

@@ -87,14 +87,12 @@ def _write_page(path: Path, report: CheckReport) -> None:
 
 def _print_report(report: CheckReport) -> None:
     for name, split in report.splits.items():
-        print(f"{name}: {split.images:,} images, {split.boxes:,} boxes")
-    classes = len(report.boxes_of_class)
-    print(f"{classes} class{'' if classes == 1 else 'es'}, format {report.format}")
+        boxes = render.counted(split.boxes, "box", "boxes")
+        print(f"{name}: {render.counted(split.images, 'image')}, {boxes}")
+    classes = render.counted(len(report.boxes_of_class), "class", "classes")
+    print(f"{classes}, format {report.format}")
     show_findings(report.findings, report.root, sys.stdout)
-    counts = [
-        f"{report.count(s):,} {s}{'' if report.count(s) == 1 else 's'}"
-        for s in ("error", "warning", "note")
-    ]
+    counts = [render.counted(report.count(s), s) for s in ("error", "warning", "note")]
     print(", ".join(counts) if report.findings else "nothing found")
 
 

@@ -54,6 +54,8 @@ def convert(
         print(json.dumps(answer, ensure_ascii=False))
         return
     for name, count in images.items():
-        render.note(f"{name}: {count} images, {boxes[name]} boxes")
-    render.note(f"{len(index.classes)} classes: {', '.join(filter(None, index.classes.names))}")
+        found = render.counted(boxes[name], "box", "boxes")
+        render.note(f"{name}: {render.counted(count, 'image')}, {found}")
+    names = list(filter(None, index.classes.names))
+    render.note(f"{render.counted(len(names), 'class', 'classes')}: {', '.join(names)}")
     render.note(f"{index.format} -> {to}: {destination}")
