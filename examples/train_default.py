@@ -96,13 +96,13 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a dino-nano to train further instead")
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--augment", choices=("default", "strong"), default="strong")
     parser.add_argument("--class-loss", choices=("focal", "mal"), default="mal")
     parser.add_argument("--encoder-repeats", type=int, default=1)
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--mosaic", type=float, default=0.0)
-    parser.add_argument("--copy-paste", type=float, default=0.0)
+    parser.add_argument("--mosaic", type=float, default=0.5)
+    parser.add_argument("--copy-paste", type=float, default=0.3)
     parser.add_argument("--scale-jitter", type=float, nargs=2, metavar=("LOW", "HIGH"))
     parser.add_argument(
         "--average", nargs=2, action="append", metavar=("FILE", "SHARE"), default=[]
