@@ -14,6 +14,7 @@ from PIL import Image
 
 from dino_core.data.check.run import quick_findings
 from dino_core.data.formats.coco import read_coco, write_coco
+from dino_core.data.load import load_dataset
 from dino_core.errors import DataError
 
 GENERAL = Path(__file__).parents[2] / "../shared/data/general"
@@ -83,6 +84,9 @@ def test_hand_worked_file(tmp_path: Path) -> None:
         ("annotations/val.json", "val", "val"),
         ("valid/_annotations.coco.json", "valid", "val"),
         ("train.json", "train", "train"),
+        ("labels/val.json", "images/val", "val"),
+        ("annotations/valSet.json", "images", "val"),
+        ("Annotations/trainData.json", "images", "train"),
         ("labels.json", ".", "train"),
         ("labels.json", "data", "train"),
     ],
@@ -94,7 +98,8 @@ def test_layouts(tmp_path: Path, json_name: str, image_dir: str, split: str) -> 
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(coco_table()))
     for path in (tmp_path, file):
-        index = read_coco(path)
+        index = load_dataset(path, val_split=0)
+        assert index.format == "coco" and index.warnings == ()
         assert list(index.splits) == [split]
         assert [r.path.name for r in index.splits[split]] == ["a.jpg", "b.jpg"]
 

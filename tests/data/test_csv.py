@@ -9,6 +9,7 @@ from PIL import Image
 
 from dino_core.data.formats.csv_table import read_csv, write_csv
 from dino_core.data.formats.repairs import Repairs, make_record
+from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -78,6 +79,7 @@ def test_hand_worked_file(tmp_path: Path) -> None:
         'image_id,bbox,label\na,"[1, 2, 10.0, 20]",dog\n',
         'image_id,width,height,bbox,label\na,40,20,"[1 2 10 20]",dog\n',
         "a.jpg,1,2,11,22,dog\n",
+        "a.jpg,dog,1,2,11,22\n",
         "a.jpg;1;2;11;22;dog\nb.jpg;;;;;\n",
         "b.jpg,,,,,\na.jpg,1,2,11,22,dog\n",
         "image_id,class_id,class_name,x_min,y_min,x_max,y_max\na,0,dog,1,2,11,22\n",
@@ -147,6 +149,7 @@ def test_boxes_of_one_pixel_are_no_fractions(tmp_path: Path) -> None:
         ("test_labels.csv", "images/test/a.jpg", "test"),
         ("train.csv", "train/a.jpg", "train"),
         ("annotations/val.csv", "images/a.jpg", "val"),
+        ("labels/val.csv", "images/val/a.jpg", "val"),
         ("labels.tsv", "JPEGImages/a.jpg", "train"),
     ],
 )
@@ -160,6 +163,16 @@ def test_layouts(tmp_path: Path, table: str, image: str, split: str) -> None:
         assert {s: [r.path for r in rs] for s, rs in index.splits.items()} == {
             split: [tmp_path / image]
         }
+
+
+def test_a_table_in_each_split_folder(tmp_path: Path) -> None:
+    for folder in ("train", "valid"):
+        text_file(tmp_path / folder / "labels.csv", TABLE)
+        image_file(tmp_path / folder / "a.jpg")
+    index = load_dataset(tmp_path)
+    assert {s: [r.path for r in rs] for s, rs in index.splits.items()} == {
+        "train": [tmp_path / "train/a.jpg"], "val": [tmp_path / "valid/a.jpg"],
+    }  # fmt: skip
 
 
 def test_tables_of_several_splits(tmp_path: Path) -> None:

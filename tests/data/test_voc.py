@@ -99,6 +99,7 @@ def test_hand_worked_file(tmp_path: Path) -> None:
         ("labels/a.xml", "images/a.jpg", "train"),
         ("labels/train/a.xml", "images/train/a.jpg", "train"),
         ("annotations/xmls/a.xml", "images/a.jpg", "train"),
+        ("val_annotations/a.xml", "val_images/a.jpg", "val"),
         ("Annotation/a.xml", "Images/a.jpg", "train"),
         ("VOC2007/Annotations/a.xml", "VOC2007/JPEGImages/a.jpg", "train"),
     ],
@@ -140,6 +141,16 @@ def test_lists_of_splits(tmp_path: Path) -> None:
     index = read_voc(tmp_path)
     stems = {split: [r.path.stem for r in records] for split, records in index.splits.items()}
     assert stems == {"train": ["c", "b b"], "val": ["a"]} and index.warnings == ()
+
+
+@pytest.mark.parametrize("folder", ["ImageSets", "."])
+def test_lists_elsewhere(tmp_path: Path, folder: str) -> None:
+    listed_set(tmp_path)
+    text_file(tmp_path / folder / "train.txt", "JPEGImages/c.jpg\na\n")
+    text_file(tmp_path / folder / "valid.txt", "b b\n")
+    index = read_voc(tmp_path)
+    names = {split: [r.path.stem for r in records] for split, records in index.splits.items()}
+    assert names == {"train": ["c", "a"], "val": ["b b"]} and index.warnings == ()
 
 
 def test_trainval_alone_is_train(tmp_path: Path) -> None:

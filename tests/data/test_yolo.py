@@ -144,6 +144,26 @@ def test_flat_bare_folders_are_one_split(tmp_path: Path) -> None:
     assert list(index.splits) == ["train"] and len(index.classes) == 3
 
 
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/val/a.jpg", "labels/val/a.txt"),
+        ("val/images/a.jpg", "val/labels/a.txt"),
+        ("Images/val/a.jpg", "Labels/val/a.txt"),
+        ("val_images/a.jpg", "val_labels/a.txt"),
+        ("val/a.jpg", "val/a.txt"),
+        ("Images/a.jpg", "Labels/a.txt"),
+    ],
+)
+def test_bare_layouts(tmp_path: Path, image: str, label: str) -> None:
+    image_file(tmp_path / image)
+    text_file(tmp_path / label, "0 0.5 0.5 0.5 0.5\n")
+    index = load_dataset(tmp_path, val_split=0)
+    (split,) = index.splits
+    assert index.format == "yolo" and split == ("val" if "val" in image else "train")
+    assert [len(record.class_indices) for record in index.splits[split]] == [1]
+
+
 @pytest.mark.parametrize("names", ["train/_darknet.labels", "classes.txt", None])
 def test_a_folder_for_each_split_with_labels_beside(tmp_path: Path, names: str | None) -> None:
     for split in ("train", "valid"):

@@ -30,7 +30,7 @@ _KIND_OF_WORDS = {  # in a reader's sentence: kind of finding; the first that fi
     "an id that another": "duplicate-annotation-id",
     "ids that others": "duplicate-annotation-id",
     "no annotation file": "missing-label",
-    "in no list of ImageSets": "image-not-listed",
+    "in no list of images": "image-not-listed",
     "outline": "outline-label",
 }
 _CORNERS = re.compile(r"corners (\S+), (\S+), (\S+), (\S+) in an image of (\d+)x(\d+)$")

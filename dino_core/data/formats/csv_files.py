@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dino_core.data.formats.layout import SPLIT_NAMES, by_split, split_in, split_of
+from dino_core.data.formats.layout import (
+    LABEL_FOLDERS,
+    SPLIT_NAMES,
+    by_split,
+    one_a_split,
+    split_in,
+    split_of,
+)
 from dino_core.errors import DataError
 
 CSV_LAYOUT = (
@@ -60,7 +67,8 @@ class _Columns:
     split: int | None = None
 
 
-_RETINANET = _Columns((), 0, 5, (1, 2, 3, 4), True)
+_CLASS_LAST = _Columns((), 0, 5, (1, 2, 3, 4), True)  # RetinaNet's tables
+_CLASS_SECOND = _Columns((), 0, 1, (2, 3, 4, 5), True)
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,13 @@ def find_csv(path: Path) -> dict[str, Path]:
         for name in reversed(names)
         if (file := path / name / _ROBOFLOW_CSV).is_file()
     }
-    for folder in (path / "annotations", path):
+    for folder in (*(path / name for name in LABEL_FOLDERS), path):
         if found:
             return found
         files = sorted(file for suffix in _SUFFIXES for file in folder.glob(f"*{suffix}"))
         files = [file for file in files if _holds_boxes(file)]
         found = by_split(files)
-    return found
+    return found or one_a_split(path, _SUFFIXES, _holds_boxes)
 
 
 def _holds_boxes(file: Path) -> bool:
@@ -150,7 +158,7 @@ def _columns_of(first: Sequence[str]) -> _Columns | None:
     corners = [column(known) for known in _CORNERS]
     size = [column(known) for known in _SIZE]
     if image is None:
-        return _RETINANET if _is_retinanet(first) else None
+        return _headerless(first)
     has_corners = None not in corners
     box = corners if has_corners else [column(known) for known in _CORNER_AND_SIZE]
     if not has_corners and box[2] is box[3] is None:
@@ -166,11 +174,14 @@ def _columns_of(first: Sequence[str]) -> _Columns | None:
     return _Columns(names, image, label, fields, has_corners, size_wh, split)
 
 
-def _is_retinanet(first: Sequence[str]) -> bool:
-    """Whether a first line is already a row of path,x1,y1,x2,y2,class."""
+def _headerless(first: Sequence[str]) -> _Columns | None:
+    """The columns of a table whose first line is already a row of an image, a box and its class."""
     if len(first) != 6 or not first[0]:
-        return False
-    return not any(first[1:]) or all(_number(text) is not None for text in first[1:5])
+        return None
+    are_numbers = [_number(text) is not None for text in first]
+    if all(are_numbers[1:5]) or not any(first[1:]):
+        return _CLASS_LAST
+    return _CLASS_SECOND if all(are_numbers[2:]) else None
 
 
 def read_table(file: Path) -> CsvTable:

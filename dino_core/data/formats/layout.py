@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dino_core.errors import DataError
@@ -18,6 +19,7 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 ROBOFLOW_FILE = "_annotations.coco.json"
 _ROBOFLOW_FILES = (ROBOFLOW_FILE, "_annotations.csv")
+LABEL_FOLDERS = ("annotations", "Annotations", "labels")
 _IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "data")
 _START = 4096  # bytes of a file that are looked at
 
@@ -36,22 +38,24 @@ def find_coco(path: Path) -> dict[str, Path]:
         for name in names
         if (file := path / name / ROBOFLOW_FILE).is_file()
     }
-    for folder in (path / "annotations", path):
+    for folder in (*(path / name for name in LABEL_FOLDERS), path):
         if found:
             return found
         files = sorted(folder.glob("*.json")) if folder.is_dir() else []
         instances = [file for file in files if file.stem.startswith("instances_")]
         found = by_split(instances or filter(_looks_like_coco, files))
-    return found or _one_a_split(path)
+    return found or one_a_split(path, (".json",), _looks_like_coco)
 
 
-def _one_a_split(path: Path) -> dict[str, Path]:
-    """The annotation file of each split's folder, where it is the only one there."""
+def one_a_split(
+    path: Path, suffixes: Sequence[str], fits: Callable[[Path], bool]
+) -> dict[str, Path]:
+    """The annotation file of each split's folder, where it is the only one there that fits."""
     found = {}
     for split, names in SPLIT_NAMES.items():
-        for folder in (path / name / inner for name in names for inner in ("", "annotations")):
-            files = [file for file in folder.glob("*.json") if _looks_like_coco(file)]
-            if len(files) == 1:
+        for folder in (path / name / inner for name in names for inner in ("", *LABEL_FOLDERS)):
+            files = [f for suffix in suffixes for f in folder.glob(f"*{suffix}") if fits(f)]
+            if len(files) == 1 and split not in found:
                 found[split] = files[0]
     return found
 
@@ -90,7 +94,7 @@ def split_of(file: Path) -> str | None:
 
 def split_in(name: str) -> str | None:
     """The split that a word of a file or folder name tells, e.g. "instances_val2017"."""
-    words = name.lower().replace("-", "_").replace(".", "_").split("_")
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[-. ]", "_", name).lower().split("_")
     for split, names in SPLIT_NAMES.items():
         if any(word.rstrip("0123456789") in names for word in words):
             return split
@@ -114,7 +118,7 @@ def _looks_like_coco(file: Path) -> bool:
 def root_of(file: Path) -> Path:
     """The data set's folder, of one of its annotation files."""
     folder = file.parent
-    return folder.parent if folder.name.lower() == "annotations" else folder
+    return folder.parent if folder.name in LABEL_FOLDERS else folder
 
 
 def image_folders(root: Path, file: Path, split: str) -> list[Path]:

@@ -20,7 +20,7 @@ _ANNOTATIONS = (
     "Annotations", "annotations", "Annotation", "annotation", "annotations/xmls", "labels", "xmls",
     "xml",
 )  # fmt: skip
-_LISTS = Path("ImageSets", "Main")
+_LISTS = (Path("ImageSets", "Main"), Path("ImageSets"), Path())
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def _annotation_folders(root: Path) -> dict[str, Path]:
         for name in names:
             places = [root / name, *(root / name / folder for folder in _ANNOTATIONS)]
             places += [root / folder / name for folder in _ANNOTATIONS]
+            places += [root / f"{name}_{folder}" for folder in _ANNOTATIONS]
             for place in places:
                 if split not in found and _holds_voc(place):
                     found[split] = place
@@ -111,16 +112,19 @@ def _split_lists(root: Path) -> dict[str, Path]:
 
     The devkit's lists by class (`cat_train.txt`) are about classification and not read.
     """
-    lists = {
-        split: file
-        for split, names in SPLIT_NAMES.items()
-        for name in reversed(names)
-        if (file := root / _LISTS / f"{name}.txt").is_file()
-    }
-    both = root / _LISTS / "trainval.txt"
-    if both.is_file() and not lists.keys() & {"train", "val"}:
-        lists = {"train": both, **lists}
-    return lists
+    for folder in (root / place for place in _LISTS):
+        lists = {
+            split: file
+            for split, names in SPLIT_NAMES.items()
+            for name in reversed(names)
+            if (file := folder / f"{name}.txt").is_file()
+        }
+        both = folder / "trainval.txt"
+        if both.is_file() and not lists.keys() & {"train", "val"}:
+            lists = {"train": both, **lists}
+        if lists:
+            return lists
+    return {}
 
 
 def _listed(
@@ -134,13 +138,14 @@ def _listed(
         if stems:
             splits[split] = [known[stem] for stem in stems]
     if not splits:
-        raise DataError(f"{annotations.parent / _LISTS}: the lists name no images")
+        file = next(iter(lists.values()))
+        raise DataError(f"{file.parent}: the lists name no images")
     used = {file for members in splits.values() for file in members}
     for file in known.values():
         if file not in used:
             repairs.add(
-                "annotation file is in no list of ImageSets and was left out",
-                "annotation files are in no list of ImageSets and were left out",
+                "annotation file is in no list of images and was left out",
+                "annotation files are in no list of images and were left out",
                 str(file),
             )
     return splits

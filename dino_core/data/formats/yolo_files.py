@@ -75,12 +75,13 @@ def label_path(image: Path) -> Path:
     """The label file of an image: images/ becomes labels/ in its path, else it lies beside it."""
     beside = image.with_suffix(".txt")
     parts = list(beside.parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            mirrored = Path(*parts)
-            return beside if beside.is_file() and not mirrored.is_file() else mirrored
-    return beside
+    folders = range(len(parts) - 2, -1, -1)
+    i = next((i for i in folders if parts[i] in ("images", "Images")), len(parts) - 2)
+    if i < 0:
+        return beside
+    parts[i] = parts[i].replace("images", "labels").replace("Images", "Labels")  # train_images too
+    mirrored = Path(*parts)
+    return beside if beside.is_file() and not mirrored.is_file() else mirrored
 
 
 def _find_yaml(folder: Path) -> Path | None:
@@ -259,17 +260,14 @@ def _names_beside(root: Path) -> tuple[str, ...] | None:
 
 def _bare_folders(root: Path) -> dict[str, Path]:
     """Split name to image folder where no yaml tells; empty if this is no such layout."""
-    images, labels = root / "images", root / "labels"
-    mirrored = images.is_dir() and _may_hold_labels(labels)
     found: dict[str, Path] = {}
     for split, names in SPLIT_NAMES.items():
-        for name in names:
-            if mirrored and (images / name).is_dir():
-                found.setdefault(split, images / name)
-            elif (root / name / "images").is_dir() and _may_hold_labels(root / name / "labels"):
-                found.setdefault(split, root / name / "images")
-    if not found and mirrored:
-        found["train"] = images
+        for images in (place for name in names for place in _image_places(root, name)):
+            if split not in found and images.is_dir() and _may_hold_labels(_labels_of(images)):
+                found[split] = images
+    for images in (root / "images", root / "Images"):
+        if not found and images.is_dir() and _may_hold_labels(_labels_of(images)):
+            found["train"] = images
     if not found:  # as Darknet and labelImg leave them: each label beside its image
         for split, names in SPLIT_NAMES.items():
             beside = (root / name for name in names if _labels_lie_beside(root / name))
@@ -279,13 +277,31 @@ def _bare_folders(root: Path) -> dict[str, Path]:
     return found
 
 
+def _image_places(root: Path, split: str) -> Iterator[Path]:
+    """Where the images of a split may lie."""
+    for images in ("images", "Images"):
+        yield root / images / split
+        yield root / split / images
+        yield root / f"{split}_{images}"
+
+
+def _labels_of(images: Path) -> Path:
+    """The folder of the labels of a folder of images."""
+    return label_path(images / "x.jpg").parent
+
+
 def _may_hold_labels(folder: Path) -> bool:
-    """Whether it is a folder, and its labels are not all of Pascal VOC's kind."""
+    """Whether it is there, or its parent is, and its labels are not all of another form."""
+    if not folder.is_dir() and folder.parent.name in ("labels", "Labels"):
+        folder = folder.parent
     if not folder.is_dir():
         return False
-    suffixes = (path.suffix.lower() for path in folder.rglob("*"))
-    kinds = {suffix for suffix in suffixes if suffix in {".txt", ".xml"}}
-    return kinds != {".xml"}
+    of_others = False
+    for path in folder.rglob("*"):
+        if path.suffix.lower() == ".txt":
+            return True
+        of_others = of_others or path.suffix.lower() in {".xml", ".json", ".csv"}
+    return not of_others
 
 
 def _labels_lie_beside(folder: Path) -> bool:
