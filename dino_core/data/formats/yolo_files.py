@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dino_core.data.formats.images import IMAGE_SUFFIXES, list_images
+from dino_core.data.formats.images import IMAGE_SUFFIXES, list_images, with_suffixes
 from dino_core.data.formats.layout import SPLIT_NAMES
 from dino_core.errors import DataError
 
@@ -270,8 +270,9 @@ def _bare_folders(root: Path) -> dict[str, Path]:
             found["train"] = images
     if not found:  # as Darknet and labelImg leave them: each label beside its image
         for split, names in SPLIT_NAMES.items():
-            beside = (root / name for name in names if _labels_lie_beside(root / name))
-            found.update((split, folder) for folder in list(beside)[:1])
+            for name in names:
+                if split not in found and _labels_lie_beside(root / name):
+                    found[split] = root / name
     if not found and _labels_lie_beside(root):
         found["train"] = root
     return found
@@ -306,10 +307,11 @@ def _may_hold_labels(folder: Path) -> bool:
 
 def _labels_lie_beside(folder: Path) -> bool:
     """Whether an image has a text file of its name beside it whose first line is a YOLO label."""
-    if not folder.is_dir():
-        return False
-    beside = (image.with_suffix(".txt") for image in list_images(folder))
-    return any(label.is_file() and _starts_as_label(label) for label in beside)
+    return any(
+        _starts_as_label(file)
+        and any(file.with_name(name).is_file() for name in with_suffixes(file.stem))
+        for file in folder.rglob("*.txt")
+    )
 
 
 def _starts_as_label(file: Path) -> bool:
