@@ -36,11 +36,6 @@ def check_compiler(device: torch.device) -> None:
 def compile_parts(model: Dino, backend: str = "inductor") -> None:
     """Compile the repeating parts of `model`, in place, at their first use."""
     for part in (*model.backbone.parts_to_compile(), *model.encoder.layers, *model.decoder.layers):
-        for module in part.modules():
-            # torch 2.14 divides the backbone, and an activation that overwrites what came from the
-            # part before breaks that one's gradient; compiled code saves the memory by itself.
-            if getattr(module, "inplace", False):
-                module.inplace = False
         part.compile(dynamic=True, backend=backend)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dino_core.ops._extension import EXTENSION
 from dino_core.ops.backend import choose_backend
 
 _KERNEL_SIZES = (3, 5)
@@ -86,3 +87,14 @@ class _DepthwiseConv2d(torch.autograd.Function):
             )
         grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None
+
+
+def _fake_weight_grad(
+    x: Tensor, grad: Tensor, kernel_size: int, stride: int, padding_top: int, padding_left: int
+) -> Tensor:
+    """Shape and type of the weight's gradient, for torch.compile."""
+    return x.new_empty(x.shape[1], 1, kernel_size, kernel_size)
+
+
+if EXTENSION.devices:
+    torch.library.register_fake("dino::depthwise_weight_grad", _fake_weight_grad)

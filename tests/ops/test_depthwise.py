@@ -79,3 +79,13 @@ def test_wrong_arguments(change: dict[str, object], words: str) -> None:
     }
     with pytest.raises(RuntimeError, match=words):
         torch.ops.dino.depthwise_weight_grad(**arguments)
+
+
+@needs_kernels
+def test_operator_is_sound_for_compilers() -> None:
+    x, grad = (
+        torch.randn(2, 5, size, size).contiguous(memory_format=torch.channels_last)
+        for size in (8, 4)
+    )
+    operator = torch.ops.dino.depthwise_weight_grad.default
+    torch.library.opcheck(operator, (x, grad, 3, 2, 1, 1))
