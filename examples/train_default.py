@@ -145,8 +145,9 @@ def main() -> None:
             print(f"{clock} {event.step} {event.images_per_s:.1f} img/s {losses}", flush=True)
         elif isinstance(event, EvaluationDone):
             print(f"step {event.step}: AP {event.metrics.ap:.4f} AP50 {event.metrics.ap50:.4f}")
+    best = args.run / "best.safetensors"
     others = [(Path(file), float(share)) for file, share in args.average]
-    final = average(args.run / "best.safetensors", others, dataset)
+    final = average(best, others, dataset) if others else load_checkpoint(best)
     shipped = args.run / "dino-nano.safetensors"
     save_checkpoint(shipped, final.state_dict, final.meta, storage_dtype=torch.float16)
     print(f"AP {final.meta.metrics['ap']:.4f} AP50 {final.meta.metrics['ap50']:.4f}")
