@@ -66,11 +66,12 @@ def load_dataset(
         )
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    if format:
-        form, note = format, ""
-    else:
-        path, form, note = _recognise(path)
-    index = FORMS[form].read(path)
+    try:
+        path, form, note = (path, format, "") if format else _recognise(path)
+        index = FORMS[form].read(path)
+    except OSError as error:
+        place = error.filename or path
+        raise DataError(f"{place}: cannot be read ({error.strerror or error})") from error
     if note:
         index = replace(index, warnings=(*index.warnings, note))
     return with_val(index, SetApart(val_split, seed))
@@ -78,30 +79,37 @@ def load_dataset(
 
 def _recognise(path: Path) -> tuple[Path, str, str]:
     """The folder of the data, the first form that fits, a remark where others would fit too."""
-    try:
-        forms = [name for name, form in FORMS.items() if form.fits(path)]
-        inside = [] if path.is_file() else sorted(p.name for p in _shown(path))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    forms = _forms_of(path)
     if forms:
         others = f"{path} holds labels as {' and '.join(forms)}; {forms[0]} was read"
         return path, forms[0], f"{others} (--format forces another)" if forms[1:] else ""
-    if len(inside) == 1 and (path / inside[0]).is_dir():  # what an archive was unpacked to
-        return _recognise(path / inside[0])
     if path.is_file():
         raise DataError(
             f"{path}: not a data set",
             "expected a folder, a COCO .json, a YOLO data.yaml or a .csv",
         )
+    inside = _shown(path)
+    folders = [each for each in inside if each.is_dir()]
+    data = folders if len(inside) == 1 else list(filter(_forms_of, folders))
+    if len(data) == 1:  # what an archive was unpacked to, or data beside code and words
+        return _recognise(data[0])
+    if data:
+        names = " and ".join(folder.name for folder in data)
+        raise DataError(f"{path}: holds several data sets, {names}", "give one of them")
+    found = ", ".join(each.name for each in inside[:8]) or "nothing"
     raise DataError(
-        f"{path}: no data set recognised, found {', '.join(inside[:8]) or 'nothing'}",
+        f"{path}: no data set recognised, found {found}",
         "looked for " + "; ".join(f"{name}: {form.layout}" for name, form in FORMS.items()),
     )
 
 
+def _forms_of(path: Path) -> list[str]:
+    return [name for name, form in FORMS.items() if form.fits(path)]
+
+
 def _shown(folder: Path) -> list[Path]:
     """What lies in a folder, but for hidden files and those that macOS puts into archives."""
-    return [p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))]
+    return sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
 
 
 def with_val(index: DatasetIndex, how: SetApart) -> DatasetIndex:

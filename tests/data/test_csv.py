@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from datasets import image_file, text_file
 
 from dino_core.data.formats.csv_table import read_csv, write_csv
 from dino_core.data.formats.repairs import Repairs, make_record
@@ -15,18 +15,6 @@ from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 
 TABLE = "filename,class,xmin,ymin,xmax,ymax\na.jpg,dog,1.5,2,10,20\n"
-
-
-def image_file(path: Path, size: tuple[int, int] = (40, 20)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (10, 200, 90)).save(path)
-    return path
-
-
-def text_file(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def csv_set(root: Path, text: str = TABLE) -> Path:

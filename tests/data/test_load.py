@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import coco_table, image_file, text_file
 from PIL import Image
 
 from dino_core.data.load import load_dataset
 from dino_core.data.records import ImageRecord
 from dino_core.data.split import stratified_split
 from dino_core.errors import ConfigError, DataError
+
+VOC_TEXT = (
+    "<annotation><filename>a.jpg</filename><object><name>dog</name><bndbox><xmin>1</xmin>"
+    "<ymin>2</ymin><xmax>10</xmax><ymax>20</ymax></bndbox></object></annotation>"
+)
 
 
 def yolo_set(root: Path, count: int = 10) -> Path:
@@ -62,6 +68,30 @@ def test_forms_are_recognised(tmp_path: Path) -> None:
     assert load_dataset(tmp_path / "voc").format == "voc"
     assert load_dataset(tmp_path / "csv").format == "csv"
     assert load_dataset(tmp_path / "csv/annotations.csv").format == "csv"
+
+
+@pytest.mark.parametrize(
+    ("form", "labels", "text"),
+    [
+        ("coco", "{}/_annotations.coco.json", json.dumps(coco_table())),
+        ("coco", "{}/labels.json", json.dumps(coco_table())),
+        ("yolo", "{}/labels/a.txt", "0 0.5 0.5 0.5 0.5"),
+        ("yolo", "{}/Labels/a.txt", "0 0.5 0.5 0.5 0.5"),
+        ("yolo", "{}/Images/a.txt", "0 0.5 0.5 0.5 0.5"),
+        ("voc", "{}/Annotations/a.xml", VOC_TEXT),
+        ("csv", "{}/boxes.csv", "filename,class,xmin,ymin,xmax,ymax\na.jpg,dog,1,2,10,20\n"),
+    ],
+)
+def test_split_folders_in_capitals(tmp_path: Path, form: str, labels: str, text: str) -> None:
+    images = "Images" if "Labels" in labels or "Images" in labels else "images"
+    for split in ("Train", "VALID"):
+        for name in ("a.jpg", "b.jpg"):
+            image_file(tmp_path / split / images / name, (40, 30))
+        text_file(tmp_path / labels.format(split), text)
+    index = load_dataset(tmp_path)
+    assert index.format == form and list(index.splits) == ["train", "val"]
+    found = [{r.path.parents[1].name for r in index.splits[split]} for split in ("train", "val")]
+    assert found == [{"Train"}, {"VALID"}]
 
 
 def test_tables_and_xml_of_other_kinds_are_not_taken_for_labels(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from datasets import image_file, text_file
 
 from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.formats.voc import read_voc, write_voc
@@ -18,21 +18,6 @@ from dino_core.errors import DataError
 
 BCCD = Path(__file__).parents[2] / "../shared/data/bccd"
 SIZE = "<size><width>40</width><height>20</height><depth>3</depth></size>"
-
-
-def image_file(path: Path, size: tuple[int, int] = (40, 20), orientation: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    exif = Image.Exif()
-    if orientation:
-        exif[0x0112] = orientation
-    Image.new("RGB", size, (10, 200, 90)).save(path, exif=exif)
-    return path
-
-
-def text_file(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def thing(name: str = "cat", box: tuple[object, ...] = (1, 1, 10, 20), more: str = "") -> str:

@@ -7,40 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import YOLO_YAML, image_file, text_file, yolo_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from dino_core.data.formats.coco import read_coco, write_coco
 from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.formats.yolo import read_yolo, write_yolo
-from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
-
-YAML = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
-
-
-def image_file(path: Path, size: tuple[int, int] = (40, 20)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (10, 200, 90)).save(path)
-    return path
-
-
-def text_file(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def yolo_set(root: Path, labels: str = "1 0.5 0.5 0.25 0.5\n", yaml: str | None = YAML) -> Path:
-    for split in ("train", "val"):
-        image_file(root / f"images/{split}/a.jpg")
-        text_file(root / f"labels/{split}/a.txt", labels)
-    if yaml is not None:
-        text_file(root / "data.yaml", yaml)
-    return root
 
 
 def test_hand_worked_set(tmp_path: Path) -> None:
@@ -92,30 +68,14 @@ def test_roboflow_layout_and_quirky_paths(tmp_path: Path) -> None:
 
 
 def test_path_that_leads_nowhere_here_falls_back_to_the_files_folder(tmp_path: Path) -> None:
-    yolo_set(tmp_path, yaml="path: /content/datasets/pets\n" + YAML)
+    yolo_set(tmp_path, yaml="path: /content/datasets/pets\n" + YOLO_YAML)
     assert len(read_yolo(tmp_path).splits["train"]) == 1
 
 
 def test_path_to_another_folder(tmp_path: Path) -> None:
     yolo_set(tmp_path / "pets", yaml=None)
-    file = text_file(tmp_path / "configs/pets.yaml", "path: ../pets\n" + YAML)
+    file = text_file(tmp_path / "configs/pets.yaml", "path: ../pets\n" + YOLO_YAML)
     assert read_yolo(file).splits["val"][0].path.samefile(tmp_path / "pets/images/val/a.jpg")
-
-
-def test_bare_folders_with_class_names(tmp_path: Path) -> None:
-    yolo_set(tmp_path, yaml=None)
-    text_file(tmp_path / "classes.txt", "cat\ndog\n")
-    assert read_yolo(tmp_path).classes.names == ("cat", "dog")
-
-
-def test_images_and_labels_in_one_folder(tmp_path: Path) -> None:
-    image_file(tmp_path / "a.jpg")
-    image_file(tmp_path / "b.jpg")
-    text_file(tmp_path / "a.txt", "1 0.5 0.5 0.25 0.5\n")
-    text_file(tmp_path / "classes.txt", "cat\ndog\n")
-    index = read_yolo(tmp_path)
-    assert index.classes.names == ("cat", "dog") and index.warnings == ()
-    assert [r.class_indices.tolist() for r in index.splits["train"]] == [[1], []]
 
 
 @pytest.mark.parametrize(
@@ -137,104 +97,20 @@ def test_spellings_of_data_yaml(tmp_path: Path, yaml: str) -> None:
     assert index.classes.names == ("cat", "dog") and index.warnings == ()
 
 
-def test_flat_bare_folders_are_one_split(tmp_path: Path) -> None:
-    image_file(tmp_path / "images/a.jpg")
-    text_file(tmp_path / "labels/a.txt", "2 0.5 0.5 0.5 0.5")
-    index = read_yolo(tmp_path)
-    assert list(index.splits) == ["train"] and len(index.classes) == 3
-
-
-@pytest.mark.parametrize(
-    ("image", "label"),
-    [
-        ("images/val/a.jpg", "labels/val/a.txt"),
-        ("val/images/a.jpg", "val/labels/a.txt"),
-        ("Images/val/a.jpg", "Labels/val/a.txt"),
-        ("val_images/a.jpg", "val_labels/a.txt"),
-        ("val/a.jpg", "val/a.txt"),
-        ("Images/a.jpg", "Labels/a.txt"),
-    ],
-)
-def test_bare_layouts(tmp_path: Path, image: str, label: str) -> None:
-    image_file(tmp_path / image)
-    text_file(tmp_path / label, "0 0.5 0.5 0.5 0.5\n")
-    index = load_dataset(tmp_path, val_split=0)
-    (split,) = index.splits
-    assert index.format == "yolo" and split == ("val" if "val" in image else "train")
-    assert [len(record.class_indices) for record in index.splits[split]] == [1]
-
-
-@pytest.mark.parametrize("names", ["train/_darknet.labels", "classes.txt", None])
-def test_a_folder_for_each_split_with_labels_beside(tmp_path: Path, names: str | None) -> None:
-    for split in ("train", "valid"):
-        image_file(tmp_path / split / "a.jpg")
-        text_file(tmp_path / split / "a.txt", "1 0.5 0.5 0.25 0.5\n")
-    if names:
-        text_file(tmp_path / names, "cat\ndog\n")
-    index = load_dataset(tmp_path)
-    assert {split: len(r) for split, r in index.splits.items()} == {"train": 1, "val": 1}
-    assert index.classes.names == (("cat", "dog") if names else ("class_0", "class_1"))
-
-
-def test_one_folder_without_class_names(tmp_path: Path) -> None:
-    image_file(tmp_path / "a.jpg")
-    text_file(tmp_path / "a.txt", "a caption of five words\n")
-    with pytest.raises(DataError, match="no data set recognised"):
-        load_dataset(tmp_path)
-    text_file(tmp_path / "a.txt", "0 0.5 0.5 0.25 0.5\n")
-    assert len(load_dataset(tmp_path, val_split=0).splits["train"]) == 1
-
-
-def test_lists_of_bare_folders(tmp_path: Path) -> None:
-    """As CVAT exports Darknet's form: its lists name a folder that is not there."""
-    for stem in ("a", "b", "c"):
-        image_file(tmp_path / f"obj_train_data/{stem}.jpg")
-        text_file(tmp_path / f"obj_train_data/{stem}.txt", "0 0.5 0.5 0.25 0.5\n")
-    text_file(tmp_path / "obj.names", "cat\n")
-    text_file(tmp_path / "train.txt", "data/obj_train_data/a.jpg\ndata/obj_train_data/c.jpg\n")
-    text_file(tmp_path / "valid.txt", "data/obj_train_data/b.jpg\n")
-    index = load_dataset(tmp_path)
-    names = {split: [r.path.name for r in records] for split, records in index.splits.items()}
-    assert names == {"train": ["a.jpg", "c.jpg"], "val": ["b.jpg"]} and index.warnings == ()
-
-
 @pytest.mark.parametrize("shape", ["[2, 3]", "[3, 2]"])
 def test_poses_become_boxes(tmp_path: Path, shape: str) -> None:
-    yolo_set(tmp_path, "1 0.5 0.5 0.25 0.5 0.4 0.4 2 0 0 0\n", f"{YAML}kpt_shape: {shape}\n")
+    yolo_set(tmp_path, "1 0.5 0.5 0.25 0.5 0.4 0.4 2 0 0 0\n", f"{YOLO_YAML}kpt_shape: {shape}\n")
     index = read_yolo(tmp_path)
     np.testing.assert_allclose(index.splits["train"][0].boxes_xyxy_px, [[15, 5, 25, 15]])
     assert index.warnings[0].startswith("2 poses became their boxes")
 
 
-def test_hidden_folders_are_passed_over(tmp_path: Path) -> None:
-    yolo_set(tmp_path)
-    image_file(tmp_path / "images/train/.ipynb_checkpoints/a-checkpoint.jpg")
-    assert len(read_yolo(tmp_path).splits["train"]) == 1
-
-
-def test_lists_of_images_and_labels_beside_them(tmp_path: Path) -> None:
-    image_file(tmp_path / "photos/a.jpg")
-    image_file(tmp_path / "photos/b.jpg")
-    text_file(tmp_path / "photos/a.txt", "0 0.5 0.5 0.5 0.5")
-    text_file(tmp_path / "photos/b.txt", "")
-    text_file(tmp_path / "train.txt", "./photos/a.jpg\n\nphotos/b.jpg\nphotos/gone.jpg\n")
-    text_file(tmp_path / "data.yaml", "train: train.txt\nnames: [x]")
-    index = read_yolo(tmp_path)
-    assert [len(r.class_indices) for r in index.splits["train"]] == [1, 0]
-    assert "gone.jpg" in index.warnings[0] and "missing" in index.warnings[0]
-
-
 def test_wrong_shape_of_poses_is_named(tmp_path: Path) -> None:
-    yolo_set(tmp_path, yaml=YAML + "kpt_shape: 17\n")
+    yolo_set(tmp_path, yaml=YOLO_YAML + "kpt_shape: 17\n")
     with pytest.raises(
         DataError, match=r"data\.yaml: kpt_shape is '17', expected e\.g\. \[17, 3\]"
     ):
         read_yolo(tmp_path)
-
-
-def test_several_folders_for_one_split(tmp_path: Path) -> None:
-    yolo_set(tmp_path, yaml="train: [images/train, images/val]\nnames: [a, b]")
-    assert len(read_yolo(tmp_path).splits["train"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_core.data.formats.layout import (
-    LABEL_FOLDERS,
-    SPLIT_NAMES,
-    by_split,
-    one_a_split,
+    ROBOFLOW_CSV,
+    find_annotations,
     split_in,
     split_of,
 )
@@ -25,7 +23,6 @@ CSV_LAYOUT = (
     "or {train,valid}/_annotations.csv"
 )
 _SUFFIXES = (".csv", ".tsv")
-_ROBOFLOW_CSV = "_annotations.csv"
 _DELIMITERS = ",;\t"
 _MOST_FRACTION = 1.001  # rounding may push x + w over 1
 _IMAGE = (
@@ -111,19 +108,11 @@ def find_csv(path: Path) -> dict[str, Path]:
     """
     if path.is_file():
         return {split_of(path) or "train": path}
-    found = {
-        split: file
-        for split, names in SPLIT_NAMES.items()
-        for name in reversed(names)
-        if (file := path / name / _ROBOFLOW_CSV).is_file()
-    }
-    for folder in (*(path / name for name in LABEL_FOLDERS), path):
-        if found:
-            return found
-        files = sorted(file for suffix in _SUFFIXES for file in folder.glob(f"*{suffix}"))
-        files = [file for file in files if _holds_boxes(file)]
-        found = by_split(files)
-    return found or one_a_split(path, _SUFFIXES, _holds_boxes)
+    return find_annotations(path, ROBOFLOW_CSV, _SUFFIXES, _tables_of_boxes)
+
+
+def _tables_of_boxes(files: Sequence[Path]) -> Sequence[Path]:
+    return [file for file in files if _holds_boxes(file)]
 
 
 def _holds_boxes(file: Path) -> bool:

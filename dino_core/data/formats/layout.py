@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dino_core.errors import DataError
@@ -12,13 +13,18 @@ COCO_LAYOUT = (
     "annotations/instances_{train,val}.json with images/{train,val}/ or images/, "
     "or {train,valid}/_annotations.coco.json, or a json of its own in each of {train,valid}/"
 )
-SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+_SPLIT_WORDS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+    split: (*words, *map(str.capitalize, words), *map(str.upper, words))
+    for split, words in _SPLIT_WORDS.items()
+}
 ROBOFLOW_FILE = "_annotations.coco.json"
-_ROBOFLOW_FILES = (ROBOFLOW_FILE, "_annotations.csv")
+ROBOFLOW_CSV = "_annotations.csv"
+_ROBOFLOW_FILES = (ROBOFLOW_FILE, ROBOFLOW_CSV)
 LABEL_FOLDERS = ("annotations", "Annotations", "labels")
 _IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "data")
 _START = 4096  # bytes of a file that are looked at
@@ -32,32 +38,83 @@ def find_coco(path: Path) -> dict[str, Path]:
     """
     if path.is_file():
         return {split_of(path) or "train": path} if path.suffix.lower() == ".json" else {}
-    found = {
-        split: file
-        for split, names in SPLIT_NAMES.items()
-        for name in names
-        if (file := path / name / ROBOFLOW_FILE).is_file()
-    }
-    for folder in (*(path / name for name in LABEL_FOLDERS), path):
-        if found:
-            return found
-        files = sorted(folder.glob("*.json")) if folder.is_dir() else []
-        instances = [file for file in files if file.stem.startswith("instances_")]
-        found = by_split(instances or filter(_looks_like_coco, files))
-    return found or one_a_split(path, (".json",), _looks_like_coco)
+    return find_annotations(path, ROBOFLOW_FILE, (".json",), _coco_files)
 
 
-def one_a_split(
-    path: Path, suffixes: Sequence[str], fits: Callable[[Path], bool]
+def find_annotations(
+    path: Path,
+    roboflow_file: str,
+    suffixes: Sequence[str],
+    choose: Callable[[Sequence[Path]], Sequence[Path]],
 ) -> dict[str, Path]:
-    """The annotation file of each split's folder, where it is the only one there that fits."""
-    found = {}
-    for split, names in SPLIT_NAMES.items():
-        for folder in (path / name / inner for name in names for inner in ("", *LABEL_FOLDERS)):
-            files = [f for suffix in suffixes for f in folder.glob(f"*{suffix}") if fits(f)]
-            if len(files) == 1 and split not in found:
-                found[split] = files[0]
+    """Split name to annotation file of a folder; `choose` tells those of a form from others.
+
+    They may lie in Roboflow's places, all together, or alone in each split's folder.
+
+    Raises:
+        DataError: two files claim the same split.
+    """
+
+    def files_in(folder: Path) -> Sequence[Path]:
+        return choose(sorted(file for suffix in suffixes for file in folder.glob(f"*{suffix}")))
+
+    found: dict[str, Path] = {}
+    for split, folder in in_splits(path, "{}"):
+        if (file := folder / roboflow_file).is_file():
+            found.setdefault(split, file)
+    for folder in (*(path / name for name in LABEL_FOLDERS), path):
+        found = found or by_split(files_in(folder))
+    if found:
+        return found
+    for split, folder in in_splits(path, "{}", *("{}/" + name for name in LABEL_FOLDERS)):
+        files = files_in(folder)
+        if len(files) == 1:
+            found.setdefault(split, files[0])
     return found
+
+
+def in_splits(root: Path, *patterns: str) -> Iterator[tuple[str, Path]]:
+    """Split and place for each folder that stands for "{}" in a pattern, e.g. "images/{}".
+
+    Folders named as a split come first; names that say more ("train2017", "train_zip") follow.
+    """
+    splits = list(SPLIT_NAMES)
+    inside: dict[Path, list[Path]] = {}
+    places: list[tuple[int, int, Path]] = []
+    for pattern in patterns:
+        before, _, after = pattern.partition("{}")
+        ending, _, rest = after.partition("/")
+        parent = root / before
+        if parent not in inside:
+            inside[parent] = _folders_in(parent)
+        for folder in inside[parent]:
+            name = folder.name.removesuffix(ending)
+            split = split_in(name)
+            if split is not None and folder.name.endswith(ending):
+                usual = (*SPLIT_NAMES[split], name).index(name)
+                places.append((splits.index(split), usual, folder / rest))
+    for order, _, place in sorted(places, key=lambda found: found[:2]):
+        yield splits[order], place
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+
+
+def split_lists(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Each split with its list of images, such as train.txt, where it is there."""
+    for split, names in SPLIT_NAMES.items():
+        for name in names:
+            if (file := folder / f"{name}.txt").is_file():
+                yield split, file
+
+
+def _coco_files(files: Sequence[Path]) -> Sequence[Path]:
+    instances = [file for file in files if file.stem.startswith("instances_")]
+    return instances or [file for file in files if _looks_like_coco(file)]
 
 
 def by_split(files: Iterable[Path]) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_core.data.formats.images import IMAGE_SUFFIXES
-from dino_core.data.formats.layout import SPLIT_NAMES
+from dino_core.data.formats.layout import in_splits, split_lists
 from dino_core.data.formats.repairs import Repairs
 from dino_core.data.formats.voc_xml import ROOT
 from dino_core.errors import DataError
@@ -76,14 +76,12 @@ def _roots(path: Path) -> list[Path]:
 def _annotation_folders(root: Path) -> dict[str, Path]:
     """Split name to annotation folder; the name is empty where the folder tells no split."""
     found: dict[str, Path] = {}
-    for split, names in SPLIT_NAMES.items():
-        for name in names:
-            places = [root / name, *(root / name / folder for folder in _ANNOTATIONS)]
-            places += [root / folder / name for folder in _ANNOTATIONS]
-            places += [root / f"{name}_{folder}" for folder in _ANNOTATIONS]
-            for place in places:
-                if split not in found and _holds_voc(place):
-                    found[split] = place
+    patterns = ["{}"]
+    for folder in _ANNOTATIONS:
+        patterns += ["{}/" + folder, folder + "/{}", "{}_" + folder]
+    for split, place in in_splits(root, *patterns):
+        if split not in found and _holds_voc(place):
+            found[split] = place
     if not found:
         places = [*(root / folder for folder in _ANNOTATIONS), root]
         found.update([("", place) for place in places if _holds_voc(place)][:1])
@@ -113,12 +111,9 @@ def _split_lists(root: Path) -> dict[str, Path]:
     The devkit's lists by class (`cat_train.txt`) are about classification and not read.
     """
     for folder in (root / place for place in _LISTS):
-        lists = {
-            split: file
-            for split, names in SPLIT_NAMES.items()
-            for name in reversed(names)
-            if (file := folder / f"{name}.txt").is_file()
-        }
+        lists: dict[str, Path] = {}
+        for split, file in split_lists(folder):
+            lists.setdefault(split, file)
         both = folder / "trainval.txt"
         if both.is_file() and not lists.keys() & {"train", "val"}:
             lists = {"train": both, **lists}

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dino_core.data.formats.images import IMAGE_SUFFIXES, list_images, with_suffixes
-from dino_core.data.formats.layout import SPLIT_NAMES
+from dino_core.data.formats.layout import SPLIT_NAMES, in_splits, split_lists
 from dino_core.errors import DataError
 
 YOLO_LAYOUT = (
@@ -22,6 +22,9 @@ _YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _YAML_SUFFIXES = (".yaml", ".yml")
 _CLASS_FILES = (
     "classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt", "train/_darknet.labels",
+)  # fmt: skip
+_IMAGE_PLACES = (
+    "images/{}", "{}/images", "{}_images", "Images/{}", "{}/Images", "{}_Images",
 )  # fmt: skip
 
 
@@ -261,29 +264,19 @@ def _names_beside(root: Path) -> tuple[str, ...] | None:
 def _bare_folders(root: Path) -> dict[str, Path]:
     """Split name to image folder where no yaml tells; empty if this is no such layout."""
     found: dict[str, Path] = {}
-    for split, names in SPLIT_NAMES.items():
-        for images in (place for name in names for place in _image_places(root, name)):
-            if split not in found and images.is_dir() and _may_hold_labels(_labels_of(images)):
-                found[split] = images
+    for split, images in in_splits(root, *_IMAGE_PLACES):
+        if split not in found and images.is_dir() and _may_hold_labels(_labels_of(images)):
+            found[split] = images
     for images in (root / "images", root / "Images"):
         if not found and images.is_dir() and _may_hold_labels(_labels_of(images)):
             found["train"] = images
     if not found:  # as Darknet and labelImg leave them: each label beside its image
-        for split, names in SPLIT_NAMES.items():
-            for name in names:
-                if split not in found and _labels_lie_beside(root / name):
-                    found[split] = root / name
+        for split, folder in in_splits(root, "{}"):
+            if split not in found and _labels_lie_beside(folder):
+                found[split] = folder
     if not found and _labels_lie_beside(root):
         found["train"] = root
     return found
-
-
-def _image_places(root: Path, split: str) -> Iterator[Path]:
-    """Where the images of a split may lie."""
-    for images in ("images", "Images"):
-        yield root / images / split
-        yield root / split / images
-        yield root / f"{split}_{images}"
 
 
 def _labels_of(images: Path) -> Path:
@@ -329,10 +322,8 @@ def _starts_as_label(file: Path) -> bool:
 def _bare_lists(root: Path) -> dict[str, list[Path]]:
     """Split name to the images that train.txt, val.txt and the like list; train must be one."""
     found: dict[str, list[Path]] = {}
-    for split, names in SPLIT_NAMES.items():
-        for name in names:
-            file = root / f"{name}.txt"
-            images = _images_listed(file, root) if file.is_file() else []
-            if any(image.is_file() and image.suffix.lower() in IMAGE_SUFFIXES for image in images):
-                found.setdefault(split, images)
+    for split, file in split_lists(root):
+        images = _images_listed(file, root)
+        if any(image.is_file() and image.suffix.lower() in IMAGE_SUFFIXES for image in images):
+            found.setdefault(split, images)
     return found if "train" in found else {}

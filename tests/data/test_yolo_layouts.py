@@ -1,0 +1,112 @@
+"""Where YOLO sets keep images, labels, lists and class names: every layout that is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from datasets import image_file, text_file, yolo_set
+
+from dino_core.data.formats.yolo import read_yolo
+from dino_core.data.load import load_dataset
+from dino_core.errors import DataError
+
+
+def test_bare_folders_with_class_names(tmp_path: Path) -> None:
+    yolo_set(tmp_path, yaml=None)
+    text_file(tmp_path / "classes.txt", "cat\ndog\n")
+    assert read_yolo(tmp_path).classes.names == ("cat", "dog")
+
+
+def test_images_and_labels_in_one_folder(tmp_path: Path) -> None:
+    image_file(tmp_path / "a.jpg")
+    image_file(tmp_path / "b.jpg")
+    text_file(tmp_path / "a.txt", "1 0.5 0.5 0.25 0.5\n")
+    text_file(tmp_path / "classes.txt", "cat\ndog\n")
+    index = read_yolo(tmp_path)
+    assert index.classes.names == ("cat", "dog") and index.warnings == ()
+    assert [r.class_indices.tolist() for r in index.splits["train"]] == [[1], []]
+
+
+def test_flat_bare_folders_are_one_split(tmp_path: Path) -> None:
+    image_file(tmp_path / "images/a.jpg")
+    text_file(tmp_path / "labels/a.txt", "2 0.5 0.5 0.5 0.5")
+    index = read_yolo(tmp_path)
+    assert list(index.splits) == ["train"] and len(index.classes) == 3
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/val/a.jpg", "labels/val/a.txt"),
+        ("val/images/a.jpg", "val/labels/a.txt"),
+        ("Images/val/a.jpg", "Labels/val/a.txt"),
+        ("val_images/a.jpg", "val_labels/a.txt"),
+        ("val/a.jpg", "val/a.txt"),
+        ("Images/a.jpg", "Labels/a.txt"),
+    ],
+)
+def test_bare_layouts(tmp_path: Path, image: str, label: str) -> None:
+    image_file(tmp_path / image)
+    text_file(tmp_path / label, "0 0.5 0.5 0.5 0.5\n")
+    index = load_dataset(tmp_path, val_split=0)
+    (split,) = index.splits
+    assert index.format == "yolo" and split == ("val" if "val" in image else "train")
+    assert [len(record.class_indices) for record in index.splits[split]] == [1]
+
+
+@pytest.mark.parametrize("names", ["train/_darknet.labels", "classes.txt", None])
+def test_a_folder_for_each_split_with_labels_beside(tmp_path: Path, names: str | None) -> None:
+    for split in ("train", "valid"):
+        image_file(tmp_path / split / "a.jpg")
+        text_file(tmp_path / split / "a.txt", "1 0.5 0.5 0.25 0.5\n")
+    if names:
+        text_file(tmp_path / names, "cat\ndog\n")
+    index = load_dataset(tmp_path)
+    assert {split: len(r) for split, r in index.splits.items()} == {"train": 1, "val": 1}
+    assert index.classes.names == (("cat", "dog") if names else ("class_0", "class_1"))
+
+
+def test_one_folder_without_class_names(tmp_path: Path) -> None:
+    image_file(tmp_path / "a.jpg")
+    text_file(tmp_path / "a.txt", "a caption of five words\n")
+    with pytest.raises(DataError, match="no data set recognised"):
+        load_dataset(tmp_path)
+    text_file(tmp_path / "a.txt", "0 0.5 0.5 0.25 0.5\n")
+    assert len(load_dataset(tmp_path, val_split=0).splits["train"]) == 1
+
+
+def test_lists_of_bare_folders(tmp_path: Path) -> None:
+    """As CVAT exports Darknet's form: its lists name a folder that is not there."""
+    for stem in ("a", "b", "c"):
+        image_file(tmp_path / f"obj_train_data/{stem}.jpg")
+        text_file(tmp_path / f"obj_train_data/{stem}.txt", "0 0.5 0.5 0.25 0.5\n")
+    text_file(tmp_path / "obj.names", "cat\n")
+    text_file(tmp_path / "train.txt", "data/obj_train_data/a.jpg\ndata/obj_train_data/c.jpg\n")
+    text_file(tmp_path / "valid.txt", "data/obj_train_data/b.jpg\n")
+    index = load_dataset(tmp_path)
+    names = {split: [r.path.name for r in records] for split, records in index.splits.items()}
+    assert names == {"train": ["a.jpg", "c.jpg"], "val": ["b.jpg"]} and index.warnings == ()
+
+
+def test_hidden_folders_are_passed_over(tmp_path: Path) -> None:
+    yolo_set(tmp_path)
+    image_file(tmp_path / "images/train/.ipynb_checkpoints/a-checkpoint.jpg")
+    assert len(read_yolo(tmp_path).splits["train"]) == 1
+
+
+def test_lists_of_images_and_labels_beside_them(tmp_path: Path) -> None:
+    image_file(tmp_path / "photos/a.jpg")
+    image_file(tmp_path / "photos/b.jpg")
+    text_file(tmp_path / "photos/a.txt", "0 0.5 0.5 0.5 0.5")
+    text_file(tmp_path / "photos/b.txt", "")
+    text_file(tmp_path / "train.txt", "./photos/a.jpg\n\nphotos/b.jpg\nphotos/gone.jpg\n")
+    text_file(tmp_path / "data.yaml", "train: train.txt\nnames: [x]")
+    index = read_yolo(tmp_path)
+    assert [len(r.class_indices) for r in index.splits["train"]] == [1, 0]
+    assert "gone.jpg" in index.warnings[0] and "missing" in index.warnings[0]
+
+
+def test_several_folders_for_one_split(tmp_path: Path) -> None:
+    yolo_set(tmp_path, yaml="train: [images/train, images/val]\nnames: [a, b]")
+    assert len(read_yolo(tmp_path).splits["train"]) == 2
