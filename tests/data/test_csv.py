@@ -66,6 +66,10 @@ def test_hand_worked_file(tmp_path: Path) -> None:
         "class,xmax,xmin,ymax,ymin,filename\ndog,11,1,22,2,photos\\a.jpg\n",
         'image_id,bbox,label\na,"[1, 2, 10.0, 20]",dog\n',
         'image_id,width,height,bbox,label\na,40,20,"[1 2 10 20]",dog\n',
+        "image,class,x_center,y_center,width,height\na.jpg,dog,6,12,10,20\n",
+        "image,class,cx,cy,w,h,width,height\na.jpg,dog,6,12,10,20,40,20\n",
+        "ImageName,Label,XMin,YMin,XMax,YMax\na.jpg,dog,1,2,11,22\n",
+        "dog,1,2,10,20,a.jpg,40,20\n",
         "a.jpg,1,2,11,22,dog\n",
         "a.jpg,dog,1,2,11,22\n",
         "a.jpg;1;2;11;22;dog\nb.jpg;;;;;\n",
@@ -122,6 +126,18 @@ def test_fractions_of_the_image(tmp_path: Path, text: str, size: str) -> None:
     assert len(index.warnings) == (2 if size == "80,40" else 1)
 
 
+def test_tables_of_automl(tmp_path: Path) -> None:
+    rows = [
+        "TRAIN,gs://bucket/a.jpg,dog,0.25,0,,,0.5,1,,",
+        "VALIDATION,gs://bucket/b.jpg,cat,0.25,0,,,0.5,1,,",
+        "UNASSIGNED,gs://bucket/c.jpg,,,,,,,,,",
+    ]
+    image_file(tmp_path / "c.jpg")
+    index = read_csv(csv_set(tmp_path, "\n".join(rows)))
+    boxes = {s: [r.boxes_xyxy_px.tolist() for r in rs] for s, rs in index.splits.items()}
+    assert boxes == {"train": [[[10, 0, 20, 20]], []], "val": [[[10, 0, 20, 20]]]}
+
+
 def test_boxes_of_one_pixel_are_no_fractions(tmp_path: Path) -> None:
     index = read_csv(csv_set(tmp_path, "filename,class,x1,y1,x2,y2\na.jpg,dog,0,0,1,1.0\n"))
     assert index.splits["train"][0].boxes_xyxy_px.tolist() == [[0, 0, 1, 1]]
@@ -139,6 +155,7 @@ def test_boxes_of_one_pixel_are_no_fractions(tmp_path: Path) -> None:
         ("annotations/val.csv", "images/a.jpg", "val"),
         ("labels/val.csv", "images/val/a.jpg", "val"),
         ("labels.tsv", "JPEGImages/a.jpg", "train"),
+        ("csv/train.csv", "images/a.jpg", "train"),
     ],
 )
 def test_layouts(tmp_path: Path, table: str, image: str, split: str) -> None:

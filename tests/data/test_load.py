@@ -130,6 +130,33 @@ def test_a_lone_folder_is_entered(tmp_path: Path) -> None:
         load_dataset(tmp_path)
 
 
+def test_data_beside_other_things_are_found(tmp_path: Path) -> None:
+    data = yolo_set(tmp_path / "data")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("how these pictures came to be")
+    assert load_dataset(tmp_path).root == data
+    yolo_set(tmp_path / "more")
+    with pytest.raises(DataError, match="holds several data sets, data and more") as caught:
+        load_dataset(tmp_path)
+    assert caught.value.hint == "give one of them"
+
+
+def test_a_folder_that_names_two_splits_is_none(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        image_file(tmp_path / f"train_test_split/{split}/a.jpg", (40, 30))
+        text_file(tmp_path / f"train_test_split/{split}/a.xml", VOC_TEXT)
+    assert list(load_dataset(tmp_path, val_split=0).splits) == ["train", "test"]
+
+
+def test_lists_beside_images_of_annotations_are_no_labels(tmp_path: Path) -> None:
+    """As Oxford's pets have them: annotations/ holds lists, and xml in a folder of their own."""
+    image_file(tmp_path / "images/a.jpg", (40, 30))
+    text_file(tmp_path / "annotations/list.txt", "#Image CLASS-ID SPECIES BREED\na 1 1 1 1\n")
+    text_file(tmp_path / "annotations/xmls/a.xml", VOC_TEXT)
+    index = load_dataset(tmp_path, val_split=0)
+    assert index.format == "voc" and index.warnings == ()
+
+
 def test_what_was_looked_for_is_told(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("")
     with pytest.raises(DataError, match=r"no data set recognised, found notes\.md") as caught:

@@ -44,6 +44,13 @@ def test_flat_bare_folders_are_one_split(tmp_path: Path) -> None:
         ("val_images/a.jpg", "val_labels/a.txt"),
         ("val/a.jpg", "val/a.txt"),
         ("Images/a.jpg", "Labels/a.txt"),
+        ("Images/a.jpg", "labels/a.txt"),
+        ("images/val2017/a.jpg", "labels/val2017/a.txt"),
+        ("images_val/a.jpg", "labels_val/a.txt"),
+        ("Val Set/images/a.jpg", "Val Set/labels/a.txt"),
+        ("imgs/a.jpg", "labels/a.txt"),
+        ("images/a.jpg", "annotations/a.txt"),
+        ("val/images/a.jpg", "val/annotations/a.txt"),
     ],
 )
 def test_bare_layouts(tmp_path: Path, image: str, label: str) -> None:
@@ -51,7 +58,7 @@ def test_bare_layouts(tmp_path: Path, image: str, label: str) -> None:
     text_file(tmp_path / label, "0 0.5 0.5 0.5 0.5\n")
     index = load_dataset(tmp_path, val_split=0)
     (split,) = index.splits
-    assert index.format == "yolo" and split == ("val" if "val" in image else "train")
+    assert index.format == "yolo" and split == ("val" if "val" in image.lower() else "train")
     assert [len(record.class_indices) for record in index.splits[split]] == [1]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dino_core.data.formats.layout import (
     ROBOFLOW_CSV,
@@ -25,30 +27,30 @@ CSV_LAYOUT = (
 _SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t"
 _MOST_FRACTION = 1.001  # rounding may push x + w over 1
+# Names of columns, lower case, letters and digits only.
 _IMAGE = (
-    "filename", "file_name", "image", "image_path", "img_path", "image_name", "path", "filepath",
-    "file_path", "file", "img", "image_file", "img_name", "image_id", "imageid", "img_id", "frame",
+    "filename", "image", "imagepath", "imgpath", "imagename", "path", "filepath", "file", "img",
+    "imagefile", "imgname", "imageid", "imgid", "frame",
 )  # fmt: skip
 _LABEL = (
-    "class", "label", "name", "class_name", "category", "category_name", "label_name", "classname",
-    "labelname", "object", "class_id", "category_id", "label_id",
+    "class", "label", "name", "classname", "category", "categoryname", "labelname", "object",
+    "classid", "categoryid", "labelid",
 )  # fmt: skip
 _CORNERS = (
-    ("xmin", "x_min", "x1", "left"),
-    ("ymin", "y_min", "y1", "top"),
-    ("xmax", "x_max", "x2", "right"),
-    ("ymax", "y_max", "y2", "bottom"),
+    ("xmin", "x1", "left"),
+    ("ymin", "y1", "top"),
+    ("xmax", "x2", "right"),
+    ("ymax", "y2", "bottom"),
 )
-_CORNER_AND_SIZE = (
-    ("x", "bbox_x", *_CORNERS[0]),
-    ("y", "bbox_y", *_CORNERS[1]),
-    ("w", "bbox_w", "bbox_width", "box_width"),
-    ("h", "bbox_h", "bbox_height", "box_height"),
-)
-_WHOLE_BOX = ("bbox", "box", "bounding_box")  # "[x, y, w, h]" in one field
-_SIZE = (("width", "image_width", "img_width"), ("height", "image_height", "img_height"))
+_START = (("x", "bboxx", *_CORNERS[0]), ("y", "bboxy", *_CORNERS[1]))
+_CENTRE = (("xcenter", "xcentre", "centerx", "cx"), ("ycenter", "ycentre", "centery", "cy"))
+_EXTENT = (("w", "bboxw", "bboxwidth", "boxwidth"), ("h", "bboxh", "bboxheight", "boxheight"))
+_WHOLE_BOX = ("bbox", "box", "boundingbox")  # "[x, y, w, h]" in one field
+_SIZE = (("width", "imagewidth", "imgwidth"), ("height", "imageheight", "imgheight"))
 _SPLIT = ("split", "subset", "set", "partition")
 ONLY_CLASS = "object"
+
+BoxForm = Literal["corners", "start and size", "centre and size"]
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,20 @@ class _Columns:
     """Which field of a row is what; `names` are the header's, empty where there is none."""
 
     names: tuple[str, ...]
+    count: int
     image: int
     label: int | None
     box: tuple[int, ...]  # four, or one that holds all four numbers
-    has_corners: bool  # xmin, ymin, xmax, ymax; else x, y, w, h
+    box_form: BoxForm
     size: tuple[int, int] | None = None
     split: int | None = None
 
 
-_CLASS_LAST = _Columns((), 0, 5, (1, 2, 3, 4), True)  # RetinaNet's tables
-_CLASS_SECOND = _Columns((), 0, 1, (2, 3, 4, 5), True)
+# Tables without header: RetinaNet's, the same with the class second, makesense.ai's, AutoML's.
+_CLASS_LAST = _Columns((), 6, 0, 5, (1, 2, 3, 4), "corners")
+_CLASS_SECOND = _Columns((), 6, 0, 1, (2, 3, 4, 5), "corners")
+_CLASS_FIRST = _Columns((), 8, 5, 0, (1, 2, 3, 4), "start and size", (6, 7))
+_SPLIT_FIRST = _Columns((), 11, 1, 2, (3, 4, 7, 8), "corners", split=0)
 
 
 @dataclass(frozen=True)
@@ -139,38 +145,47 @@ def _fields(line: str, delimiter: str) -> list[str]:
 def _columns_of(first: Sequence[str]) -> _Columns | None:
     """The columns that a first line tells; None if it is no table of boxes."""
     names = tuple(name.lower().replace(" ", "_").replace("-", "_") for name in first)
+    plain = [re.sub(r"[\W_]", "", name) for name in names]
 
     def column(known: Sequence[str]) -> int | None:
-        return next((names.index(name) for name in known if name in names), None)
+        return next((plain.index(name) for name in known if name in plain), None)
 
-    image, label, split = column(_IMAGE), column(_LABEL), column(_SPLIT)
-    corners = [column(known) for known in _CORNERS]
-    size = [column(known) for known in _SIZE]
+    def columns(*known: Sequence[str]) -> list[int | None]:
+        return [column(each) for each in known]
+
+    image, label, split = columns(_IMAGE, _LABEL, _SPLIT)
+    size = columns(*_SIZE)
     if image is None:
         return _headerless(first)
-    has_corners = None not in corners
-    box = corners if has_corners else [column(known) for known in _CORNER_AND_SIZE]
-    if not has_corners and box[2] is box[3] is None:
-        box[2:], size = size, [None, None]  # x, y, width, height: the size is the box's
+    box = columns(*_CORNERS)
+    form: BoxForm = "corners"
+    if None in box:
+        centre, extent = columns(*_CENTRE), columns(*_EXTENT)
+        if None in extent:  # width and height are the box's
+            extent, size = size, [None, None]
+        form = "start and size" if None in centre else "centre and size"
+        box = [*(columns(*_START) if None in centre else centre), *extent]
     whole = column(_WHOLE_BOX)
     if None in box and whole is not None:
-        box, size = [whole], [column(known) for known in _SIZE]
+        box, size, form = [whole], columns(*_SIZE), "start and size"
     fields = tuple(field for field in box if field is not None)
     if len(fields) != len(box):
         return None
     width, height = size
     size_wh = None if width is None or height is None else (width, height)
-    return _Columns(names, image, label, fields, has_corners, size_wh, split)
+    return _Columns(names, len(names), image, label, fields, form, size_wh, split)
 
 
 def _headerless(first: Sequence[str]) -> _Columns | None:
     """The columns of a table whose first line is already a row of an image, a box and its class."""
-    if len(first) != 6 or not first[0]:
-        return None
-    are_numbers = [_number(text) is not None for text in first]
-    if all(are_numbers[1:5]) or not any(first[1:]):
-        return _CLASS_LAST
-    return _CLASS_SECOND if all(are_numbers[2:]) else None
+    numbers = [i for i, text in enumerate(first) if _number(text) is not None]
+    if len(first) == 6 and first[0]:
+        if set(_CLASS_LAST.box) <= set(numbers) or not any(first[1:]):
+            return _CLASS_LAST
+        return _CLASS_SECOND if set(_CLASS_SECOND.box) <= set(numbers) else None
+    if len(first) == 8 and numbers == [1, 2, 3, 4, 6, 7]:
+        return _CLASS_FIRST
+    return _SPLIT_FIRST if len(first) == 11 and numbers == [3, 4, 7, 8] else None
 
 
 def read_table(file: Path) -> CsvTable:
@@ -212,7 +227,7 @@ def read_table(file: Path) -> CsvTable:
 
 
 def _read_row(fields: list[str], columns: _Columns, place: str) -> CsvRow:
-    expected = len(columns.names) or 6
+    expected = columns.count
     if len(fields) < expected or any(fields[expected:]):
         raise DataError(
             f"{place}: {len(fields)} fields, expected {expected}",
@@ -261,7 +276,11 @@ def _box_of(
     else:
         found = [_checked(fields[i], i, columns, place) for i in columns.box]
     a, b, c, d = found
-    return (a, b, c, d) if columns.has_corners else (a, b, a + c, b + d)
+    if columns.box_form == "corners":
+        return a, b, c, d
+    if columns.box_form == "centre and size":
+        a, b = a - c / 2, b - d / 2
+    return a, b, a + c, b + d
 
 
 def _checked(text: str, column: int, columns: _Columns, place: str) -> float:
@@ -281,7 +300,7 @@ def _number(text: str) -> float | None:
 
 
 def _split_of_row(fields: list[str], columns: _Columns, place: str) -> str | None:
-    if columns.split is None or not fields[columns.split]:
+    if columns.split is None or fields[columns.split] in ("", "UNASSIGNED"):  # AutoML's word
         return None
     split = split_in(fields[columns.split])
     if split is None:

@@ -25,7 +25,8 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
 ROBOFLOW_FILE = "_annotations.coco.json"
 ROBOFLOW_CSV = "_annotations.csv"
 _ROBOFLOW_FILES = (ROBOFLOW_FILE, ROBOFLOW_CSV)
-LABEL_FOLDERS = ("annotations", "Annotations", "labels")
+_USUAL_LABEL_FOLDERS = ("annotations", "Annotations", "labels")
+_LABEL_FOLDER = re.compile(r"annot|label|xml|coco|csv|json", re.IGNORECASE)  # how names begin
 _IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "data")
 _START = 4096  # bytes of a file that are looked at
 
@@ -59,49 +60,51 @@ def find_annotations(
         return choose(sorted(file for suffix in suffixes for file in folder.glob(f"*{suffix}")))
 
     found: dict[str, Path] = {}
-    for split, folder in in_splits(path, "{}"):
+    for split, folder in in_splits(path):
         if (file := folder / roboflow_file).is_file():
             found.setdefault(split, file)
-    for folder in (*(path / name for name in LABEL_FOLDERS), path):
+    for folder in (*label_folders(path), path):
         found = found or by_split(files_in(folder))
     if found:
         return found
-    for split, folder in in_splits(path, "{}", *("{}/" + name for name in LABEL_FOLDERS)):
-        files = files_in(folder)
-        if len(files) == 1:
-            found.setdefault(split, files[0])
+    for split, folder in in_splits(path):
+        for inner in (folder, *label_folders(folder)):
+            files = files_in(inner)
+            if len(files) == 1:
+                found.setdefault(split, files[0])
     return found
 
 
-def in_splits(root: Path, *patterns: str) -> Iterator[tuple[str, Path]]:
-    """Split and place for each folder that stands for "{}" in a pattern, e.g. "images/{}".
+def label_folders(root: Path) -> list[Path]:
+    """The folders of labels in `root`, the usual ones first, each before one that is in it."""
+    found = [folder for folder in folders_in(root) if _LABEL_FOLDER.match(folder.name)]
+    usual = {root / name: i for i, name in enumerate(_USUAL_LABEL_FOLDERS)}
+    found.sort(key=lambda folder: usual.get(folder, len(usual)))
+    return [each for folder in found for each in (folder, *label_folders(folder))]
 
-    Folders named as a split come first; names that say more ("train2017", "train_zip") follow.
+
+def in_splits(root: Path) -> list[tuple[str, Path]]:
+    """Each split with the folders of `root` that its name tells.
+
+    Those named just as a split come first; names that say more ("train2017", "train_zip") follow.
     """
     splits = list(SPLIT_NAMES)
-    inside: dict[Path, list[Path]] = {}
-    places: list[tuple[int, int, Path]] = []
-    for pattern in patterns:
-        before, _, after = pattern.partition("{}")
-        ending, _, rest = after.partition("/")
-        parent = root / before
-        if parent not in inside:
-            inside[parent] = _folders_in(parent)
-        for folder in inside[parent]:
-            name = folder.name.removesuffix(ending)
-            split = split_in(name)
-            if split is not None and folder.name.endswith(ending):
-                usual = (*SPLIT_NAMES[split], name).index(name)
-                places.append((splits.index(split), usual, folder / rest))
-    for order, _, place in sorted(places, key=lambda found: found[:2]):
-        yield splits[order], place
+    found = []
+    for folder in folders_in(root):
+        split = split_in(folder.name)
+        if split is not None:
+            usual = (*SPLIT_NAMES[split], folder.name).index(folder.name)
+            found.append((splits.index(split), usual, split, folder))
+    return [(split, folder) for *_, split, folder in sorted(found)]
 
 
-def _folders_in(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones; none where it is not there."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+        names = [entry.name for entry in entries if entry.is_dir()]
+    return [folder / name for name in sorted(names) if not name.startswith(".")]
 
 
 def split_lists(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -150,12 +153,11 @@ def split_of(file: Path) -> str | None:
 
 
 def split_in(name: str) -> str | None:
-    """The split that a word of a file or folder name tells, e.g. "instances_val2017"."""
+    """The split that a word of a file or folder name tells, e.g. "instances_val2017"; one only."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|[-. ]", "_", name).lower().split("_")
-    for split, names in SPLIT_NAMES.items():
-        if any(word.rstrip("0123456789") in names for word in words):
-            return split
-    return None
+    words = [word.rstrip("0123456789") for word in words]
+    told = [split for split, names in SPLIT_NAMES.items() if not set(names).isdisjoint(words)]
+    return told[0] if len(told) == 1 else None
 
 
 def _looks_like_coco(file: Path) -> bool:
@@ -174,8 +176,8 @@ def _looks_like_coco(file: Path) -> bool:
 
 def root_of(file: Path) -> Path:
     """The data set's folder, of one of its annotation files."""
-    folder = file.parent
-    return folder.parent if folder.name in LABEL_FOLDERS else folder
+    folders = (folder for folder in file.parents if not _LABEL_FOLDER.match(folder.name))
+    return next(folders, file.parent)
 
 
 def image_folders(root: Path, file: Path, split: str) -> list[Path]:

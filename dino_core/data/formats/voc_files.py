@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_core.data.formats.images import IMAGE_SUFFIXES
-from dino_core.data.formats.layout import in_splits, split_lists
+from dino_core.data.formats.layout import folders_in, in_splits, label_folders, split_lists
 from dino_core.data.formats.repairs import Repairs
 from dino_core.data.formats.voc_xml import ROOT
 from dino_core.errors import DataError
@@ -16,10 +16,6 @@ VOC_LAYOUT = (
     "Annotations/*.xml with JPEGImages/ and, for splits, ImageSets/Main/{train,val,test}.txt, "
     "or {train,valid}/*.xml beside the images"
 )
-_ANNOTATIONS = (
-    "Annotations", "annotations", "Annotation", "annotation", "annotations/xmls", "labels", "xmls",
-    "xml",
-)  # fmt: skip
 _LISTS = (Path("ImageSets", "Main"), Path("ImageSets"), Path())
 
 
@@ -76,21 +72,20 @@ def _roots(path: Path) -> list[Path]:
 def _annotation_folders(root: Path) -> dict[str, Path]:
     """Split name to annotation folder; the name is empty where the folder tells no split."""
     found: dict[str, Path] = {}
-    patterns = ["{}"]
-    for folder in _ANNOTATIONS:
-        patterns += ["{}/" + folder, folder + "/{}", "{}_" + folder]
-    for split, place in in_splits(root, *patterns):
+    inside = label_folders(root)
+    for split, place in (each for folder in (root, *inside) for each in in_splits(folder)):
         if split not in found and _holds_voc(place):
             found[split] = place
     if not found:
-        places = [*(root / folder for folder in _ANNOTATIONS), root]
-        found.update([("", place) for place in places if _holds_voc(place)][:1])
+        found.update(
+            [("", place) for place in (*inside, root) if _holds_voc(place, place != root)][:1]
+        )
     return found
 
 
-def _holds_voc(folder: Path) -> bool:
+def _holds_voc(folder: Path, deep: bool = True) -> bool:
     """Whether the first xml file of a folder looks like a VOC annotation."""
-    first = next(iter(_xml_files(folder)), None)
+    first = next(iter(_xml_files(folder, deep)), None)
     if first is None:
         return False
     try:
@@ -101,8 +96,12 @@ def _holds_voc(folder: Path) -> bool:
     return f"<{ROOT}>".encode() in start or f"<{ROOT} ".encode() in start
 
 
-def _xml_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.xml") if not file.name.startswith("."))
+def _xml_files(folder: Path, deep: bool = True) -> list[Path]:
+    """The xml files of a folder; where it has none and `deep`, those of the folders in it."""
+    files = sorted(file for file in folder.glob("*.xml") if not file.name.startswith("."))
+    if deep and not files:
+        return [file for inner in folders_in(folder) for file in _xml_files(inner)]
+    return files
 
 
 def _split_lists(root: Path) -> dict[str, Path]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from dino_core.data.formats.images import IMAGE_SUFFIXES, list_images, with_suffixes
-from dino_core.data.formats.layout import SPLIT_NAMES, in_splits, split_lists
+from dino_core.data.formats.layout import SPLIT_NAMES, folders_in, in_splits, split_lists
 from dino_core.errors import DataError
 
 YOLO_LAYOUT = (
@@ -23,9 +25,8 @@ _YAML_SUFFIXES = (".yaml", ".yml")
 _CLASS_FILES = (
     "classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt", "train/_darknet.labels",
 )  # fmt: skip
-_IMAGE_PLACES = (
-    "images/{}", "{}/images", "{}_images", "Images/{}", "{}/Images", "{}_Images",
-)  # fmt: skip
+_IMAGES = re.compile(r"images?|imgs?|photos?|pictures?|frames?", re.IGNORECASE)
+_LABELS, _OTHER_LABELS = ("labels",), ("annotations", "annotation", "label")
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,27 @@ def find_yolo(path: Path) -> YoloFiles:
 
 def label_path(image: Path) -> Path:
     """The label file of an image: images/ becomes labels/ in its path, else it lies beside it."""
-    beside = image.with_suffix(".txt")
-    parts = list(beside.parts)
-    folders = range(len(parts) - 2, -1, -1)
-    i = next((i for i in folders if parts[i] in ("images", "Images")), len(parts) - 2)
-    if i < 0:
-        return beside
-    parts[i] = parts[i].replace("images", "labels").replace("Images", "Labels")  # train_images too
-    mirrored = Path(*parts)
-    return beside if beside.is_file() and not mirrored.is_file() else mirrored
+    name = f"{image.stem}.txt"
+    beside = image.with_name(name)
+    mirrored = [folder / name for folder in _mirrored(image.parent, *_LABELS, *_OTHER_LABELS)]
+    there = (file for file in (*mirrored, beside) if file.is_file())
+    return next(there, mirrored[0] if mirrored else beside)
+
+
+@cache
+def _mirrored(images: Path, *words: str) -> list[Path]:
+    """The folders of labels that a folder of images may have, e.g. labels/ for images/."""
+    parts = list(images.parts)
+    last = len(parts) - 1
+    i = next((i for i in range(last, -1, -1) if _IMAGES.fullmatch(parts[i])), last)
+    match = _IMAGES.search(parts[i]) if parts else None  # train_images too
+    if match is None:
+        return []
+    names = []
+    for word in words:
+        cases = (word.capitalize(), word) if match[0][0].isupper() else (word, word.capitalize())
+        names += [parts[i][: match.start()] + case + parts[i][match.end() :] for case in cases]
+    return [Path(*parts[:i], name, *parts[i + 1 :]) for name in names]
 
 
 def _find_yaml(folder: Path) -> Path | None:
@@ -264,14 +277,20 @@ def _names_beside(root: Path) -> tuple[str, ...] | None:
 def _bare_folders(root: Path) -> dict[str, Path]:
     """Split name to image folder where no yaml tells; empty if this is no such layout."""
     found: dict[str, Path] = {}
-    for split, images in in_splits(root, *_IMAGE_PLACES):
-        if split not in found and images.is_dir() and _may_hold_labels(_labels_of(images)):
+    split_folders = in_splits(root)
+    together = _image_folders(root)
+    places = [each for images in together for each in in_splits(images)]
+    places += [
+        (split, images) for split, folder in split_folders for images in _image_folders(folder)
+    ]
+    for split, images in (*places, *split_folders):
+        if split not in found and _has_labels(images):
             found[split] = images
-    for images in (root / "images", root / "Images"):
-        if not found and images.is_dir() and _may_hold_labels(_labels_of(images)):
+    for images in together:
+        if not found and _has_labels(images):
             found["train"] = images
     if not found:  # as Darknet and labelImg leave them: each label beside its image
-        for split, folder in in_splits(root, "{}"):
+        for split, folder in split_folders:
             if split not in found and _labels_lie_beside(folder):
                 found[split] = folder
     if not found and _labels_lie_beside(root):
@@ -279,14 +298,21 @@ def _bare_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def _labels_of(images: Path) -> Path:
-    """The folder of the labels of a folder of images."""
-    return label_path(images / "x.jpg").parent
+def _image_folders(root: Path) -> list[Path]:
+    return [folder for folder in folders_in(root) if _IMAGES.fullmatch(folder.name)]
+
+
+def _has_labels(images: Path) -> bool:
+    """Whether a folder of images has one of labels, maybe empty, but not of other forms."""
+    return any(map(_may_hold_labels, _mirrored(images, *_LABELS))) or any(
+        any(map(_starts_as_label, folder.rglob("*.txt")))
+        for folder in _mirrored(images, *_OTHER_LABELS)
+    )
 
 
 def _may_hold_labels(folder: Path) -> bool:
     """Whether it is there, or its parent is, and its labels are not all of another form."""
-    if not folder.is_dir() and folder.parent.name in ("labels", "Labels"):
+    if not folder.is_dir() and folder.parent.name.lower() in _LABELS:
         folder = folder.parent
     if not folder.is_dir():
         return False
