@@ -38,6 +38,49 @@ def test_hand_worked_file(tmp_path: Path) -> None:
     assert second.image_id == 3 and second.boxes_xyxy_px.shape == (0, 4)
 
 
+def test_image_ids_may_be_words(tmp_path: Path) -> None:
+    table = coco_table(annotations=[annotation(), annotation(id=6, image_id="gone")])
+    for entry in (*table["images"], table["annotations"][0]):
+        key = "image_id" if "image_id" in entry else "id"
+        entry[key] = f"img-{entry[key]}"
+    coco_set(tmp_path, table)
+    index = read_coco(tmp_path)
+    records = index.splits["train"]
+    assert [(r.image_id, r.path.name, len(r.boxes_xyxy_px)) for r in records] == [
+        (1, "a.jpg", 1),
+        (2, "b.jpg", 0),
+    ]
+    words, orphan = index.warnings
+    assert words.startswith("1 file has words as ids of its images, which were numbered instead")
+    assert "image_id gone is not among the images" in orphan
+
+
+def test_boxes_as_text_and_from_outlines(tmp_path: Path) -> None:
+    outlines = [[3, 4, 9, 4, 9, 8.5], [5, 2, 6, 2, 6, 3]]
+    entries = [
+        annotation(bbox=["1.5", "2", "3", "4"]),
+        annotation(id=6, bbox=[], segmentation=outlines),
+        annotation(id=7, bbox=None, segmentation=outlines),
+    ]
+    coco_set(tmp_path, coco_table(annotations=entries))
+    boxes = read_coco(tmp_path).splits["train"][0].boxes_xyxy_px
+    assert boxes.tolist() == [[1.5, 2, 4.5, 6], [3, 2, 9, 8.5], [3, 2, 9, 8.5]]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.JPG", "a.png", "a", " a.jpg", "https://x.org/train/a.jpg?token=1", "%61.jpg"]
+)
+def test_image_names_spelt_otherwise(tmp_path: Path, name: str) -> None:
+    table = coco_table()
+    table["images"][0]["file_name"] = name
+    coco_set(tmp_path, table)
+    assert [r.path.name for r in read_coco(tmp_path).splits["train"]] == ["a.jpg", "b.jpg"]
+    table["images"].pop()
+    coco_set(tmp_path, table)
+    (tmp_path / "images/train").rename(tmp_path / "elsewhere")
+    assert [r.path.name for r in read_coco(tmp_path).splits["train"]] == ["a.jpg"]
+
+
 def test_annotations_without_image_and_with_the_same_id(tmp_path: Path) -> None:
     entries = [annotation(), annotation(bbox=[1, 2, 3, 4]), annotation(id=6, image_id=8)]
     coco_set(tmp_path, coco_table(annotations=entries))
@@ -73,8 +116,8 @@ def test_annotations_without_image_and_with_the_same_id(tmp_path: Path) -> None:
         (coco_table(images=[{"id": 7}]), r"images\[0\]: the key 'file_name' is missing"),
         (coco_table(images=[{"file_name": "a.jpg"}]), r"images\[0\]: the key 'id' is missing"),
         (
-            coco_table(images=[{"id": "x", "file_name": "a.jpg"}]),
-            r"images\[0\]: id is 'x', expected an integer",
+            coco_table(images=[{"id": 1.5, "file_name": "a.jpg"}]),
+            r"images\[0\]: id is 1.5, expected an integer",
         ),
         (
             coco_table(images=[{"id": 7, "file_name": "a.jpg"}] * 2),
@@ -95,7 +138,8 @@ def test_annotations_without_image_and_with_the_same_id(tmp_path: Path) -> None:
             r"annotations\[0\]: the key 'bbox' is missing",
         ),
         (coco_table(annotations=[annotation(bbox=[1, 2, 3])]), "expected four numbers"),
-        (coco_table(annotations=[annotation(bbox=[1, 2, 3, "4"])]), "expected four numbers"),
+        (coco_table(annotations=[annotation(bbox=[1, 2, 3, "x"])]), "expected four numbers"),
+        (coco_table(annotations=[annotation(bbox=[1, 2, 3, True])]), "expected four numbers"),
         (coco_table(annotations=[annotation(bbox=None)]), "bbox is None"),
         (coco_table(annotations=[annotation(bbox=[1, 2, float("nan"), 4])]), "must be finite"),
         (coco_table(annotations=[annotation(bbox=[1, 2, float("inf"), 4])]), "must be finite"),

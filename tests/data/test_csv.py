@@ -55,6 +55,7 @@ def test_hand_worked_file(tmp_path: Path) -> None:
         "filename,class,xmin,ymin,xmax,ymax\na.jpg,dog,1,2,11,22\n",
         "image,label,x_min,y_min,x_max,y_max\r\na.jpg,dog,1,2,11,22\r\n",
         "image_path;name;x1;y1;x2;y2\na.jpg;dog;1;2;11;22\n",
+        "image_path|name|x1|y1|x2|y2\na.jpg|dog|1|2|11|22\n",
         "file_name\tcategory\tleft\ttop\tright\tbottom\na.jpg\tdog\t1\t2\t11\t22\n",
         "Image Name,Class Name,X,Y,W,H\na.jpg,dog,1,2,10,20\n",
         "filename,x,y,w,h,width,height,class\na.jpg,1,2,10,20,40,20,dog\n",

@@ -14,7 +14,7 @@ from dino_core.data.formats.coco_json import (
     integer,
     read_area,
     read_bbox,
-    unique_id,
+    require_new,
 )
 from dino_core.data.formats.images import (
     copy_images,
@@ -60,6 +60,13 @@ def read_coco(path: Path) -> DatasetIndex:
         )
     repairs = Repairs()
     sets = {split: CocoFile.load(file, split != "test") for split, file in files.items()}
+    for source in sets.values():
+        if source.numbers:
+            repairs.add(
+                "file has words as ids of its images, which were numbered instead",
+                "files have words as ids of their images, which were numbered instead",
+                str(source.file),
+            )
     classes = _join_classes(sets, repairs)
     root = path if path.is_dir() else root_of(path)
     splits = {
@@ -96,7 +103,8 @@ def _join_classes(sets: Mapping[str, CocoFile], repairs: Repairs) -> ClassMap:
         used.update(str(entry.get("category_id")) for entry in source.annotations)
         for i, category in enumerate(source.categories):
             where = f"{file}: categories[{i}]"
-            category_id = unique_id(category, here, "category", where)
+            category_id = integer(get(category, "id", where), "id", where)
+            require_new(category_id, here, "category", where)
             name = str(get(category, "name", where)).strip()
             if names.get(category_id, name) != name:
                 raise DataError(
@@ -135,7 +143,8 @@ def _read_split(
     places: dict[int, str] = {}
     for i, image in enumerate(source.images):
         where = f"{file}: images[{i}]"
-        image_id = unique_id(image, images, "image", where)
+        image_id = source.image_id(image, "id", where)
+        require_new(image_id, images, "image", where)
         images[image_id], places[image_id] = image, where
     boxes = _read_boxes(source, set(images), classes, repairs)
     found = (
@@ -182,9 +191,9 @@ def _read_boxes(
                     where,
                 )
             seen.add(annotation_id)
-        image_id = integer(get(entry, "image_id", where), "image_id", where)
+        image_id = source.image_id(entry, "image_id", where)
         if image_id not in image_ids:
-            orphan = f"{where}: image_id {image_id} is not among the images"
+            orphan = f"{where}: image_id {entry['image_id']} is not among the images"
             repairs.add(
                 "annotation belongs to no image of its file and was left out",
                 "annotations belong to no image of their file and were left out",
@@ -197,7 +206,7 @@ def _read_boxes(
             raise DataError(
                 f"{where}: category_id {category_id} is not among the categories", f"known: {known}"
             )
-        x, y, w, h = read_bbox(get(entry, "bbox", where), where)
+        x, y, w, h = read_bbox(entry, where)
         boxes.setdefault(image_id, []).append(
             LabelledBox(
                 place=where,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,19 @@ _KEYS = ("images", "annotations", "categories")
 
 @dataclass(frozen=True)
 class CocoFile:
-    """The three lists of one annotation file, their shape checked but not their entries."""
+    """The three lists of one annotation file, their shape checked but not their entries.
+
+    Attributes:
+        file: Where they were read.
+        images, annotations, categories: As they stand there.
+        numbers: Of images by their ids, where these are words; counted from 1.
+    """
 
     file: Path
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
+    numbers: Mapping[str, int]
 
     @classmethod
     def load(cls, file: Path, labelled: bool = True) -> CocoFile:
@@ -45,7 +52,26 @@ class CocoFile:
             )
         if not labelled:
             data.setdefault("annotations", [])
-        return cls(file, *(_entries(file, data, key) for key in _KEYS))
+        images, annotations, categories = (_entries(file, data, key) for key in _KEYS)
+        return cls(file, images, annotations, categories, _numbers(images))
+
+    def image_id(self, entry: Mapping[str, Any], key: str, where: str) -> int:
+        """The integer that stands for an image; 0 for a word that no image has as its id."""
+        if not self.numbers:
+            return integer(get(entry, key, where), key, where)
+        return self.numbers.get(str(get(entry, key, where)), 0)
+
+
+def _numbers(images: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """A number for each image's id where all are different words; else none."""
+    ids = [str(entry.get("id")) for entry in images if isinstance(entry.get("id"), str)]
+    if len(set(ids)) != len(images) or all(map(_is_integer, ids)):
+        return {}
+    return {word: i for i, word in enumerate(ids, start=1)}
+
+
+def _is_integer(text: str) -> bool:
+    return text.strip().lstrip("-").isdigit()
 
 
 def _entries(file: Path, data: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -73,7 +99,7 @@ def get(entry: Mapping[str, Any], key: str, where: str) -> Any:
 
 def integer(value: Any, what: str, where: str) -> int:
     """`value` as an integer; whole floats and digits in quotes are taken."""
-    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+    if isinstance(value, str) and _is_integer(value):
         return int(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -82,24 +108,43 @@ def integer(value: Any, what: str, where: str) -> int:
     return value
 
 
-def unique_id(entry: Mapping[str, Any], seen: Mapping[int, Any], kind: str, where: str) -> int:
-    entry_id = integer(get(entry, "id", where), "id", where)
+def require_new(entry_id: int, seen: Mapping[int, Any], kind: str, where: str) -> None:
     if entry_id in seen:
         raise DataError(f"{where}: the {kind} id {entry_id} is used twice", "ids must be unique")
-    return entry_id
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def read_bbox(value: Any, where: str) -> tuple[float, float, float, float]:
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+def read_bbox(entry: Mapping[str, Any], where: str) -> tuple[float, float, float, float]:
+    """x, y, w, h of an annotation: its bbox, else what its outlines fill."""
+    if not entry.get("bbox"):
+        outlined = _box_of_outlines(entry.get("segmentation"))
+        if outlined is not None:
+            return outlined
+    value = get(entry, "bbox", where)
+    try:
+        numbers = [float(number) for number in value if not isinstance(number, bool)]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 4 or len(value) != 4:
         raise DataError(f"{where}: bbox is {value!r:.80}, expected four numbers [x, y, w, h]")
-    if not all(map(math.isfinite, value)):
+    if not all(map(math.isfinite, numbers)):
         raise DataError(f"{where}: bbox is {value!r:.80}, its numbers must be finite")
-    x, y, w, h = map(float, value)
+    x, y, w, h = numbers
     return x, y, w, h
+
+
+def _box_of_outlines(outlines: Any) -> tuple[float, float, float, float] | None:
+    """The box around polygons [[x, y, x, y, ...], ...]; None where these are none."""
+    if not isinstance(outlines, list) or not all(isinstance(line, list) for line in outlines):
+        return None
+    numbers = [number for line in outlines for number in line]
+    if not numbers or any(len(line) % 2 for line in outlines) or not all(map(_is_number, numbers)):
+        return None
+    xs, ys = ([n for line in outlines for n in line[start::2]] for start in (0, 1))
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
 def read_area(value: Any, where: str) -> float | None:

@@ -25,7 +25,7 @@ CSV_LAYOUT = (
     "or {train,valid}/_annotations.csv"
 )
 _SUFFIXES = (".csv", ".tsv")
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
 _MOST_FRACTION = 1.001  # rounding may push x + w over 1
 # Names of columns, lower case, letters and digits only.
 _IMAGE = (

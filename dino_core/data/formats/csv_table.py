@@ -22,11 +22,9 @@ from dino_core.data.formats.csv_files import (
     read_table,
 )
 from dino_core.data.formats.images import (
-    IMAGE_SUFFIXES,
     copy_images,
     number_text,
     unique_names,
-    with_suffixes,
     writing_failed,
 )
 from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
@@ -131,9 +129,7 @@ def _labelled(
         for row in rows
         if row.xyxy is not None
     ]
-    names = [first.image]
-    if Path(first.image).suffix.lower() not in IMAGE_SUFFIXES:
-        names += with_suffixes(first.image)
+    names = (first.image,)
     return LabelledImage(image_id, names, first.place, first.stated_wh, boxes, in_fractions)
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
-from dino_core.data.formats.images import list_images, upright_size
+from dino_core.data.formats.images import (
+    IMAGE_SUFFIXES,
+    list_images,
+    upright_size,
+    with_suffixes,
+)
 from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.records import ImageRecord
 from dino_core.errors import DataError
@@ -99,21 +105,34 @@ def read_images(
 def _find_images(images: Sequence[LabelledImage], folders: Sequence[Path]) -> list[Path | None]:
     """The file of each image, None for those that are not there."""
     usual = list(folders)
-    paths = [
-        next(filter(None, (_find_image(name, usual) for name in image.names)), None)
-        for image in images
-    ]
+    paths = [_find_image(image.names, usual) for image in images]
+    spelt = [[] if path else _spellings(image) for path, image in zip(paths, images, strict=True)]
+    paths = [path or _find_image(names, usual) for path, names in zip(paths, spelt, strict=True)]
     if any(paths) or not folders:
         return paths
     everything: dict[str, list[Path]] = {}
     for path in list_images(min(folders, key=lambda folder: len(folder.parts))):
         everything.setdefault(path.name, []).append(path)
-    names = ([PurePosixPath(n.replace("\\", "/")).name for n in image.names] for image in images)
-    found = [next((everything[n] for n in some if n in everything), []) for some in names]
+    bare = ([PurePosixPath(name).name for name in names] for names in spelt)
+    found = [next((everything[n] for n in names if n in everything), []) for names in bare]
     return [several[0] if len(several) == 1 else None for several in found]
 
 
-def _find_image(name: str, folders: list[Path]) -> Path | None:
+def _spellings(image: LabelledImage) -> list[str]:
+    """What the names of an image that is not there may stand for: no URL, another suffix."""
+    spelt = []
+    for name in image.names:
+        path = PurePosixPath(unquote(name.partition("?")[0]).replace("\\", "/").strip())
+        stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+        spelt += [str(path.with_name(each)) for each in (path.name, *with_suffixes(stem)) if stem]
+    return spelt
+
+
+def _find_image(names: Sequence[str], folders: list[Path]) -> Path | None:
+    return next(filter(None, (_find_named(name, folders) for name in names)), None)
+
+
+def _find_named(name: str, folders: list[Path]) -> Path | None:
     """The image file of that name, or without its first folders, which may be another machine's.
 
     The folder that had it moves to the front of the list.
