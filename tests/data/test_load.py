@@ -82,16 +82,26 @@ def test_forms_are_recognised(tmp_path: Path) -> None:
         ("csv", "{}/boxes.csv", "filename,class,xmin,ymin,xmax,ymax\na.jpg,dog,1,2,10,20\n"),
     ],
 )
-def test_split_folders_in_capitals(tmp_path: Path, form: str, labels: str, text: str) -> None:
+@pytest.mark.parametrize("names", [("Train", "VALID"), ("train_set", "Val Set"), ("train1", "dev")])
+def test_split_folders_by_other_names(
+    tmp_path: Path, names: tuple[str, str], form: str, labels: str, text: str
+) -> None:
     images = "Images" if "Labels" in labels or "Images" in labels else "images"
-    for split in ("Train", "VALID"):
+    for split in names:
         for name in ("a.jpg", "b.jpg"):
             image_file(tmp_path / split / images / name, (40, 30))
         text_file(tmp_path / labels.format(split), text)
     index = load_dataset(tmp_path)
     assert index.format == form and list(index.splits) == ["train", "val"]
     found = [{r.path.parents[1].name for r in index.splits[split]} for split in ("train", "val")]
-    assert found == [{"Train"}, {"VALID"}]
+    assert found == [{name} for name in names]
+
+
+@pytest.mark.parametrize("name", ["test-data", "my_test", "Train v2", "data_train_test"])
+def test_a_lone_folder_that_only_mentions_a_split_is_the_set(tmp_path: Path, name: str) -> None:
+    data = yolo_set(tmp_path / name)
+    index = load_dataset(tmp_path)
+    assert index.root == data and list(index.splits) == ["train", "val"]
 
 
 def test_tables_and_xml_of_other_kinds_are_not_taken_for_labels(tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ def test_flat_bare_folders_are_one_split(tmp_path: Path) -> None:
         ("Images/a.jpg", "labels/a.txt"),
         ("images/val2017/a.jpg", "labels/val2017/a.txt"),
         ("images_val/a.jpg", "labels_val/a.txt"),
-        ("Val Set/images/a.jpg", "Val Set/labels/a.txt"),
         ("imgs/a.jpg", "labels/a.txt"),
         ("images/a.jpg", "annotations/a.txt"),
         ("val/images/a.jpg", "val/annotations/a.txt"),

@@ -22,11 +22,15 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     split: (*words, *map(str.capitalize, words), *map(str.upper, words))
     for split, words in _SPLIT_WORDS.items()
 }
+_CONTENTS = {  # what a split's folder may say besides
+    "image", "images", "img", "imgs", "photo", "photos", "label", "labels", "annotation",
+    "annotations", "xml", "csv", "coco", "set", "data", "dataset", "split", "folder", "zip",
+}  # fmt: skip
 ROBOFLOW_FILE = "_annotations.coco.json"
 ROBOFLOW_CSV = "_annotations.csv"
 _ROBOFLOW_FILES = (ROBOFLOW_FILE, ROBOFLOW_CSV)
 _USUAL_LABEL_FOLDERS = ("annotations", "Annotations", "labels")
-_LABEL_FOLDER = re.compile(r"annot|label|xml|coco|csv|json", re.IGNORECASE)  # how names begin
+_LABEL_FOLDER = re.compile(r"(annot|label).*|xmls?|coco|csv|json", re.IGNORECASE)
 _IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "data")
 _START = 4096  # bytes of a file that are looked at
 
@@ -77,7 +81,7 @@ def find_annotations(
 
 def label_folders(root: Path) -> list[Path]:
     """The folders of labels in `root`, the usual ones first, each before one that is in it."""
-    found = [folder for folder in folders_in(root) if _LABEL_FOLDER.match(folder.name)]
+    found = [folder for folder in folders_in(root) if _LABEL_FOLDER.fullmatch(folder.name)]
     usual = {root / name: i for i, name in enumerate(_USUAL_LABEL_FOLDERS)}
     found.sort(key=lambda folder: usual.get(folder, len(usual)))
     return [each for folder in found for each in (folder, *label_folders(folder))]
@@ -86,13 +90,18 @@ def label_folders(root: Path) -> list[Path]:
 def in_splits(root: Path) -> list[tuple[str, Path]]:
     """Each split with the folders of `root` that its name tells.
 
-    Those named just as a split come first; names that say more ("train2017", "train_zip") follow.
+    Those named just as a split come first; names that say more ("train2017", "Train Set") follow.
+    A lone folder that says more may be the whole set ("test-data"), and is no split.
     """
     splits = list(SPLIT_NAMES)
     found = []
-    for folder in folders_in(root):
+    folders = folders_in(root)
+    for folder in folders:
         split = split_in(folder.name)
-        if split is not None:
+        if split is None:
+            continue
+        more = _words(folder.name) - set(SPLIT_NAMES[split])
+        if not more or (more <= _CONTENTS and len(folders) > 1):
             usual = (*SPLIT_NAMES[split], folder.name).index(folder.name)
             found.append((splits.index(split), usual, split, folder))
     return [(split, folder) for *_, split, folder in sorted(found)]
@@ -154,10 +163,15 @@ def split_of(file: Path) -> str | None:
 
 def split_in(name: str) -> str | None:
     """The split that a word of a file or folder name tells, e.g. "instances_val2017"; one only."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[-. ]", "_", name).lower().split("_")
-    words = [word.rstrip("0123456789") for word in words]
-    told = [split for split, names in SPLIT_NAMES.items() if not set(names).isdisjoint(words)]
+    words = _words(name)
+    told = [split for split, names in SPLIT_NAMES.items() if not words.isdisjoint(names)]
     return told[0] if len(told) == 1 else None
+
+
+def _words(name: str) -> set[str]:
+    """The words of a name, in lower case, without the digits at their ends."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[-. ()]", "_", name).lower().split("_")
+    return {word.rstrip("0123456789") for word in words} - {""}
 
 
 def _looks_like_coco(file: Path) -> bool:
@@ -176,7 +190,7 @@ def _looks_like_coco(file: Path) -> bool:
 
 def root_of(file: Path) -> Path:
     """The data set's folder, of one of its annotation files."""
-    folders = (folder for folder in file.parents if not _LABEL_FOLDER.match(folder.name))
+    folders = (folder for folder in file.parents if not _LABEL_FOLDER.fullmatch(folder.name))
     return next(folders, file.parent)
 
 
@@ -185,6 +199,9 @@ def image_folders(root: Path, file: Path, split: str) -> list[Path]:
     tail = file.stem.partition("_")[2]  # instances_train2017 -> train2017
     names = [name for name in (tail, *SPLIT_NAMES[split]) if name]
     folders = [file.parent] if file.name in _ROBOFLOW_FILES else []
+    own = root_of(file)
+    if root in own.parents:  # the split's own folder, by whatever name
+        folders += [*(own / images for images in _IMAGE_FOLDERS), own]
     folders += [root / images / name for images in _IMAGE_FOLDERS for name in names]
     folders += [root / name / images for images in _IMAGE_FOLDERS for name in names]
     folders += [root / name for name in names] + [root / images for images in _IMAGE_FOLDERS]
