@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -23,5 +25,25 @@ class Target:
         """None of the boxes."""
         return Target(self.labels[:0], self.boxes_cxcywh[:0])
 
-    def to(self, device: str) -> Target:
-        return Target(self.labels.to(device), self.boxes_cxcywh.to(device))
+
+def to_device(targets: Sequence[Target], device: torch.device) -> list[Target]:
+    """A batch's, moved by two copies."""
+    counts = [len(target.labels) for target in targets]
+    labels = torch.cat([target.labels for target in targets]).to(device)
+    boxes = torch.cat([target.boxes_cxcywh for target in targets]).to(device)
+    parts = torch.split(labels, counts), torch.split(boxes, counts)
+    return [Target(*each) for each in zip(*parts, strict=True)]
+
+
+def image_and_slot(targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    """Of each box of a batch, in order: its image, and its place among the image's boxes.
+
+    They are counted on the CPU, which costs a GPU one copy instead of a kernel an image.
+
+    Returns: (N,) int64 twice, on the device of the targets.
+    """
+    counts = torch.tensor([len(target.labels) for target in targets])
+    image = torch.arange(len(counts)).repeat_interleave(counts)
+    slot = torch.arange(len(image)) - (counts.cumsum(0) - counts)[image]
+    placed = torch.stack([image, slot]).to(targets[0].labels.device)
+    return placed[0], placed[1]

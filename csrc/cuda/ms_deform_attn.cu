@@ -53,8 +53,9 @@ cudaLaunchConfig_t launch_config(const Geometry& g, int pack, const Tensor& valu
   while (lanes < kWarp && lanes * pack < g.channels) lanes *= 2;
   const unsigned groups = kThreads / lanes;
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream));
+  // The macro that checks such calls has another name in torch 2.10 than in 2.14.
+  if (aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream) != AOTI_TORCH_SUCCESS)
+    fail("torch gives no CUDA stream");
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(std::min((g.items + groups - 1) / groups, kMaxBlocks));
   config.blockDim = dim3(lanes, groups);

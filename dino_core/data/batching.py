@@ -26,7 +26,7 @@ from dino_core.data.records import ImageRecord
 from dino_core.errors import ConfigError
 from dino_core.processing import preprocess as processing
 from dino_core.processing.preprocess import resized_size
-from dino_core.targets import Target
+from dino_core.targets import Target, to_device
 
 STRIDE = 32  # training batches are padded to multiples of it, so that few different shapes occur
 _CHUNK_BATCHES = 32  # images are grouped by size within so many batches
@@ -62,12 +62,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def to(self, device: str) -> Batch:
+    def to(self, device: torch.device) -> Batch:
+        features = self.features
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
             padding_mask=self.padding_mask.to(device, non_blocking=True),
-            targets=[target.to(device) for target in self.targets],
+            targets=to_device(self.targets, device),
+            features=features and tuple(f.to(device, non_blocking=True) for f in features),
         )
 
     def split(self, parts: int, blanks: bool = False) -> list[Batch]:

@@ -77,9 +77,8 @@ class FeatureCache:
         """
         if batch.features is not None or not batch.image_ids:
             return batch
-        images = batch.images.to(device, memory_format=torch.channels_last)
         with torch.no_grad():
-            batch = replace(batch, features=tuple(backbone(images)))
+            batch = replace(batch, features=tuple(backbone(batch.images.to(device))))
         if batch.place is not None and not batch.unreadable:
             try:
                 self._write(batch, batch.place)

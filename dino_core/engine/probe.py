@@ -140,6 +140,8 @@ def try_out(
                     return None
             if at_a_time > 1:
                 seconds, peak = _pass(model, criterion, _batch(worst, at_a_time), device, dtype)
+            if device.type == "cuda":  # the first pass of a size looks for kernels, for seconds
+                seconds, _ = _pass(model, criterion, _batch(worst, at_a_time), device, dtype)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -160,7 +162,7 @@ def _pass(
         torch.cuda.reset_peak_memory_stats(device)
     before = peak_memory_mb()
     started = time.monotonic()
-    batch = batch.to(str(device))
+    batch = batch.to(device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         output = model(batch.images, batch.padding_mask, batch.targets, torch.Generator())
     criterion(output, batch.targets).total.backward()

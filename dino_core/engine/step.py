@@ -229,16 +229,13 @@ class Stepper:
 
     def _losses(self, batch: Batch, boxes: float, place: tuple[int, int, int]) -> Losses:
         """Those of a forward pass; arguments as of `_accumulate`."""
-        images = batch.images.to(self.device, non_blocking=True)
-        mask = batch.padding_mask.to(self.device, non_blocking=True)
-        targets = [t.to(str(self.device)) for t in batch.targets]
-        features = None
-        if batch.features is not None:
-            features = [f.to(self.device, non_blocking=True) for f in batch.features]
+        batch = batch.to(self.device)
         with self._autocast():
             noise = noise_generator(*place)
-            output = self._wrapped(images, mask, targets, noise, features=features)
-        losses: Losses = self.criterion(output, targets, boxes)
+            output = self._wrapped(
+                batch.images, batch.padding_mask, batch.targets, noise, features=batch.features
+            )
+        losses: Losses = self.criterion(output, batch.targets, boxes)
         return losses
 
 

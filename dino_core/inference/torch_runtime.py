@@ -41,8 +41,10 @@ class TorchRuntime:
         """
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype)
-        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
-        self.model.backbone.fold_batch_norm(keep=True)
+        backbone = model.backbone
+        self.model = model.eval().to(self.device)
+        self.model.to(memory_format=backbone.memory_format(self.device))
+        backbone.fold_batch_norm(keep=True)
         self.input_hw: tuple[int, int] | None = None
 
     def run(

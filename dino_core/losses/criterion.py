@@ -17,7 +17,7 @@ from dino_core.config import ClassLossName, LossConfig
 from dino_core.losses.matcher import Matches, match
 from dino_core.models.denoising import DenoisingLayout
 from dino_core.models.dino import DinoOutput
-from dino_core.targets import Target
+from dino_core.targets import Target, image_and_slot
 
 
 @dataclass(frozen=True)
@@ -186,11 +186,8 @@ def mal_foreground(logits: Tensor, quality: Tensor, loss: LossConfig) -> Tensor:
 
 def denoising_matches(layers: int, layout: DenoisingLayout, targets: Sequence[Target]) -> Matches:
     """The fixed assignment: slot i of every positive half is box i (ALGORITHM 20, 24)."""
-    device = targets[0].labels.device
-    image = torch.cat(
-        [torch.full((len(t.labels),), i, device=device) for i, t in enumerate(targets)]
-    ).to(torch.int64)
-    box = torch.cat([torch.arange(len(t.labels), device=device) for t in targets])
+    image, box = image_and_slot(targets)
+    device = box.device
     group = torch.arange(layout.groups, device=device)
     query = (group[:, None] * 2 * layout.slots + box[None, :]).flatten()
     per_layer = len(query)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from dino_core.boxes import cxcywh_to_xyxy, generalized_iou
 from dino_core.config import LossConfig
-from dino_core.targets import Target
+from dino_core.targets import Target, image_and_slot
 
 LOG_EPS = 1e-8
 
@@ -34,25 +35,32 @@ class Matches:
     box: Tensor
 
 
-def matching_cost(logits: Tensor, boxes_cxcywh: Tensor, target: Target, loss: LossConfig) -> Tensor:
-    """Cost of giving each prediction to each box of one image.
+def matching_cost(
+    logits: Tensor, boxes_cxcywh: Tensor, targets: Sequence[Target], loss: LossConfig
+) -> Tensor:
+    """Cost of giving each box each prediction of its image.
 
     Args:
-        logits: (..., Q, C).
-        boxes_cxcywh: (..., Q, 4).
-        target: N boxes.
+        logits: (G, B, Q, C).
+        boxes_cxcywh: (G, B, Q, 4).
+        targets: B of them, N boxes in all.
         loss: Weights of the three parts and the focal parameters.
 
-    Returns: (..., Q, N).
+    Returns: (N, G, Q), image after image.
     """
-    p = logits[..., target.labels].sigmoid()  # (..., Q, N)
+    image, _ = image_and_slot(targets)
+    labels = torch.cat([target.labels for target in targets])
+    wanted = torch.cat([target.boxes_cxcywh for target in targets])[:, None, None]
+    predicted = boxes_cxcywh.transpose(0, 1)  # (B, G, Q, 4)
+    if len(targets) > 1:
+        predicted = predicted[image]  # (N, G, Q, 4)
+    p = logits[:, image, :, labels].sigmoid()  # (N, G, Q)
     alpha, gamma = loss.focal_alpha, loss.focal_gamma
     negative = (1 - alpha) * p**gamma * -torch.log(1 - p + LOG_EPS)
     positive = alpha * (1 - p) ** gamma * -torch.log(p + LOG_EPS)
-    l1 = torch.cdist(boxes_cxcywh, target.boxes_cxcywh, p=1)
-    giou = generalized_iou(
-        cxcywh_to_xyxy(boxes_cxcywh)[..., :, None, :], cxcywh_to_xyxy(target.boxes_cxcywh)
-    )
+    sides = zip(predicted.unbind(-1), wanted.unbind(-1), strict=True)
+    l1 = cast(Tensor, sum((a - b).abs() for a, b in sides))
+    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
     return loss.cost_class * (positive - negative) + loss.cost_bbox * l1 - loss.cost_giou * giou
 
 
@@ -71,21 +79,23 @@ def match(
         targets: B of them.
         loss: Weights of the costs.
     """
-    some = [image for image, target in enumerate(targets) if len(target.labels)]
-    if not some:
+    counts = [len(target.labels) for target in targets]
+    if not any(counts):
         return Matches(*torch.zeros(4, 0, dtype=torch.int64, device=logits.device))
-    costs = [matching_cost(logits[:, i], boxes_cxcywh[:, i], targets[i], loss) for i in some]
+    # An image after the other stays in a CPU's cache; a GPU would wait for the launches.
+    alone = logits.device.type == "cpu"
+    parts = [slice(i, i + 1) for i in range(len(targets))] if alone else [slice(None)]
+    costs = [matching_cost(logits[:, p], boxes_cxcywh[:, p], targets[p], loss) for p in parts]
     # A diverged prediction must not abort the run here: the engine sees the NaN loss.
-    cost = torch.nan_to_num(torch.cat(costs, dim=-1), nan=1e6, posinf=1e6, neginf=-1e6)
-    sizes = [c.shape[-1] for c in costs]
-    per_image = torch.split(cost.cpu(), sizes, dim=-1)  # the one wait for the device
+    cost = torch.nan_to_num(torch.cat(costs), nan=1e6, posinf=1e6, neginf=-1e6)
+    per_image = torch.split(cost.cpu(), counts)  # the one wait for the device
     last = len(logits) - 1
     pairs = []
-    for image, part in zip(some, per_image, strict=True):
-        for group, square in enumerate(part.numpy()):
+    for image, part in enumerate(per_image):
+        for group, of_boxes in enumerate(part.numpy().transpose(1, 2, 0)):  # (Q, N)
             repeats = loss.encoder_repeats if group == last else 1
-            query, column = linear_sum_assignment(np.tile(square, repeats))
+            query, column = linear_sum_assignment(np.tile(of_boxes, repeats))
             where = np.full_like(query, group), np.full_like(query, image)
-            pairs.append(np.stack([*where, query, column % square.shape[1]]))
+            pairs.append(np.stack([*where, query, column % max(1, of_boxes.shape[1])]))
     found = torch.from_numpy(np.concatenate(pairs, axis=1))  # (4, T)
     return Matches(*found.to(logits.device, non_blocking=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from dino_core.config import ModelConfig
@@ -14,6 +15,7 @@ from dino_core.models.efficientnet_lite import EfficientNetLite0
 from dino_core.models.frozen_norm import fold_batch_norms
 from dino_core.models.resnet import RESNET_BLOCKS, ResNet
 from dino_core.models.swin import SWIN_SIZES, Swin, SwinBlock
+from dino_core.ops.depthwise import is_depthwise
 
 OWN_BACKBONES = ("tf_efficientnet_lite0", *RESNET_BLOCKS, *SWIN_SIZES, *CONVNEXT_SIZES)
 """Those that need no timm, by its names."""
@@ -49,6 +51,7 @@ class Backbone(nn.Module):
         frozen = config.backbone_frozen_stages
         self._frozen_through = maps.stage_ends[frozen - 1] if frozen else None
         self._used_through = maps.stage_ends[max(indices)]
+        self._has_depthwise = any(map(is_depthwise, self.body.modules()))
         self.freeze_stages()
 
     def freeze_stages(self) -> None:
@@ -80,8 +83,18 @@ class Backbone(nn.Module):
             return [self.body]
         return [block for block in self.body.modules() if isinstance(block, SwinBlock)]
 
+    def memory_format(self, device: torch.device) -> torch.memory_format:
+        """How images and weights shall lie in memory: channels last is fastest.
+
+        Not for depthwise convolutions on a GPU: of channels last cuDNN takes 0.2 to 1 s to find a
+        kernel, anew for each layer and size of images (benchmarks/NOTES.md).
+        """
+        slow = self._has_depthwise and device.type == "cuda"
+        return torch.contiguous_format if slow else torch.channels_last
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images -> maps (B, C_l, H_l, W_l)."""
+        images = images.contiguous(memory_format=self.memory_format(images.device))
         maps: list[Tensor] = self.body(images)
         if getattr(self.body, "gives_channels_last", False):  # (B, H_l, W_l, C_l)
             return [map_.permute(0, 3, 1, 2) for map_ in maps]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dino_core.models.feed_forward import GeluMlp
 from dino_core.models.recompute import recomputed
 from dino_core.models.stochastic_depth import StochasticDepth, rates
+from dino_core.ops.depthwise import suited_to_depthwise
 
 _EPS: Final = 1e-6
 _PATCH: Final = 4
@@ -140,7 +141,7 @@ class ConvNextBlock(nn.Module):
         return cast(Tensor, x + self.drop_path(branch))
 
     def _transform(self, x: Tensor) -> Tensor:
-        y = self.norm(self.conv_dw(x).permute(0, 2, 3, 1))
+        y = self.norm(self.conv_dw(suited_to_depthwise(x)).permute(0, 2, 3, 1))
         return cast(Tensor, self.mlp(y) * self.gamma).permute(0, 3, 1, 2)
 
 

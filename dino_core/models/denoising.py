@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dino_core.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from dino_core.config import ModelConfig
-from dino_core.targets import Target
+from dino_core.targets import Target, image_and_slot
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def denoising_queries(
     anchors_logit = inverse_sigmoid(_noised_boxes(boxes, layout.groups, draws, config))
 
     batch, queries = len(targets), layout.num_queries
-    image = torch.arange(batch).repeat_interleave(torch.tensor(counts)).to(device)
-    slot = torch.cat([torch.arange(n, device=device) for n in counts])
+    image, slot = image_and_slot(targets)
     half = torch.arange(repeats, device=device).repeat_interleave(len(labels))
     where = (image.repeat(repeats), half * layout.slots + slot.repeat(repeats))
     embedded = label_embedding(noised_labels)

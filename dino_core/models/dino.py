@@ -141,7 +141,7 @@ class Dino(nn.Module):
             features: The backbone's maps of the images, which are then not looked at.
         """
         if features is None:
-            features = self.backbone(images.contiguous(memory_format=torch.channels_last))
+            features = self.backbone(images)
         maps = self.neck(features)
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # (B, S, hidden)
         geometry = self._geometry(padding_mask, [(m.shape[-2], m.shape[-1]) for m in maps])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dino_core.ops.depthwise import depthwise_conv2d
+from dino_core.ops.depthwise import depthwise_conv2d, is_depthwise
 
 
 class FrozenBatchNorm(nn.Module):
@@ -122,7 +122,7 @@ class FoldedConv2d(nn.Module):
             # And in fp32 its backward for channels last takes half the time or less.
             with torch.autocast("cpu", enabled=False):
                 x = x.to(torch.float32, memory_format=torch.channels_last)
-                if _is_depthwise(conv):
+                if _is_square_depthwise(conv):
                     return depthwise_conv2d(x, weight, bias, conv.stride[0], _padding(conv))
                 return _convolve(conv, x, weight, bias)
         return _convolve(conv, x, weight, bias)
@@ -151,14 +151,14 @@ class FoldedConv2d(nn.Module):
         return _convolve(conv, x, kept.weight, kept.bias)
 
 
-def _is_depthwise(conv: nn.Conv2d) -> bool:
-    """One group a channel, and square in every respect."""
+def _is_square_depthwise(conv: nn.Conv2d) -> bool:
+    """Depthwise with as many channels as before, and square in every respect."""
     square = all(
         len(set(cast("tuple[int, int]", pair))) == 1
         for pair in (conv.kernel_size, conv.stride, conv.padding)
     )
-    channels = conv.groups == conv.in_channels == conv.out_channels
-    return channels and square and conv.dilation == (1, 1)
+    as_many = conv.in_channels == conv.out_channels
+    return is_depthwise(conv) and as_many and square and conv.dilation == (1, 1)
 
 
 def _padding(conv: nn.Conv2d) -> int:
@@ -168,7 +168,7 @@ def _padding(conv: nn.Conv2d) -> int:
 def _padded_weight(conv: nn.Conv2d, weight: Tensor) -> Tensor | None:
     """For depthwise ones, where the copy of x costs more than the zeros' products."""
     halving = conv.stride == (2, 2) and conv.kernel_size[0] % 2 == 1
-    if not (isinstance(conv, SameConv2d) and _is_depthwise(conv) and halving):
+    if not (isinstance(conv, SameConv2d) and _is_square_depthwise(conv) and halving):
         return None
     return functional.pad(weight, (1, 0, 1, 0))
 

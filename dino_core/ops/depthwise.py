@@ -1,6 +1,7 @@
 """Depthwise convolution whose weight gradient is a compiled operator on CPUs.
 
-oneDNN's takes up to ten times as long (5 x 5 kernels, channels last, float32).
+oneDNN's takes up to ten times as long (5 x 5 kernels, channels last, float32). On a GPU maps shall be
+contiguous, for PyTorch's own kernels: see `Backbone.memory_format`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dino_core.ops._extension import EXTENSION
@@ -87,6 +88,16 @@ class _DepthwiseConv2d(torch.autograd.Function):
             )
         grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """A convolution with a group for each of several channels."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+
+
+def suited_to_depthwise(x: Tensor) -> Tensor:
+    """`x` (B, C, H, W), contiguous on a GPU."""
+    return x.contiguous() if x.device.type == "cuda" else x
 
 
 def _fake_weight_grad(

@@ -133,7 +133,7 @@ def test_padding() -> None:
         assert int((~batch.padding_mask[i]).sum()) == height * width
         assert float(batch.images[i].sum()) == 3 * height * width  # zeros on padding
     assert collate(samples, multiple=1).images.shape == (2, 3, 33, 40)
-    moved = batch.to("cpu")
+    moved = batch.to(torch.device("cpu"))
     assert same(batch, moved)
 
 

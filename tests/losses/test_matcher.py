@@ -18,10 +18,12 @@ def test_official_costs_and_assignments() -> None:
     logits, boxes = recipe.matcher_inputs()
     with np.load(GOLDEN) as file:
         theirs = dict(file)
-    for image, target in enumerate(recipe.targets()):
-        cost = matching_cost(logits[image], boxes[image], target, LossConfig())
+    targets = recipe.targets()
+    cost = matching_cost(logits[None], boxes[None], targets, LossConfig())[:, 0]
+    per_image = cost.split([len(target.labels) for target in targets])
+    for image, part in enumerate(per_image):
         # Values up to 10, the same formula in another order.
-        np.testing.assert_allclose(cost[:50], theirs[f"cost_img{image}"], atol=1e-5)
+        np.testing.assert_allclose(part.T[:50], theirs[f"cost_img{image}"], atol=1e-5)
     matches = match(logits[None], boxes[None], recipe.targets(), LossConfig())
     for image in range(2):
         rows = matches.image == image
@@ -39,7 +41,8 @@ def test_parts_of_the_cost() -> None:
     with np.load(GOLDEN) as file:
         for name in ("class", "bbox", "giou"):
             weights = {f"cost_{n}": float(n == name) for n in ("class", "bbox", "giou")}
-            cost = matching_cost(logits[0, :10], boxes[0, :10], everything, LossConfig(**weights))
+            first_ten = logits[None, :1, :10], boxes[None, :1, :10]
+            cost = matching_cost(*first_ten, [everything], LossConfig(**weights))[:, 0].T
             np.testing.assert_allclose(cost, file[f"cost_{name}_first10"], atol=1e-5)
 
 
@@ -48,7 +51,7 @@ def test_least_total_cost_by_exhaustion() -> None:
     logits = torch.randn(1, 1, 5, 3, generator=generator)
     boxes = torch.rand(1, 1, 5, 4, generator=generator) * 0.5 + 0.2
     target = Target(torch.tensor([0, 2, 1]), torch.rand(3, 4, generator=generator) * 0.5 + 0.2)
-    cost = matching_cost(logits[0, 0], boxes[0, 0], target, LossConfig())
+    cost = matching_cost(logits, boxes, [target], LossConfig())[:, 0].T
     best = min(
         itertools.permutations(range(5), 3),
         key=lambda queries: sum(cost[q, i].item() for i, q in enumerate(queries)),
@@ -64,6 +67,23 @@ def test_groups_are_matched_independently() -> None:
     matches = match(*swapped, recipe.targets(), LossConfig())
     first, second = (matches.query[matches.group == g] for g in range(2))
     assert sorted(second.tolist()) == sorted((899 - first).tolist())
+
+
+def test_costs_of_a_batch_are_those_of_its_images() -> None:
+    """A GPU takes the batch at once, a CPU image by image; one of them has no boxes."""
+    logits, boxes = recipe.matcher_inputs()
+    first, second = recipe.targets()
+    targets = [first, first.empty(), second]
+    stacked = logits[[0, 0, 1]][None], boxes[[0, 0, 1]][None]
+    together = matching_cost(*stacked, targets, LossConfig())
+    apart = [
+        matching_cost(*(t[:, i : i + 1] for t in stacked), targets[i : i + 1], LossConfig())
+        for i in range(3)
+    ]
+    assert [len(part) for part in apart] == [len(first.labels), 0, len(second.labels)]
+    torch.testing.assert_close(together, torch.cat(apart))
+    matches = match(*stacked, targets, LossConfig())
+    assert matches.image.unique().tolist() == [0, 2]
 
 
 def test_no_boxes_no_matches() -> None:

@@ -108,6 +108,18 @@ def test_frozen_stages() -> None:
     assert all("bn" not in n for n, _ in backbone.named_parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "depthwise"),
+    [("tf_efficientnet_lite0", True), ("convnext_tiny", True), ("resnet18", False)],
+)
+def test_depthwise_networks_are_contiguous_on_a_gpu(name: str, depthwise: bool) -> None:
+    with torch.device("meta"):
+        backbone = randomised(name, (2, 3))
+    on_gpu = backbone.memory_format(torch.device("cuda"))
+    assert on_gpu == (torch.contiguous_format if depthwise else torch.channels_last)
+    assert backbone.memory_format(torch.device("cpu")) == torch.channels_last
+
+
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
         Backbone(replace(tiny_config(), backbone="resnet5O"))
