@@ -1,7 +1,7 @@
 """Depthwise convolution whose weight gradient is a compiled operator on CPUs.
 
-oneDNN's takes up to ten times as long (5 x 5 kernels, channels last, float32). On a GPU maps shall be
-contiguous, for PyTorch's own kernels: see `Backbone.memory_format`.
+oneDNN's takes up to ten times as long (5 x 5 kernels, channels last, float32). On a GPU maps shall
+be contiguous, for PyTorch's own kernels: see `Backbone.memory_format`.
 """
 
 from __future__ import annotations
