@@ -15,7 +15,7 @@ from dino_core.data.formats.layout import COCO_LAYOUT, find_coco
 from dino_core.data.formats.voc import read_voc
 from dino_core.data.formats.voc_files import VOC_LAYOUT, is_voc
 from dino_core.data.formats.yolo import read_yolo
-from dino_core.data.formats.yolo_files import YOLO_LAYOUT, is_yolo
+from dino_core.data.formats.yolo_files import YOLO_LAYOUT, find_yolo, is_yolo
 from dino_core.data.records import DatasetIndex, SetApart
 from dino_core.data.split import stratified_split
 from dino_core.errors import ConfigError, DataError
@@ -78,11 +78,15 @@ def load_dataset(
 
 
 def _recognise(path: Path) -> tuple[Path, str, str]:
-    """The folder of the data, the first form that fits, a remark where others would fit too."""
+    """The folder of the data, the first form that fits, a remark where others would fit too.
+
+    YOLO labels without names of classes yield to others, which have them.
+    """
     forms = _forms_of(path)
     if forms:
-        others = f"{path} holds labels as {' and '.join(forms)}; {forms[0]} was read"
-        return path, forms[0], f"{others} (--format forces another)" if forms[1:] else ""
+        form = next((name for name in forms if _names_classes(name, path)), forms[0])
+        others = f"{path} holds labels as {' and '.join(forms)}; {form} was read"
+        return path, form, f"{others} (--format forces another)" if forms[1:] else ""
     if path.is_file():
         raise DataError(
             f"{path}: not a data set",
@@ -105,6 +109,10 @@ def _recognise(path: Path) -> tuple[Path, str, str]:
 
 def _forms_of(path: Path) -> list[str]:
     return [name for name, form in FORMS.items() if form.fits(path)]
+
+
+def _names_classes(form: str, path: Path) -> bool:
+    return form != "yolo" or find_yolo(path).names is not None
 
 
 def _shown(folder: Path) -> list[Path]:

@@ -128,6 +128,19 @@ def test_both_forms_in_one_folder(tmp_path: Path) -> None:
     assert load_dataset(tmp_path, format="coco", val_split=0).format == "coco"
 
 
+def test_labels_without_names_yield_to_those_with_names(tmp_path: Path) -> None:
+    """As Darknet's voc_label.py leaves a set: its own labels beside those of VOC."""
+    text_file(tmp_path / "Annotations/a.xml", VOC_TEXT)
+    image_file(tmp_path / "JPEGImages/a.jpg")
+    text_file(tmp_path / "labels/a.txt", "1 0.5 0.5 0.5 0.5")
+    index = load_dataset(tmp_path, val_split=0)
+    assert (index.format, index.classes.names) == ("voc", ("dog",))
+    assert "yolo and voc; voc was read" in index.warnings[-1]
+    text_file(tmp_path / "classes.txt", "cat\ndog\n")
+    index = load_dataset(tmp_path, val_split=0)
+    assert (index.format, index.classes.names) == ("yolo", ("cat", "dog"))
+
+
 def test_a_lone_folder_is_entered(tmp_path: Path) -> None:
     data = yolo_set(tmp_path / "archive" / "My set.v1")
     (data / "classes.txt").write_text("a\nb\n")

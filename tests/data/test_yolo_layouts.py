@@ -48,6 +48,8 @@ def test_flat_bare_folders_are_one_split(tmp_path: Path) -> None:
         ("images/val2017/a.jpg", "labels/val2017/a.txt"),
         ("images_val/a.jpg", "labels_val/a.txt"),
         ("imgs/a.jpg", "labels/a.txt"),
+        ("JPEGImages/a.jpg", "labels/a.txt"),
+        ("JPEGImages/val/a.jpg", "labels/val/a.txt"),
         ("images/a.jpg", "annotations/a.txt"),
         ("val/images/a.jpg", "val/annotations/a.txt"),
     ],

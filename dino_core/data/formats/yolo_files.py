@@ -25,7 +25,7 @@ _YAML_SUFFIXES = (".yaml", ".yml")
 _CLASS_FILES = (
     "classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt", "train/_darknet.labels",
 )  # fmt: skip
-_IMAGES = re.compile(r"images?|imgs?|photos?|pictures?|frames?", re.IGNORECASE)
+_IMAGES = re.compile(r"(JPEG)?images?|imgs?|photos?|pictures?|frames?", re.IGNORECASE)
 _LABELS, _OTHER_LABELS = ("labels",), ("annotations", "annotation", "label")
 
 
