@@ -55,8 +55,10 @@ EMA_DECAY = 0.9997
 # 15 passes of 4,727 images. How many passes fit into given minutes is not known yet then.
 STRONG_FROM_EPOCHS = 50
 
-# Input size: objects whose side is under this in the median get a larger input ...
-SMALL_OBJECT_PX = 12.0
+# Input size: objects whose side is under this in the median get a larger input. Small models gain
+# until about 40 px, 2.5 cells of dino-nano's finest map (RESULTS.md, "Which input size"); large
+# ones, whose maps are twice as fine, were not measured ...
+SMALL_MODEL_OBJECT_PX, LARGE_MODEL_OBJECT_PX = 40.0, 12.0
 # ... by at most this factor (attention and backbone cost its square), and not beyond the images'
 # own detail, in multiples of this.
 MOST_GROWTH = 2.0
@@ -157,13 +159,17 @@ def augment(data: DataFacts, epochs: float | None) -> tuple[AugmentName, str]:
 def image_size(data: DataFacts, model: ModelFacts) -> tuple[int, str]:
     """Long side of the input in pixels."""
     own = model.input_px
-    median = f"the median object is {data.object_px:.0f} px there"
-    growth = min(SMALL_OBJECT_PX / max(data.object_px, 1e-6), MOST_GROWTH, data.detail)
-    if data.object_px >= SMALL_OBJECT_PX or growth <= 1.0:
-        reason = median if data.detail > 1.0 else "the images hold no more detail"
-        return own, f"the model's own; {reason}"
-    size = -(-math.ceil(own * growth - 1e-6) // SIZE_MULTIPLE) * SIZE_MULTIPLE
-    return max(own, size), f"the model's own is {own}; {median}"
+    median = f"the median object is {data.object_px:.0f} px"
+    least = SMALL_MODEL_OBJECT_PX if _is_small(model) else LARGE_MODEL_OBJECT_PX
+    wanted = least / max(data.object_px, 1e-6)
+    growth = min(wanted, MOST_GROWTH, data.detail)
+    size = round(own * growth / SIZE_MULTIPLE) * SIZE_MULTIPLE
+    if growth > 1.0 and size > own:
+        times = (size / own) ** 2
+        return size, f"{times:.1f} times the work of the model's own {own}, where {median}"
+    no_more = data.detail <= 1.0 < wanted
+    reason = "the images hold no more detail" if no_more else f"{median} there"
+    return own, f"the model's own; {reason}"
 
 
 def freeze(data: DataFacts, model: ModelFacts) -> tuple[FreezeName, str]:

@@ -173,20 +173,25 @@ class TestPictures:
         assert planned(50, minutes=5.0).config.augment == "default"
         assert planned(10, augment="none").config.augment == "none"
 
-    def size(self, object_px: float, detail: float = 4.0, **asked: Any) -> int | None:
+    def size(
+        self, object_px: float, detail: float = 4.0, model: ModelFacts = NANO, **asked: Any
+    ) -> int | None:
         data = replace(DATA, object_px=object_px, detail=detail)
-        return plan(TrainConfig(**asked), data, NANO, CPU).config.image_size
+        return plan(TrainConfig(**asked), data, model, CPU).config.image_size
 
     def test_small_objects_get_a_larger_input(self) -> None:
-        assert self.size(50.0) == self.size(12.0) == 320
-        assert self.size(10.0) == 384  # 320 * 12 / 10
-        assert self.size(7.0) == 576  # 548.6, up to a multiple of 32
-        assert self.size(1.0) == 640  # twice its own at most
-        sizes = [self.size(px / 4) or 0 for px in range(1, 100)]
+        assert self.size(50.0) == self.size(40.0) == self.size(39.0) == 320
+        assert self.size(30.0) == 416  # 320 * 40 / 30 = 426.7, to the nearest multiple of 32
+        assert self.size(20.0) == self.size(1.0) == 640  # twice its own at most
+        sizes = [self.size(px / 2) or 0 for px in range(1, 100)]
         assert sizes == sorted(sizes, reverse=True)
 
+    def test_large_models_see_smaller_objects(self) -> None:
+        assert self.size(12.0, model=LARGE) == 1333
+        assert self.size(10.0, model=LARGE) == 1600  # 1333 * 12 / 10 = 1599.6
+
     def test_not_beyond_the_detail_of_the_images(self) -> None:
-        assert self.size(6.0, detail=1.25) == 416  # 400, up to a multiple of 32
+        assert self.size(6.0, detail=1.3) == 416
         assert self.size(6.0, detail=1.0) == self.size(6.0, detail=0.3) == 320
 
     def test_asked_for(self) -> None:
