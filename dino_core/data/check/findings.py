@@ -165,7 +165,7 @@ KINDS: Mapping[str, Kind] = {
         "note",
         "box is tiny at the model's input size",
         "boxes are tiny at the model's input size",
-        "train with a larger --image-size",
+        "if they matter, train with a larger --image-size than the plan's",
     ),
     "class-imbalance": Kind(
         "note",
