@@ -97,6 +97,19 @@ def test_lists_of_bare_folders(tmp_path: Path) -> None:
     assert names == {"train": ["a.jpg", "c.jpg"], "val": ["b.jpg"]} and index.warnings == ()
 
 
+@pytest.mark.parametrize("images", ["JPEGImages", "images"])
+def test_lists_of_voc(tmp_path: Path, images: str) -> None:
+    """A set of Pascal VOC whose annotations became labels: its lists name images without suffix."""
+    for stem in ("a", "b", "c.1"):
+        image_file(tmp_path / f"{images}/{stem}.jpg")
+        text_file(tmp_path / f"labels/{stem}.txt", "0 0.5 0.5 0.25 0.5\n")
+    text_file(tmp_path / "ImageSets/Main/train.txt", "b\nc.1\n")
+    text_file(tmp_path / "ImageSets/Main/val.txt", "a\n")
+    index = load_dataset(tmp_path)
+    names = {split: [r.path.name for r in records] for split, records in index.splits.items()}
+    assert names == {"train": ["b.jpg", "c.1.jpg"], "val": ["a.jpg"]}
+
+
 def test_hidden_folders_are_passed_over(tmp_path: Path) -> None:
     yolo_set(tmp_path)
     image_file(tmp_path / "images/train/.ipynb_checkpoints/a-checkpoint.jpg")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dino_core.errors import DataError
@@ -32,6 +32,7 @@ _ROBOFLOW_FILES = (ROBOFLOW_FILE, ROBOFLOW_CSV)
 _USUAL_LABEL_FOLDERS = ("annotations", "Annotations", "labels")
 _LABEL_FOLDER = re.compile(r"(annot|label).*|xmls?|coco|csv|json", re.IGNORECASE)
 _IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "data")
+_LIST_FOLDERS = ("ImageSets/Main", "ImageSets", "")
 _START = 4096  # bytes of a file that are looked at
 
 
@@ -116,12 +117,24 @@ def folders_in(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if not name.startswith(".")]
 
 
-def split_lists(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Each split with its list of images, such as train.txt, where it is there."""
-    for split, names in SPLIT_NAMES.items():
-        for name in names:
-            if (file := folder / f"{name}.txt").is_file():
-                yield split, file
+def split_lists(root: Path) -> dict[str, Path]:
+    """Split name to list of images, such as train.txt, in Pascal VOC's folders or the root.
+
+    trainval is train where there is neither train nor val. The devkit's lists by class
+    (`cat_train.txt`) are about classification and not read.
+    """
+    for folder in (root / place for place in _LIST_FOLDERS):
+        named = ((split, folder / f"{n}.txt") for split, ns in SPLIT_NAMES.items() for n in ns)
+        lists: dict[str, Path] = {}
+        for split, file in named:
+            if file.is_file():
+                lists.setdefault(split, file)
+        both = folder / "trainval.txt"
+        if both.is_file() and not lists.keys() & {"train", "val"}:
+            lists = {"train": both, **lists}
+        if lists:
+            return lists
+    return {}
 
 
 def _coco_files(files: Sequence[Path]) -> Sequence[Path]:

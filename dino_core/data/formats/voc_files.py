@@ -16,7 +16,6 @@ VOC_LAYOUT = (
     "Annotations/*.xml with JPEGImages/ and, for splits, ImageSets/Main/{train,val,test}.txt, "
     "or {train,valid}/*.xml beside the images"
 )
-_LISTS = (Path("ImageSets", "Main"), Path("ImageSets"), Path())
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def find_voc(path: Path, repairs: Repairs) -> VocFiles:
         raise DataError(f"{path}: holds several data sets, {names}", "give one of them")
     root = roots[0]
     folders = _annotation_folders(root)
-    lists = _split_lists(root)
+    lists = split_lists(root)
     if lists and list(folders) == [""]:
         return VocFiles(root, _listed(lists, folders[""], repairs))
     splits: dict[str, list[Path]] = {}
@@ -102,23 +101,6 @@ def _xml_files(folder: Path, deep: bool = True) -> list[Path]:
     if deep and not files:
         return [file for inner in folders_in(folder) for file in _xml_files(inner)]
     return files
-
-
-def _split_lists(root: Path) -> dict[str, Path]:
-    """Split name to list of images; trainval is train where there is neither train nor val.
-
-    The devkit's lists by class (`cat_train.txt`) are about classification and not read.
-    """
-    for folder in (root / place for place in _LISTS):
-        lists: dict[str, Path] = {}
-        for split, file in split_lists(folder):
-            lists.setdefault(split, file)
-        both = folder / "trainval.txt"
-        if both.is_file() and not lists.keys() & {"train", "val"}:
-            lists = {"train": both, **lists}
-        if lists:
-            return lists
-    return {}
 
 
 def _listed(

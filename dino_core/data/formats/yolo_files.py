@@ -71,7 +71,7 @@ def find_yolo(path: Path) -> YoloFiles:
     if not folders:
         raise DataError(f"{path}: no YOLO data set found", f"expected {YOLO_LAYOUT}")
     images = {split: list_images(folder) for split, folder in folders.items()}
-    listed = _bare_lists(path) if list(folders) == ["train"] else {}
+    listed = _bare_lists(path, images["train"]) if list(folders) == ["train"] else {}
     return YoloFiles(path, path, _names_beside(path), listed or images)
 
 
@@ -189,7 +189,7 @@ def _images_at(place: str, root: Path, file: Path, key: str) -> list[Path]:
         return list_images(inner if inner.is_dir() and not _has_images(found) else found)
     if found.suffix.lower() != ".txt":
         raise DataError(f"{file}: '{key}' is {place}, expected a folder or a .txt list of images")
-    return _images_listed(found, root)
+    return _images_listed(found, root, {})
 
 
 def _has_images(folder: Path) -> bool:
@@ -212,8 +212,11 @@ def _resolved(place: str, folders: Sequence[Path], is_list: bool = False) -> Ite
     yield from dict.fromkeys(folder / p for p in places for folder in folders)
 
 
-def _images_listed(file: Path, root: Path) -> list[Path]:
-    """The images of a .txt list, one path a line, relative to the list or the data set."""
+def _images_listed(file: Path, root: Path, by_stem: Mapping[str, Path]) -> list[Path]:
+    """The images of a .txt list, one path a line, relative to the list or the data set.
+
+    Pascal VOC's lists have names without suffix: `by_stem` tells those.
+    """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -223,7 +226,7 @@ def _images_listed(file: Path, root: Path) -> list[Path]:
         folders = (root, file.parent)
         places = _resolved(line, folders, is_list=True)
         found = next((path for path in places if path.is_file()), None)
-        images.append(found or next(_resolved(line, folders)))
+        images.append(found or by_stem.get(line) or next(_resolved(line, folders)))
     return images
 
 
@@ -345,11 +348,15 @@ def _starts_as_label(file: Path) -> bool:
         return False
 
 
-def _bare_lists(root: Path) -> dict[str, list[Path]]:
+def _bare_lists(root: Path, images: Sequence[Path]) -> dict[str, list[Path]]:
     """Split name to the images that train.txt, val.txt and the like list; train must be one."""
-    found: dict[str, list[Path]] = {}
-    for split, file in split_lists(root):
-        images = _images_listed(file, root)
-        if any(image.is_file() and image.suffix.lower() in IMAGE_SUFFIXES for image in images):
-            found.setdefault(split, images)
+    by_stem = {image.stem: image for image in images}
+    listed = {
+        split: _images_listed(file, root, by_stem) for split, file in split_lists(root).items()
+    }
+    found = {split: paths for split, paths in listed.items() if any(map(_is_image, paths))}
     return found if "train" in found else {}
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
