@@ -83,10 +83,12 @@ def _recognise(path: Path) -> tuple[Path, str, str]:
     YOLO labels without names of classes yield to others, which have them.
     """
     forms = _forms_of(path)
+    if len(forms) == 1:
+        return path, forms[0], ""
     if forms:
-        form = next((name for name in forms if _names_classes(name, path)), forms[0])
+        form = next(name for name in forms if _names_classes(name, path))
         others = f"{path} holds labels as {' and '.join(forms)}; {form} was read"
-        return path, form, f"{others} (--format forces another)" if forms[1:] else ""
+        return path, form, f"{others} (--format forces another)"
     if path.is_file():
         raise DataError(
             f"{path}: not a data set",
