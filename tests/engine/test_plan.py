@@ -192,6 +192,7 @@ class TestPictures:
 
     def test_not_beyond_the_detail_of_the_images(self) -> None:
         assert self.size(6.0, detail=1.3) == 416
+        assert self.size(6.0, detail=1.25) == 384  # 400: between two multiples, the even one
         assert self.size(6.0, detail=1.0) == self.size(6.0, detail=0.3) == 320
 
     def test_asked_for(self) -> None:

@@ -165,7 +165,7 @@ KINDS: Mapping[str, Kind] = {
         "note",
         "box is tiny at the model's input size",
         "boxes are tiny at the model's input size",
-        "if they matter, train with a larger --image-size than the plan's",
+        "if they matter, give a larger --image-size than `dino train` chooses",
     ),
     "class-imbalance": Kind(
         "note",

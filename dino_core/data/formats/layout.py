@@ -124,11 +124,11 @@ def split_lists(root: Path) -> dict[str, Path]:
     (`cat_train.txt`) are about classification and not read.
     """
     for folder in (root / place for place in _LIST_FOLDERS):
-        named = ((split, folder / f"{n}.txt") for split, ns in SPLIT_NAMES.items() for n in ns)
         lists: dict[str, Path] = {}
-        for split, file in named:
-            if file.is_file():
-                lists.setdefault(split, file)
+        for split, names in SPLIT_NAMES.items():
+            files = (folder / f"{name}.txt" for name in names)
+            if file := next(filter(Path.is_file, files), None):
+                lists[split] = file
         both = folder / "trainval.txt"
         if both.is_file() and not lists.keys() & {"train", "val"}:
             lists = {"train": both, **lists}
