@@ -110,6 +110,16 @@ def test_lists_of_voc(tmp_path: Path, images: str) -> None:
     assert names == {"train": ["b.jpg", "c.1.jpg"], "val": ["a.jpg"]}
 
 
+def test_lists_for_training_go_before_others(tmp_path: Path) -> None:
+    for stem in ("a", "b"):
+        image_file(tmp_path / f"images/{stem}.jpg")
+        text_file(tmp_path / f"labels/{stem}.txt", "0 0.5 0.5 0.25 0.5\n")
+    text_file(tmp_path / "ImageSets/Main/test.txt", "b\n")
+    text_file(tmp_path / "train.txt", "images/a.jpg\n")
+    index = load_dataset(tmp_path, val_split=0)
+    assert [record.path.name for record in index.splits["train"]] == ["a.jpg"]
+
+
 def test_hidden_folders_are_passed_over(tmp_path: Path) -> None:
     yolo_set(tmp_path)
     image_file(tmp_path / "images/train/.ipynb_checkpoints/a-checkpoint.jpg")

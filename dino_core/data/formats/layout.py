@@ -120,21 +120,24 @@ def folders_in(folder: Path) -> list[Path]:
 def split_lists(root: Path) -> dict[str, Path]:
     """Split name to list of images, such as train.txt, in Pascal VOC's folders or the root.
 
-    trainval is train where there is neither train nor val. The devkit's lists by class
-    (`cat_train.txt`) are about classification and not read.
+    All are of one folder, the first with a list for training if there is one. trainval is train
+    where there is neither train nor val. The devkit's lists by class (`cat_train.txt`) are about
+    classification and not read.
     """
-    for folder in (root / place for place in _LIST_FOLDERS):
-        lists: dict[str, Path] = {}
-        for split, names in SPLIT_NAMES.items():
-            files = (folder / f"{name}.txt" for name in names)
-            if file := next(filter(Path.is_file, files), None):
-                lists[split] = file
-        both = folder / "trainval.txt"
-        if both.is_file() and not lists.keys() & {"train", "val"}:
-            lists = {"train": both, **lists}
-        if lists:
-            return lists
-    return {}
+    found = list(filter(None, map(_lists_in, (root / place for place in _LIST_FOLDERS))))
+    return next((lists for lists in found if "train" in lists), found[0] if found else {})
+
+
+def _lists_in(folder: Path) -> dict[str, Path]:
+    lists: dict[str, Path] = {}
+    for split, names in SPLIT_NAMES.items():
+        files = (folder / f"{name}.txt" for name in names)
+        if file := next(filter(Path.is_file, files), None):
+            lists[split] = file
+    both = folder / "trainval.txt"
+    if both.is_file() and not lists.keys() & {"train", "val"}:
+        lists = {"train": both, **lists}
+    return lists
 
 
 def _coco_files(files: Sequence[Path]) -> Sequence[Path]:
