@@ -25,10 +25,10 @@ from report import Row, headline, options, table, write
 from timing import prepare
 
 from dino_core.config import PreprocessConfig
+from dino_core.data.augment.mixing import build_mixing
+from dino_core.data.augment.transforms import AugmentKind, build_transform
 from dino_core.data.dataset import DetectionDataset, SampleKey
-from dino_core.data.mixing import build_mixing
 from dino_core.data.records import ImageRecord
-from dino_core.data.transforms import AugmentKind, build_transform
 from dino_core.variants import VARIANTS
 
 PHOTOS = Path(__file__).parents[1] / "examples/photos"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from dino_cli import render
 
 if TYPE_CHECKING:
-    from dino_core.checkpoints.catalogue import Published
-    from dino_core.checkpoints.fetch import Progress
+    from dino_core.checkpoints.published.catalogue import Published
+    from dino_core.checkpoints.published.fetch import Progress
 
 COLUMNS = ("name", "ap", "source", "weights", "mb")
 
@@ -24,7 +24,7 @@ def ensure(model: str | None) -> None:
 
     Raises: CheckpointError when it cannot be had.
     """
-    from dino_core.checkpoints.catalogue import find_published
+    from dino_core.checkpoints.published.catalogue import find_published
 
     published = find_published(model) if model and not Path(model).is_file() else None
     if published is None:
@@ -87,8 +87,13 @@ class _Lines:
 
 def model_rows(everything: bool) -> list[dict[str, Any]]:
     """What `dino models list` knows of each name: the variants', or all names."""
-    from dino_core.checkpoints.cache import cached
-    from dino_core.checkpoints.catalogue import CATALOGUE, DEFAULTS, LICENCE, find_published
+    from dino_core.checkpoints.published.cache import cached
+    from dino_core.checkpoints.published.catalogue import (
+        CATALOGUE,
+        DEFAULTS,
+        LICENCE,
+        find_published,
+    )
     from dino_core.inference.metadata import read_metadata
     from dino_core.variants import VARIANTS
 
@@ -140,8 +145,8 @@ def describe(model: str) -> dict[str, Any]:
 
     Raises: CheckpointError when there is no such model.
     """
-    from dino_core.checkpoints.cache import cached
-    from dino_core.checkpoints.catalogue import find_published
+    from dino_core.checkpoints.published.cache import cached
+    from dino_core.checkpoints.published.catalogue import find_published
     from dino_core.files import sha256_of
     from dino_core.inference.metadata import read_metadata
     from dino_core.metadata import to_json
@@ -164,7 +169,7 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def _published_facts(model: str, published: Published) -> dict[str, Any]:
-    from dino_core.checkpoints.catalogue import DEFAULTS, LICENCE
+    from dino_core.checkpoints.published.catalogue import DEFAULTS, LICENCE
 
     facts: dict[str, Any] = {
         "name": published.name,
@@ -188,7 +193,7 @@ def _published_facts(model: str, published: Published) -> dict[str, Any]:
 
 def _variant_facts(name: str) -> dict[str, Any]:
     """The network of a name; raises CheckpointError for one that nothing is known of."""
-    from dino_core.checkpoints.catalogue import CATALOGUE, DEFAULTS
+    from dino_core.checkpoints.published.catalogue import CATALOGUE, DEFAULTS
     from dino_core.config import nearest, to_dict
     from dino_core.errors import CheckpointError
     from dino_core.variants import VARIANTS

@@ -34,7 +34,7 @@ def launch(devices: int, device: str, argv: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from dino_core.engine.group import check_gpus
+    from dino_core.engine.parallel.group import check_gpus
 
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         check_gpus(devices)
@@ -73,8 +73,8 @@ def one_of_several(device: str) -> Iterator[None]:
     if not started_by_torchrun():
         yield
         return
-    from dino_core.engine.distributed import rank
-    from dino_core.engine.group import process_group
+    from dino_core.engine.parallel.collectives import rank
+    from dino_core.engine.parallel.group import process_group
 
     with process_group(device) as store:
         try:
@@ -112,7 +112,7 @@ def told_by_another(error: BaseException) -> int | None:
     """
     if not started_by_torchrun():
         return None
-    from dino_core.engine.group import torchruns_store
+    from dino_core.engine.parallel.group import torchruns_store
 
     store = torchruns_store()
     return None if store is None else _told_by_another(store, error)
@@ -131,7 +131,7 @@ def _told_by_another(store: Store, error: BaseException) -> int | None:
 
 def _explained(error: BaseException) -> BaseException:
     """What the error of an operation means that needed a process which has ended."""
-    from dino_core.engine.distributed import is_lost_peer
+    from dino_core.engine.parallel.collectives import is_lost_peer
 
     if not is_lost_peer(error):
         return error
@@ -145,8 +145,8 @@ def decided_once(decide: Callable[[], str], device: str) -> str:
     """What process 0 decides, in all processes."""
     if not started_by_torchrun():
         return decide()
-    from dino_core.engine.distributed import gather_texts, rank
-    from dino_core.engine.group import device_of_process
+    from dino_core.engine.parallel.collectives import gather_texts, rank
+    from dino_core.engine.parallel.group import device_of_process
 
     own = decide() if rank() == 0 else ""
     return gather_texts(own, device_of_process(device))[0]
@@ -156,7 +156,7 @@ def restarted_run(out: Path | None) -> str:
     """The folder of the run that this process was training before torchrun restarted it, or ""."""
     if not started_by_torchrun():
         return ""
-    from dino_core.engine.group import is_same_launch
+    from dino_core.engine.parallel.group import is_same_launch
     from dino_core.engine.run_folder import RunFolder
 
     candidates = [out] if out is not None else sorted(Path("runs").glob("train*"))

@@ -99,7 +99,7 @@ def model_overrides(
     base, own_input = _own_settings(model, weights)
     _check_preprocess(settings, own_input)
     if backbone is not None:
-        from dino_core.models.backbone_choice import with_backbone
+        from dino_core.models.backbones.choice import with_backbone
 
         if settings.model.get("backbone", backbone) != backbone:
             raise ConfigError(

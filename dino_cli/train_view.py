@@ -263,7 +263,7 @@ def speed_line(event: SpeedMeasured) -> str:
 
 def finished_lines(event: RunFinished) -> list[str]:
     """The last words of a run: how it went, class by class, and where the model is."""
-    from dino_core.engine.class_table import class_lines
+    from dino_core.evaluation.class_table import class_lines
 
     summary = event.summary
     took = render.duration(summary["seconds"])

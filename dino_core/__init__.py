@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from dino_core.data.load import load_dataset
     from dino_core.detections import Detections
     from dino_core.engine.api import train
-    from dino_core.engine.evaluate import evaluate
-    from dino_core.export.api import export
+    from dino_core.evaluation.evaluate import evaluate
+    from dino_core.exporters.api import export
     from dino_core.inference.detector import Detector
 
     __version__: str
@@ -31,8 +31,8 @@ __all__ = [
 _HOME = {
     "Detections": "dino_core.detections",
     "Detector": "dino_core.inference.detector",
-    "evaluate": "dino_core.engine.evaluate",
-    "export": "dino_core.export.api",
+    "evaluate": "dino_core.evaluation.evaluate",
+    "export": "dino_core.exporters.api",
     "load_dataset": "dino_core.data.load",
     "train": "dino_core.engine.api",
 }

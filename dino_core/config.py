@@ -125,7 +125,7 @@ LOGGERS: tuple[str, ...] = typing.get_args(LoggerName)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training recipe as it is asked for; None: the plan chooses it (`engine/plan.py`).
+    """The training recipe as asked for; None: the plan chooses (`engine/planning/plan.py`).
 
     At most one of `steps`, `epochs`, `minutes` decides the length; all None: chosen too.
     """

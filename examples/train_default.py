@@ -26,9 +26,9 @@ from dino_core.data.balance import repeat_rare
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.detections import ClassMap
-from dino_core.engine.evaluate import evaluate
 from dino_core.engine.events import EvaluationDone, StepDone
 from dino_core.engine.fit import fit
+from dino_core.evaluation.evaluate import evaluate
 from dino_core.files import sha256_of
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino

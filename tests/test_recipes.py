@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from dino_core.config import ModelConfig, TrainConfig, from_dict, load_toml
-from dino_core.engine.plan import plan
-from dino_core.engine.plan_facts import DataFacts, Machine, ModelFacts
+from dino_core.engine.planning.facts import DataFacts, Machine, ModelFacts
+from dino_core.engine.planning.plan import plan
 from dino_core.errors import ConfigError
 from dino_core.recipes import RecipeInfo, find_recipe, recipe_names
 

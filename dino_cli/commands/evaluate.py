@@ -11,8 +11,8 @@ import typer
 from dino_cli import errors, model_view, options, output, render
 
 if TYPE_CHECKING:
-    from dino_core.engine.coco_metrics import Metrics
-    from dino_core.engine.evaluate import EvaluationResult
+    from dino_core.evaluation.coco_metrics import Metrics
+    from dino_core.evaluation.evaluate import EvaluationResult
 
 app = typer.Typer(**options.SETTINGS)
 
@@ -80,13 +80,13 @@ def _evaluate(
 ) -> EvaluationResult:
     """Run the evaluation with progress on stderr."""
     from dino_core.data.load import load_dataset
-    from dino_core.engine.evaluate import (
+    from dino_core.engine.memory import keep_freed_memory
+    from dino_core.evaluation.evaluate import (
         EvaluationProgress,
         EvaluationStarted,
         evaluation_steps,
         with_val_of_training,
     )
-    from dino_core.engine.memory import keep_freed_memory
     from dino_core.inference.detector import Detector
 
     keep_freed_memory()

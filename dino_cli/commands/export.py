@@ -12,7 +12,7 @@ from dino_cli import errors, model_view, options, output, render
 from dino_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dino_core.export.verify import ParityReport
+    from dino_core.exporters.verify import ParityReport
 
 app = typer.Typer(**options.SETTINGS)
 
@@ -53,8 +53,8 @@ def export(
     is_file = out is not None and out.suffix.lower() == ".onnx"
     with output.output_folder(out.parent if out and is_file else out, "export") as folder:
         artifact = folder.path / (out.name if out and is_file else f"{Path(model).stem}.onnx")
-        from dino_core.export.api import export as write
-        from dino_core.export.onnx import DEFAULT_OPSET
+        from dino_core.exporters.api import export as write
+        from dino_core.exporters.onnx import DEFAULT_OPSET
 
         render.note(f"exporting {model}; this takes a while")
         report = write(

@@ -12,7 +12,7 @@ from dino_cli import errors, model_view, options, render
 from dino_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dino_core.checkpoints.catalogue import Published
+    from dino_core.checkpoints.published.catalogue import Published
 
 app = typer.Typer(**options.SETTINGS, invoke_without_command=True)
 
@@ -101,8 +101,8 @@ def verify(
 ) -> None:
     """Read all of a model's files: checksums, structure, weights; exit 4 if one is damaged."""
     from dino_core.checkpoints import zoo
-    from dino_core.checkpoints.cache import cached
-    from dino_core.checkpoints.catalogue import CATALOGUE
+    from dino_core.checkpoints.published.cache import cached
+    from dino_core.checkpoints.published.catalogue import CATALOGUE
     from dino_core.errors import CheckpointError
 
     fetched = [n for n in CATALOGUE if (here := cached(n)).source or here.model]
@@ -136,7 +136,7 @@ def path(
     ] = None,
 ) -> None:
     """Print where the cache is, or a fetched or built-in model's file in it."""
-    from dino_core.checkpoints.cache import cache_folder, cached
+    from dino_core.checkpoints.published.cache import cache_folder, cached
     from dino_core.errors import CheckpointError
 
     if model is None:
@@ -152,7 +152,7 @@ def path(
 
 def _published(name: str) -> Published:
     """A name of the catalogue. Raises CheckpointError with the nearest known one."""
-    from dino_core.checkpoints.catalogue import CATALOGUE, DEFAULTS, find_published
+    from dino_core.checkpoints.published.catalogue import CATALOGUE, DEFAULTS, find_published
     from dino_core.config import nearest
     from dino_core.errors import CheckpointError
 
@@ -210,7 +210,7 @@ def import_model(
         raise ConfigError(f"{destination}: expected a name that ends in .safetensors")
     if destination.exists():
         raise ConfigError(f"{destination}: is there already", "choose another name")
-    from dino_core.checkpoints.convert import import_checkpoint
+    from dino_core.checkpoints.foreign.convert import import_checkpoint
     from dino_core.checkpoints.io import save_checkpoint
 
     imported = import_checkpoint(

@@ -10,17 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dino_core.checkpoints.cache import (
-    CachedModel,
-    FileRecord,
-    cached,
-    check_unchanged,
-    record_of,
-    remember,
-)
-from dino_core.checkpoints.catalogue import CATALOGUE, Published, find_published
-from dino_core.checkpoints.convert import import_checkpoint
-from dino_core.checkpoints.fetch import Progress, check_online, fetch, one_at_a_time
+from dino_core.checkpoints.foreign.convert import import_checkpoint
+from dino_core.checkpoints.foreign.unpickle import check_pickled
 from dino_core.checkpoints.io import (
     Checkpoint,
     build_model,
@@ -28,7 +19,16 @@ from dino_core.checkpoints.io import (
     read_header,
     save_checkpoint,
 )
-from dino_core.checkpoints.unpickle import check_pickled
+from dino_core.checkpoints.published.cache import (
+    CachedModel,
+    FileRecord,
+    cached,
+    check_unchanged,
+    record_of,
+    remember,
+)
+from dino_core.checkpoints.published.catalogue import CATALOGUE, Published, find_published
+from dino_core.checkpoints.published.fetch import Progress, check_online, fetch, one_at_a_time
 from dino_core.config import nearest
 from dino_core.errors import CheckpointError
 from dino_core.files import sha256_of

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dino_core.config import PreprocessConfig
-from dino_core.data.mixing import Mixing
-from dino_core.data.mosaic import PIECES, Piece
+from dino_core.data.augment.mixing import Mixing
+from dino_core.data.augment.mosaic import PIECES, Piece
+from dino_core.data.augment.scene import Scene, SizeHW, make_scene
+from dino_core.data.augment.transforms import Transform
 from dino_core.data.records import ImageRecord
-from dino_core.data.scene import Scene, SizeHW, make_scene
-from dino_core.data.transforms import Transform
 from dino_core.errors import DataError
 from dino_core.processing.preprocess import (
     load_image,

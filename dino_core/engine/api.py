@@ -10,10 +10,10 @@ from typing import Any
 from dino_core.config import TrainConfig, from_dict
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
-from dino_core.engine.distributed import gather_texts, rank
 from dino_core.engine.events import Event
 from dino_core.engine.fit import fit
-from dino_core.engine.group import device_of_process
+from dino_core.engine.parallel.collectives import gather_texts, rank
+from dino_core.engine.parallel.group import device_of_process
 
 
 def train(
@@ -26,8 +26,8 @@ def train(
 ) -> Iterator[Event]:
     """Train or fine-tune; iterate to do it, and look at the events as they come.
 
-    In several processes (`dino_core.engine.group.process_group`, or a group of your own) each of
-    them calls this and iterates to the end; process 0 writes the folder.
+    In several processes (`dino_core.engine.parallel.group.process_group`, or a group of your own)
+    each of them calls this and iterates to the end; process 0 writes the folder.
 
     Args:
         data: A data set's folder or file, or what `load_dataset` returned.

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from dino_core.checkpoints.surgery import TransferReport
 from dino_core.config import ModelConfig, PreprocessConfig, ResolvedConfig
-from dino_core.engine.plan import Forecast, Plan
-from dino_core.engine.probe import Trial
+from dino_core.engine.planning.plan import Forecast, Plan
+from dino_core.engine.planning.probe import Trial
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dino_core.data.batching import Batch, Loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.errors import DinoError
 from dino_core.files import whole_file
-from dino_core.models.backbone import Backbone
+from dino_core.models.backbones.backbone import Backbone
 from dino_core.targets import Target
 
 _SEED_BITS = 0xFFFFFFFF

@@ -17,8 +17,6 @@ from dino_core.config import ModelConfig, TrainConfig
 from dino_core.data.batching import Batch
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.compiling import is_compiler_error
-from dino_core.engine.distributed import barrier, gather_texts, is_distributed, rank, world_size
-from dino_core.engine.evaluate import EvaluationResult
 from dino_core.engine.events import (
     EvaluationDone,
     Event,
@@ -27,17 +25,25 @@ from dino_core.engine.events import (
     SpeedMeasured,
     Warned,
 )
-from dino_core.engine.interrupts import interrupts_collected
-from dino_core.engine.loggers import LoggerGroup, Opening, open_loggers
+from dino_core.engine.loggers.group import LoggerGroup, Opening, open_loggers
 from dino_core.engine.memory import keep_compiled_kernels, keep_freed_memory
-from dino_core.engine.plan import evaluation_due
+from dino_core.engine.parallel.collectives import (
+    barrier,
+    gather_texts,
+    is_distributed,
+    rank,
+    world_size,
+)
+from dino_core.engine.parallel.evaluate import evaluate_together
+from dino_core.engine.parallel.interrupts import interrupts_collected
+from dino_core.engine.planning.plan import evaluation_due
 from dino_core.engine.prepare import prepare
 from dino_core.engine.run import Run
 from dino_core.engine.run_folder import metric_values
 from dino_core.engine.sentinel import BAD_STEPS, MAX_ROLLBACKS
 from dino_core.engine.step import OutOfMemoryTogether, StepMeter, StepResult
-from dino_core.engine.together import evaluate_together
 from dino_core.errors import DataError, DinoError, is_out_of_memory
+from dino_core.evaluation.evaluate import EvaluationResult
 from dino_core.processing.preprocess import load_image
 
 SPEED_STEPS = 5

@@ -18,25 +18,25 @@ from dino_core.config import (
     TrainConfig,
     to_dict,
 )
+from dino_core.data.augment.mixing import build_mixing
+from dino_core.data.augment.transforms import build_transform
 from dino_core.data.batching import Loader, ShapeBatches, make_loader
 from dino_core.data.dataset import DetectionDataset
-from dino_core.data.mixing import build_mixing
 from dino_core.data.records import DatasetIndex
-from dino_core.data.transforms import build_transform
-from dino_core.engine.album import Album
 from dino_core.engine.batches import BatchStream
-from dino_core.engine.choose import choose
-from dino_core.engine.distributed import (
+from dino_core.engine.feature_cache import FeatureCache
+from dino_core.engine.loggers.group import check_loggers
+from dino_core.engine.optimizer import build_optimizer
+from dino_core.engine.parallel.collectives import (
     is_distributed,
     rank,
     world_size,
 )
-from dino_core.engine.feature_cache import FeatureCache
-from dino_core.engine.group import device_of_process
-from dino_core.engine.loggers import check_loggers
-from dino_core.engine.optimizer import build_optimizer
-from dino_core.engine.plan import check_settings, filled
-from dino_core.engine.plan_facts import Machine, check_data
+from dino_core.engine.parallel.group import device_of_process
+from dino_core.engine.planning.choice import choose
+from dino_core.engine.planning.facts import Machine, check_data
+from dino_core.engine.planning.plan import check_settings, filled
+from dino_core.engine.plots.album import Album
 from dino_core.engine.run import Run
 from dino_core.engine.run_folder import RunFolder
 from dino_core.engine.setup import (
@@ -80,7 +80,7 @@ def prepare(
     if started_by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1 and not is_distributed():
         raise ConfigError(
             f"torchrun started {os.environ['WORLD_SIZE']} processes, but they are no process group",
-            "with dino_core.engine.group.process_group(): train(...)",
+            "with dino_core.engine.parallel.group.process_group(): train(...)",
         )
     if resume:
         config = filled(config, folder.read_settings().train)

@@ -17,26 +17,26 @@ from dino_core.config import (
     to_dict,
 )
 from dino_core.data.records import DatasetIndex, ImageRecord
-from dino_core.engine.album import Album
 from dino_core.engine.batches import BatchStream
-from dino_core.engine.distributed import (
+from dino_core.engine.ema import Ema
+from dino_core.engine.events import CheckpointSaved, RunPlanned
+from dino_core.engine.parallel.collectives import (
     all_true,
     barrier,
     rank,
     sums,
     world_size,
 )
-from dino_core.engine.ema import Ema
-from dino_core.engine.events import CheckpointSaved, RunPlanned
-from dino_core.engine.group import launch_identity
-from dino_core.engine.interrupts import interrupts_deferred
-from dino_core.engine.plan import Forecast, Plan, forecast
-from dino_core.engine.probe import Trial
+from dino_core.engine.parallel.group import launch_identity
+from dino_core.engine.parallel.interrupts import interrupts_deferred
+from dino_core.engine.parallel.sharding import local, whole
+from dino_core.engine.planning.plan import Forecast, Plan, forecast
+from dino_core.engine.planning.probe import Trial
+from dino_core.engine.plots.album import Album
 from dino_core.engine.run_folder import RunFolder, RunSettings, metric_values
 from dino_core.engine.setup import (
     Start,
 )
-from dino_core.engine.sharding import local, whole
 from dino_core.engine.state import (
     Counters,
     load_state,

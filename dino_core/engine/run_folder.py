@@ -20,9 +20,9 @@ from dino_core.config import (
     load_toml,
     to_dict,
 )
-from dino_core.engine.class_table import class_lines
 from dino_core.engine.events import EvaluationDone, Event, RunFinished, StepDone, Warned
 from dino_core.errors import ConfigError, DinoError
+from dino_core.evaluation.class_table import class_lines
 from dino_core.files import write_text
 
 _COLUMNS = (

@@ -18,7 +18,7 @@ from dino_core.config import ModelConfig, PreprocessConfig, ResolvedConfig, Trai
 from dino_core.detections import ClassMap
 from dino_core.engine.compiling import check_compiler, compile_parts
 from dino_core.engine.ema import Ema
-from dino_core.engine.sharding import check_sharding, shard
+from dino_core.engine.parallel.sharding import check_sharding, shard
 from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
 from dino_core.processing.preprocess import at_image_size

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from dino_core.checkpoints.io import read_tensors, write_tensors
 from dino_core.engine.ema import Ema
+from dino_core.engine.parallel.sharding import like, load_whole
 from dino_core.engine.sentinel import Sentinel
-from dino_core.engine.sharding import like, load_whole
 from dino_core.errors import CheckpointError
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
 

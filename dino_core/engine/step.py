@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from dino_core.config import ResolvedConfig
 from dino_core.data.batching import Batch
-from dino_core.engine.distributed import (
+from dino_core.engine.ema import Ema
+from dino_core.engine.events import StepDone
+from dino_core.engine.feature_cache import FeatureCache
+from dino_core.engine.memory import peak_memory_mb
+from dino_core.engine.optimizer import set_lr
+from dino_core.engine.parallel.collectives import (
     all_reduce_mean,
     exchange,
     is_distributed,
@@ -21,12 +26,7 @@ from dino_core.engine.distributed import (
     world_size,
     wrap,
 )
-from dino_core.engine.ema import Ema
-from dino_core.engine.events import StepDone
-from dino_core.engine.feature_cache import FeatureCache
-from dino_core.engine.memory import peak_memory_mb
-from dino_core.engine.optimizer import set_lr
-from dino_core.engine.plan import Plan
+from dino_core.engine.planning.plan import Plan
 from dino_core.engine.schedule import lr_factor
 from dino_core.engine.setup import training_mode
 from dino_core.engine.state import Counters, seed_step

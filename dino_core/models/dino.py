@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dino_core.config import ModelConfig
 from dino_core.models.attention import MultiScaleDeformableAttention
-from dino_core.models.backbone import Backbone
+from dino_core.models.backbones.backbone import Backbone
 from dino_core.models.decoder import Decoder, DecoderLayer
 from dino_core.models.denoising import (
     DenoisingLayout,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dino_core.checkpoints.class_names import near_names, parse_aliases
-from dino_core.checkpoints.keymaps.coco import COCO_NAMES
+from dino_core.checkpoints.foreign.keymaps.coco import COCO_NAMES
 from dino_core.errors import ConfigError
 
 VOC = (

@@ -11,9 +11,9 @@ import torch
 from factories import tiny_checkpoint
 from loopback import FileServer, running_server
 
-from dino_core.checkpoints.cache import cache_folder, cached, sha256_of
-from dino_core.checkpoints.catalogue import CATALOGUE, DEFAULTS, Published, find_published
 from dino_core.checkpoints.io import load_checkpoint
+from dino_core.checkpoints.published.cache import cache_folder, cached, sha256_of
+from dino_core.checkpoints.published.catalogue import CATALOGUE, DEFAULTS, Published, find_published
 from dino_core.checkpoints.zoo import BUILT_IN, load, pull, resolve, verify, verify_file
 from dino_core.errors import CheckpointError
 

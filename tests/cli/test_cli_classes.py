@@ -10,8 +10,8 @@ import torch
 from factories import make_coco_dataset, make_images, tiny_checkpoint
 
 from dino_cli.app import run
-from dino_core.checkpoints.cache import sha256_of
 from dino_core.checkpoints.io import load_checkpoint
+from dino_core.checkpoints.published.cache import sha256_of
 from dino_core.detections import ClassMap
 
 Capture = pytest.CaptureFixture[str]

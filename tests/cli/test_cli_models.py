@@ -11,8 +11,8 @@ from factories import make_images, tiny_checkpoint
 from loopback import FileServer, running_server
 
 from dino_cli.app import run
-from dino_core.checkpoints.cache import sha256_of
-from dino_core.checkpoints.catalogue import CATALOGUE, Published
+from dino_core.checkpoints.published.cache import sha256_of
+from dino_core.checkpoints.published.catalogue import CATALOGUE, Published
 
 Capture = pytest.CaptureFixture[str]
 NAME = "dino-tiny-1ep-mmdet"

@@ -16,8 +16,8 @@ from factories import make_coco_dataset, tiny_checkpoint
 from processes import environment
 
 from dino_core.checkpoints.io import read_tensors
-from dino_core.engine.evaluate import evaluate
 from dino_core.engine.state import load_state
+from dino_core.evaluation.evaluate import evaluate
 
 STATE = "state/training.safetensors"
 RECIPE = {

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from dino_core.config import PreprocessConfig
+from dino_core.data.augment.transforms import build_transform
 from dino_core.data.batching import (
     Batch,
     Loader,
@@ -20,7 +21,6 @@ from dino_core.data.batching import (
 )
 from dino_core.data.dataset import DetectionDataset, Sample
 from dino_core.data.records import ImageRecord
-from dino_core.data.transforms import build_transform
 from dino_core.errors import ConfigError, DataError
 from dino_core.targets import Target
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from dino_core.config import PreprocessConfig
+from dino_core.data.augment.transforms import build_transform
 from dino_core.data.dataset import DetectionDataset, load_reduced
 from dino_core.data.records import ImageRecord
-from dino_core.data.transforms import build_transform
 from dino_core.errors import DataError
 from dino_core.processing.preprocess import load_image, preprocess
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from dino_core.config import ResolvedConfig, TrainConfig
 from dino_core.engine.optimizer import build_optimizer, set_lr
-from dino_core.engine.plan import evaluation_due
+from dino_core.engine.planning.plan import evaluation_due
 from dino_core.engine.schedule import lr_factor
 from dino_core.models.dino import Dino
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from golden import other_codes, recipe
 
-from dino_core.checkpoints.convert import import_checkpoint
+from dino_core.checkpoints.foreign.convert import import_checkpoint
 from dino_core.checkpoints.io import build_model
 from dino_core.inference.detector import Detector
 from dino_core.models.dino import Dino, DinoOutput

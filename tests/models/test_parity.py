@@ -20,7 +20,7 @@ import torch
 from golden import recipe
 from torch import Tensor
 
-from dino_core.checkpoints.keymaps.official import our_name
+from dino_core.checkpoints.foreign.keymaps.official import our_name
 from dino_core.config import LossConfig
 from dino_core.inference.detector import Detector
 from dino_core.losses.criterion import Criterion, GroupLosses, Losses

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino_core.config import PreprocessConfig
 from dino_core.data.records import ImageRecord
-from dino_core.engine.coco_metrics import PredictedBoxes
+from dino_core.evaluation.coco_metrics import PredictedBoxes
 from dino_core.inference.draw import draw_boxes, with_caption
 from dino_core.processing.preprocess import UInt8Image, load_image
 

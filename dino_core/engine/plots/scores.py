@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dino_core.engine.confusion import ConfusionMatrix
 from dino_core.engine.plots.figure import GRAY, render, rgb, say, short
-from dino_core.engine.precision_recall import RECALLS, ClassCurve, PrecisionRecall
+from dino_core.evaluation.confusion import ConfusionMatrix
+from dino_core.evaluation.precision_recall import RECALLS, ClassCurve, PrecisionRecall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,98 @@
+"""Mosaic: four images around a point of one canvas (after arXiv 2004.10934, 3.3).
+
+Differs in the scale of the pieces. YOLOX's small models show each at 0.5 to 1.5 times the input's
+size (`exps/default/yolox_tiny.py`), DEIM's detection transformers at 0.25 to 0.75 (its `Mosaic`:
+320 for an input of 640, times 0.5 to 1.5). Here it is 0.5 to 1: an object is never below half of
+what inference sees, and no pixel is made up by enlarging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino_core.config import PreprocessConfig
+from dino_core.data.augment.scene import Scene, SizeHW, as_array, blank, make_scene, resize
+from dino_core.data.augment.transforms import crop_near_box
+from dino_core.processing.preprocess import resized_size
+
+PIECES = 4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An image that is not loaded yet.
+
+    Attributes:
+        size_hw: Its height and width in pixels.
+        load: The scene, its long side at least as many pixels as asked for where the file has them.
+    """
+
+    size_hw: SizeHW
+    load: Callable[[int], Scene]
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Four images in the quarters around a random point.
+
+    Each is resized to what inference would see times a drawn factor, cut where it is larger than
+    its quarter, and laid into the corner at the point. What stays free has the colour that padding
+    has for the network.
+
+    Attributes:
+        preprocess: The input at inference.
+        low: Least factor.
+        high: Largest factor.
+        edge: The point stays away from each edge by this share of the canvas.
+        min_visible: A box of which at most this share of the area is left is dropped.
+    """
+
+    preprocess: PreprocessConfig
+    low: float = 0.5
+    high: float = 1.0
+    edge: float = 0.3
+    min_visible: float = 0.25
+
+    def final_size(self, size_hw: SizeHW) -> SizeHW:
+        """The (height, width) of a mosaic whose first image has that size."""
+        return self.preprocess.canvas or resized_size(size_hw, self.preprocess)
+
+    def __call__(self, pieces: Sequence[Piece], rng: np.random.Generator) -> Scene:
+        """The mosaic of `PIECES` pieces, each in a quarter that is drawn."""
+        size_hw = self.final_size(pieces[0].size_hw)
+        centre_y, centre_x = (round(s * rng.uniform(self.edge, 1 - self.edge)) for s in size_hw)
+        rows = (slice(0, centre_y), slice(centre_y, size_hw[0]))
+        columns = (slice(0, centre_x), slice(centre_x, size_hw[1]))
+        canvas = blank(size_hw, [round(level * 255) for level in self.preprocess.mean])
+        boxes, labels = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
+        for quarter, number in enumerate(rng.permutation(PIECES)):
+            below, right = divmod(quarter, 2)
+            room = (
+                rows[below].stop - rows[below].start,
+                columns[right].stop - columns[right].start,
+            )
+            if 0 in room:  # of a canvas that is a pixel or two high
+                continue
+            scene = self._fitted(pieces[number], room, rng)
+            height, width = scene.size_hw
+            top = centre_y if below else centre_y - height
+            left = centre_x if right else centre_x - width
+            canvas[top : top + height, left : left + width] = as_array(scene.image)
+            boxes.append(scene.boxes.as_subclass(Tensor) + torch.tensor([left, top, left, top]))
+            labels.append(scene.labels)
+        return make_scene(canvas, torch.cat(boxes), torch.cat(labels))
+
+    def _fitted(self, piece: Piece, room: SizeHW, rng: np.random.Generator) -> Scene:
+        """The piece at its drawn size, cut where that is larger than `room`."""
+        factor = rng.uniform(self.low, self.high)
+        height, width = (
+            max(1, round(side * factor)) for side in resized_size(piece.size_hw, self.preprocess)
+        )
+        scene = resize(piece.load(max(height, width)), (height, width))
+        window = (min(height, room[0]), min(width, room[1]))
+        return crop_near_box(scene, window, self.min_visible, rng)

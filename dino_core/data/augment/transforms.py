@@ -1,0 +1,354 @@
+"""Training augmentation: the published one (ALGORITHM 28) and two for small images.
+
+Random numbers come from a generator that the caller seeds for each image, not from torch's global
+state, so that threads and worker processes give the same pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from dino_core.config import PreprocessConfig
+from dino_core.data.augment.color import ColourJitter
+from dino_core.data.augment.scene import Scene, SizeHW, as_array, crop, flip, pad, resize, select
+from dino_core.errors import ConfigError
+from dino_core.processing.preprocess import at_image_size, resized_size
+
+AugmentKind = Literal["none", "default", "strong", "published"]
+
+_COLOURS: dict[AugmentKind, ColourJitter] = {
+    "default": ColourJitter(0.2, 0.2, 0.2, 0.01),
+    "strong": ColourJitter(0.3, 0.4, 0.5, 0.05),
+}
+_PUBLISHED_SHORT_SIDE = 800
+_PUBLISHED_SIDES = tuple(range(480, 801, 32))
+_PUBLISHED_BEFORE_CROP = (400, 500, 600)
+_PUBLISHED_CROP = (384, 600)
+
+
+class Transform(Protocol):
+    """One augmentation: a function of the scene and the generator only.
+
+    `final_size` tells the size that a call with a like generator would give, without an image, so
+    that images can be batched by the shape they will have. It draws just what a call would.
+    """
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene: ...
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW: ...
+
+
+def _place(inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+    """Top left corner of the smaller rectangle somewhere in the larger one; always two draws."""
+    top, left = (
+        int(rng.random() * (outer - inner + 1))
+        for inner, outer in zip(inner_hw, outer_hw, strict=True)
+    )
+    return top, left
+
+
+def _place_around(
+    box: Sequence[float], inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator
+) -> SizeHW:
+    """Top left corner of a window somewhere in the image, but around the box's centre."""
+    corner = []
+    for axis, (inner, outer) in enumerate(zip(inner_hw, outer_hw, strict=True)):
+        centre = int((box[1 - axis] + box[3 - axis]) / 2)
+        low, high = max(0, centre - inner + 1), min(centre, outer - inner)
+        corner.append(int(rng.integers(low, max(low, high) + 1)))
+    return corner[0], corner[1]
+
+
+def crop_near_box(
+    scene: Scene, size_hw: SizeHW, min_visible: float, rng: np.random.Generator
+) -> Scene:
+    """Cut a window from anywhere; where it would hold no box, around one; draws as it needs."""
+    top, left = _place(size_hw, scene.size_hw, rng)
+    result = crop(scene, top, left, size_hw, min_visible)
+    if len(result.labels) or not len(scene.labels):
+        return result
+    box = scene.boxes[int(rng.integers(len(scene.labels)))].tolist()
+    top, left = _place_around(box, size_hw, scene.size_hw, rng)
+    return crop(scene, top, left, size_hw, min_visible)
+
+
+def _scaled(size_hw: SizeHW, preprocess: PreprocessConfig, factor: float) -> SizeHW:
+    """The size at inference times `factor`, between one pixel and `max_side`."""
+    height, width = (
+        min(preprocess.max_side, max(1, round(side * factor)))
+        for side in resized_size(size_hw, preprocess)
+    )
+    return height, width
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Transforms one after the other."""
+
+    steps: tuple[Transform, ...]
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        for step in self.steps:
+            scene = step(scene, rng)
+        return scene
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        for step in self.steps:
+            size_hw = step.final_size(size_hw, rng)
+        return size_hw
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several transforms, with the given probabilities."""
+
+    options: tuple[Transform, ...]
+    probabilities: tuple[float, ...]
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        return self._pick(rng)(scene, rng)
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        return self._pick(rng).final_size(size_hw, rng)
+
+    def _pick(self, rng: np.random.Generator) -> Transform:
+        draw, total = rng.random(), 0.0
+        for option, probability in zip(self.options, self.probabilities, strict=True):
+            total += probability
+            if draw < total:
+                return option
+        return self.options[-1]
+
+
+@dataclass(frozen=True)
+class HorizontalFlip:
+    """Mirror left and right."""
+
+    probability: float = 0.5
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        if rng.random() >= self.probability:
+            return scene
+        return flip(scene)
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        rng.random()
+        return size_hw
+
+
+@dataclass(frozen=True)
+class ResizeShortSide:
+    """Resize so that the short side is one of `sides`, the long side at most about `max_side`."""
+
+    sides: tuple[int, ...]
+    max_side: int | None = None
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        return resize(scene, self.final_size(scene.size_hw, rng))
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        side = self.sides[int(rng.integers(len(self.sides)))]
+        limit = self.max_side or side * max(size_hw)
+        return resized_size(size_hw, PreprocessConfig(side, limit))
+
+
+@dataclass(frozen=True)
+class SizeCrop:
+    """Cut a window whose sides are drawn in pixels; a box stays if any of it does (published)."""
+
+    min_side: int
+    max_side: int
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        (height, width), (top, left) = self._window(scene.size_hw, rng)
+        return crop(scene, top, left, (height, width), min_visible=0.0)
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        return self._window(size_hw, rng)[0]
+
+    def _window(self, size_hw: SizeHW, rng: np.random.Generator) -> tuple[SizeHW, SizeHW]:
+        """Size and top left corner."""
+        height, width = (
+            int(rng.integers(min(self.min_side, side), min(self.max_side, side) + 1))
+            for side in size_hw
+        )
+        return (height, width), _place((height, width), size_hw, rng)
+
+
+@dataclass(frozen=True)
+class SafeCrop:
+    """Cut a window of a drawn fraction of each side; where it would hold no box, around one.
+
+    Boxes of which at most `min_visible` of the area is left are dropped.
+    """
+
+    min_fraction: float
+    min_visible: float = 0.25
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        size_hw = self._draw(scene.size_hw, rng)
+        places = np.random.default_rng(int(rng.integers(1 << 62)))  # one draw, however many follow
+        return crop_near_box(scene, size_hw, self.min_visible, places)
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        size_hw = self._draw(size_hw, rng)
+        rng.integers(1 << 62)
+        return size_hw
+
+    def _draw(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        height, width = (
+            max(1, round(side * rng.uniform(self.min_fraction, 1.0))) for side in size_hw
+        )
+        return height, width
+
+
+@dataclass(frozen=True)
+class ScaleTo:
+    """Resize to what `preprocess` would give, times a drawn factor; no side beyond `max_side`."""
+
+    preprocess: PreprocessConfig
+    low: float
+    high: float = 1.0
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        return resize(scene, self.final_size(scene.size_hw, rng))
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        return _scaled(size_hw, self.preprocess, rng.uniform(self.low, self.high))
+
+
+@dataclass(frozen=True)
+class ScaleJitter:
+    """Show the image smaller, or a window of it larger, by one drawn factor of the inference size.
+
+    Large scale jitter (arXiv 2012.07177, 3: factors 0.1 to 2) without its fixed canvas.
+    """
+
+    preprocess: PreprocessConfig
+    low: float
+    high: float
+    min_visible: float = 0.25
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        factor, final = self._draw(scene.size_hw, rng)
+        if factor > 1:
+            height, width = (max(1, round(side / factor)) for side in scene.size_hw)
+            places = np.random.default_rng(int(rng.integers(1 << 62)))
+            scene = crop_near_box(scene, (height, width), self.min_visible, places)
+        return resize(scene, final)
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        factor, final = self._draw(size_hw, rng)
+        if factor > 1:
+            rng.integers(1 << 62)
+        return final
+
+    def _draw(self, size_hw: SizeHW, rng: np.random.Generator) -> tuple[float, SizeHW]:
+        factor = rng.uniform(self.low, self.high)
+        return factor, _scaled(size_hw, self.preprocess, min(1.0, factor))
+
+
+@dataclass(frozen=True)
+class ZoomOut:
+    """Lay the shrunken image on a canvas, in its mean colour, of the size it would have."""
+
+    preprocess: PreprocessConfig
+    low: float
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        full = _scaled(scene.size_hw, self.preprocess, 1.0)
+        height, width = _scaled(scene.size_hw, self.preprocess, rng.uniform(self.low, 1.0))
+        small = resize(scene, (height, width))
+        top, left = _place((height, width), full, rng)
+        colour = cv2.mean(as_array(small.image))[:3]
+        return pad(small, top, left, full, [round(value) for value in colour])
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        rng.random(3)  # the factor and the place
+        return _scaled(size_hw, self.preprocess, 1.0)
+
+
+@dataclass(frozen=True)
+class DropSmall:
+    """Drop boxes with a side below `min_side` pixels of the final image."""
+
+    min_side: float = 2.0
+
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        boxes = scene.boxes.as_subclass(Tensor)
+        return select(scene, ((boxes[:, 2:] - boxes[:, :2]) >= self.min_side).all(dim=1))
+
+    def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        return size_hw
+
+
+def build_transform(
+    kind: AugmentKind,
+    preprocess: PreprocessConfig,
+    image_size: int | None = None,
+    scale: tuple[float, float] | None = None,
+) -> Transform | None:
+    """The augmentation of that name; None for "none", which is plain preprocessing.
+
+    Args:
+        kind: "published" is ALGORITHM 28, scaled with the short side (800 when published).
+            "default" flips, scales to 0.7-1 of the inference size, crops half of the time and
+            shifts colours a little. "strong" also zooms out, crops closer and distorts colours.
+        preprocess: The input at inference.
+        image_size: Long side in pixels, instead of that of `preprocess`.
+        scale: Factors of the size at inference, instead of the geometry of "default" or "strong".
+
+    Raises:
+        ConfigError: an unknown kind, or factors for another one.
+    """
+    size = at_image_size(preprocess, image_size)
+    geometry: Transform
+    if scale is not None and kind in ("none", "published"):
+        raise ConfigError(
+            f"augment '{kind}' has no scale_jitter", "set augment to default or strong"
+        )
+    if kind == "none":
+        return None
+    if kind == "published":
+        return _published(size)
+    if kind == "default":
+        whole = ScaleTo(size, 0.7)
+        geometry = Choice((whole, Chain((SafeCrop(0.6), whole))), (0.5, 0.5))
+    elif kind == "strong":
+        whole = ScaleTo(size, 0.6)
+        close = Chain((SafeCrop(0.4), whole))
+        geometry = Choice((ZoomOut(size, 0.5), close, whole), (0.25, 0.5, 0.25))
+    else:
+        raise ConfigError(
+            f"unknown augmentation '{kind}'", "known: none, default, strong, published"
+        )
+    if scale is not None:
+        geometry = ScaleJitter(size, *scale)
+    return Chain((geometry, finishing(kind)))
+
+
+def finishing(kind: AugmentKind) -> Transform:
+    """What that augmentation does besides geometry: flips and colours; the size stays."""
+    if kind not in _COLOURS:
+        return Chain((HorizontalFlip(), DropSmall()))
+    return Chain((HorizontalFlip(), _COLOURS[kind], DropSmall()))
+
+
+def _published(preprocess: PreprocessConfig) -> Transform:
+    """ALGORITHM 28, its pixel counts times `short_side` / 800."""
+
+    def scaled(sides: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(round(s * preprocess.short_side / _PUBLISHED_SHORT_SIDE) for s in sides)
+
+    resize = ResizeShortSide(scaled(_PUBLISHED_SIDES), preprocess.max_side)
+    least, most = scaled(_PUBLISHED_CROP)
+    cropped = Chain(
+        (ResizeShortSide(scaled(_PUBLISHED_BEFORE_CROP)), SizeCrop(least, most), resize)
+    )
+    return Chain((HorizontalFlip(), Choice((resize, cropped), (0.5, 0.5))))

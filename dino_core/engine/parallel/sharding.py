@@ -1,0 +1,119 @@
+"""FSDP2: weights, gradients and moments of the largest networks, spread over the processes.
+
+Each process keeps its part of every parameter and gathers a layer's only while it computes with
+it. What is saved, evaluated or resumed is always whole, so that files and results are the same as
+without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dino_core.engine.parallel.collectives import gather_rows, is_distributed, world_size
+from dino_core.errors import ConfigError
+from dino_core.models.dino import Dino
+
+_AT_A_TIME = 2**26  # numbers in one exchange: a quarter of a gigabyte
+
+
+def check_sharding() -> None:
+    """Raises ConfigError where there is nothing to spread over."""
+    if not is_distributed():
+        raise ConfigError(
+            "train.shard = fsdp: there is one process, nothing to spread over",
+            "--devices N, or torchrun",
+        )
+
+
+def shard(model: Dino, device: torch.device) -> None:
+    """Spread the parameters of `model` over all processes, in place; names stay.
+
+    Transformer layers and stages of the backbone are gathered one at a time; what is left (heads,
+    embeddings, neck) as long as the step lasts.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world_size(),))
+    body = model.backbone.body
+    names = cast("tuple[str, ...]", body.stage_ends)
+    own = dict(body.named_modules())  # a body may leave out what comes after the last map
+    stages = [own[name] for name in names if name in own]
+    for part in (*stages, *model.encoder.layers, *model.decoder.layers):
+        if any(True for _ in part.parameters()):
+            fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Gather what is spread, on the CPU; every process must call this with the same names.
+
+    Args:
+        tensors: Name to tensor, a part or whole already; one under two names stays one.
+        keep: Whether this process wants the result, which is empty otherwise.
+    """
+    parts = {id(t): t for t in tensors.values() if hasattr(t, "full_tensor")}
+    gathered: dict[int, Tensor] = {}
+    waiting: list[Tensor] = []
+    for part in parts.values():
+        waiting.append(part)
+        if sum(t.numel() for t in waiting) >= _AT_A_TIME:
+            gathered |= _gather(waiting, keep)
+            waiting = []
+    gathered |= _gather(waiting, keep)
+    if not keep:
+        return {}
+    return {name: gathered.get(id(t), t.detach()) for name, t in tensors.items()}
+
+
+def _gather(parts: Sequence[Tensor], keep: bool) -> dict[int, Tensor]:
+    """The whole of each of `parts` by its id, in one exchange; none where not to `keep` them."""
+    if not parts:
+        return {}
+    shares = gather_rows(torch.cat([local(part).detach().flatten() for part in parts]))
+    if not keep:
+        return {}
+    result: dict[int, list[Tensor]] = {id(part): [] for part in parts}
+    for number, share in enumerate(shares):
+        # FSDP2 cuts along the first axis as torch.chunk does: equal pieces, the last ones smaller.
+        rows = [-(-len(part) // len(shares)) for part in parts]
+        rows = [min(n, max(0, len(p) - number * n)) for n, p in zip(rows, parts, strict=True)]
+        sizes = [n * math.prod(part.shape[1:]) for n, part in zip(rows, parts, strict=True)]
+        for part, piece in zip(parts, torch.split(share.cpu(), sizes), strict=True):
+            result[id(part)].append(piece)
+    return {id(p): torch.cat(result[id(p)]).view(p.shape) for p in parts}
+
+
+def like(full: Tensor, target: Tensor) -> Tensor:
+    """This process's part of `full` where `target` is a part, else `full`."""
+    if not hasattr(target, "full_tensor"):
+        return full
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(target, DTensor)
+    full = full.to(target.device)
+    # Every process has read the same file: nothing needs sending.
+    part = distribute_tensor(full, target.device_mesh, target.placements, src_data_rank=None)
+    return cast(Tensor, part)
+
+
+def load_whole(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` of whole tensors into a module that may be spread.
+
+    Raises: RuntimeError as `load_state_dict` does.
+    """
+    own = module.state_dict()
+    placed = {n: like(t, own[n]) if n in own and own[n].shape == t.shape else t
+              for n, t in state.items()}  # fmt: skip
+    module.load_state_dict(placed)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of `tensor` that this process holds: all of it where it is not spread."""
+    part = getattr(tensor, "to_local", None)
+    return tensor if part is None else cast(Tensor, part())

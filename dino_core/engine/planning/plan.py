@@ -1,0 +1,306 @@
+"""The plan of a run: every setting that nobody gave is chosen here, once, each with its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dino_core.config import ResolvedConfig, TrainConfig
+from dino_core.engine.planning import rules
+from dino_core.engine.planning.facts import DataFacts, Machine, ModelFacts
+from dino_core.engine.schedule import WARMUP_SHARE
+from dino_core.errors import ConfigError
+
+V = TypeVar("V")
+
+AS_ASKED = "as asked"
+_MIN_IMAGE_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One setting of a run.
+
+    Attributes:
+        name: The field of `TrainConfig`.
+        value: What it is.
+        reason: Why, in a few words; `AS_ASKED` where somebody gave it.
+        option: What to type to decide otherwise.
+    """
+
+    name: str
+    value: Any
+    reason: str
+    option: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        config: The recipe with every choice made; planned again, it gives this plan again.
+        steps: Optimiser steps in all; None when the clock decides.
+        minutes: Wall time; None when steps decide.
+        steps_per_epoch: Optimiser steps in one pass over the training split, at least a fraction.
+        decisions: The choices and what was asked for, in the order in which they depend on each
+            other.
+    """
+
+    config: ResolvedConfig
+    steps: int | None
+    minutes: float | None
+    steps_per_epoch: float
+    decisions: tuple[Decision, ...]
+
+    @property
+    def epochs(self) -> float | None:
+        """The run's length in passes over the training split."""
+        return None if self.steps is None else self.steps / self.steps_per_epoch
+
+    def progress(self, step: int, elapsed_s: float, reserve_s: float = 0.0) -> float:
+        """Fraction of the run that is done after `step` steps and `elapsed_s` seconds.
+
+        Args:
+            step: Optimiser steps done.
+            elapsed_s: Wall time so far, evaluation included.
+            reserve_s: Time kept free at the end (the last evaluation); only the clock cares.
+        """
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        assert self.minutes is not None
+        return min(1.0, elapsed_s / max(1.0, self.minutes * 60.0 - reserve_s))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How a run will go at the speed that was measured.
+
+    Attributes:
+        steps: Optimiser steps in all.
+        epochs: Passes over the training split.
+        seconds: From now to the end, evaluation included.
+        images_per_s: Training throughput of all processes.
+    """
+
+    steps: int
+    epochs: float
+    seconds: float
+    images_per_s: float
+
+
+def plan(config: TrainConfig, data: DataFacts, model: ModelFacts, machine: Machine) -> Plan:
+    """Choose what `config` leaves open.
+
+    Args:
+        config: What is asked for.
+        data: The training split.
+        model: What the run starts from.
+        machine: Where it goes on.
+
+    Raises:
+        ConfigError: more than one length given, or a number that makes no sense.
+    """
+    check_settings(config)
+    made = _Decisions(config)
+    batch, accumulate = _step_size(config, data, model, machine, made)
+    images = batch * accumulate * machine.processes
+    # Whole batches count: a last, smaller one is left out, unless it is the only one.
+    steps_per_epoch = max(1, data.images // batch) / (accumulate * machine.processes)
+    steps = _length(config, data, steps_per_epoch, images, made)
+    epochs = None if steps is None else steps / steps_per_epoch
+    lr = made.make("lr", "--lr", *rules.lr(images, model))
+    backbone = made.make(
+        "backbone_lr_factor", "--set train.backbone_lr_factor", *rules.backbone_lr_factor(model)
+    )
+    warmup, reason = rules.WARMUP_STEPS, "then the full rate"
+    if steps is not None and WARMUP_SHARE * steps < warmup:
+        warmup, reason = math.ceil(WARMUP_SHARE * steps), "a tenth of this short run"
+    chosen = ResolvedConfig(**_given(config))
+    chosen = dataclasses.replace(
+        chosen,
+        images_per_step=images,
+        batch=batch,
+        accumulate=accumulate,
+        lr=lr,
+        backbone_lr_factor=backbone,
+        steps=steps if config.epochs is None else None,  # what decides is kept, once
+        warmup_steps=made.make("warmup_steps", "--set train.warmup_steps", warmup, reason),
+        ema_decay=made.make(
+            "ema_decay",
+            "--set train.ema_decay",
+            rules.EMA_DECAY,
+            "published; its memory is at most a ninth of the steps so far",
+        ),
+        class_loss=made.make("class_loss", "--set train.class_loss", *rules.class_loss(model)),
+        augment=made.make("augment", "--augment", *rules.augment(data, epochs)),
+        image_size=made.make("image_size", "--image-size", *rules.image_size(data, model)),
+        freeze=made.make("freeze", "--freeze", *rules.freeze(data, model)),
+        workers=made.make("workers", "--set train.workers", *rules.workers(data, machine)),
+    )
+    minutes = config.minutes if steps is None else None
+    return Plan(chosen, steps, minutes, steps_per_epoch, tuple(made.decisions))
+
+
+class _Decisions:
+    """Collects the decisions as they are made."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self.decisions: list[Decision] = []
+
+    def make(self, name: str, option: str, choice: V, reason: str) -> V:
+        """What was asked for under that name, else `choice`."""
+        asked = getattr(self._config, name)
+        value: V = choice if asked is None else asked
+        why = reason if asked is None else AS_ASKED
+        self.decisions.append(Decision(name, value, why, option))
+        return value
+
+
+def _step_size(
+    config: TrainConfig, data: DataFacts, model: ModelFacts, machine: Machine, made: _Decisions
+) -> tuple[int, int]:
+    """Images a forward pass and passes a step of each process."""
+    images, reason = rules.images_per_step(data, model, machine)
+    asked, processes = config.images_per_step, machine.processes
+    if asked is not None:
+        images, reason = asked, AS_ASKED
+    batch, accumulate, why = config.batch, config.accumulate, ""
+    if batch is None and accumulate is None:
+        _divisible(images, processes, "the number of processes")
+        batch, accumulate, why = rules.split(images // processes, machine)
+    elif batch is None:
+        assert accumulate is not None
+        if asked is not None:
+            _divisible(images, accumulate * processes, "accumulate x processes")
+        batch = max(1, images // (accumulate * processes))
+        why = f"{images} images a step in {accumulate} passes"
+    elif accumulate is None:
+        accumulate, why = 1, "one pass a step"
+        if asked is not None:
+            _divisible(images, batch * processes, "batch x processes")
+            accumulate = images // (batch * processes)
+            why = f"{images} images a step, {batch * processes} at a time"
+    actual = batch * accumulate * processes
+    if actual != images:
+        reason = f"batch x accumulate{' x processes' if processes > 1 else ''}"
+    made.decisions.append(
+        Decision("images_per_step", actual, reason, "--set train.images_per_step")
+    )
+    made.make("batch", "--batch", batch, why)
+    made.make("accumulate", "--accumulate", accumulate, why)
+    return batch, accumulate
+
+
+def _divisible(images: int, by: int, what: str) -> None:
+    if images % by:
+        raise ConfigError(
+            f"images_per_step = {images} is no multiple of {what}, {by}",
+            "choose another images_per_step, or give batch and accumulate",
+        )
+
+
+def _length(
+    config: TrainConfig, data: DataFacts, steps_per_epoch: float, images: int, made: _Decisions
+) -> int | None:
+    """Optimiser steps of the run; None where the clock decides."""
+    if config.steps is not None:
+        made.decisions.append(Decision("steps", config.steps, AS_ASKED, "--steps"))
+        return config.steps
+    if config.epochs is not None:
+        steps = max(1, math.ceil(config.epochs * steps_per_epoch))
+        reason = f"{AS_ASKED}: {steps} steps of {images} images"
+        made.decisions.append(Decision("epochs", config.epochs, reason, "--epochs"))
+        return steps
+    if config.minutes is not None:
+        reason = f"{AS_ASKED}; the rate falls with the clock"
+        made.decisions.append(Decision("minutes", config.minutes, reason, "--minutes"))
+        return None
+    steps, why = rules.steps(steps_per_epoch, data.images)
+    made.decisions.append(Decision("steps", steps, why, "--steps, --epochs or --minutes"))
+    return steps
+
+
+def _given(config: TrainConfig) -> dict[str, Any]:
+    """The fields that are not left open, as they are."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def filled(config: TrainConfig, earlier: TrainConfig) -> TrainConfig:
+    """`config` with what it leaves open as an earlier plan chose it; a length replaces a length."""
+    lengths = {"steps", "epochs", "minutes"}
+    given = _given(config).keys()
+    kept = lengths if given & lengths else set()
+    values = {n: v for n, v in _given(earlier).items() if n not in given and n not in kept}
+    return dataclasses.replace(config, **values)
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Raises ConfigError where settings contradict each other or make no sense."""
+    lengths = {"steps": config.steps, "epochs": config.epochs, "minutes": config.minutes}
+    given = {name: value for name, value in lengths.items() if value is not None}
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} both give the run's length", "give one of them")
+    positive = {
+        **given, "images_per_step": config.images_per_step, "batch": config.batch,
+        "accumulate": config.accumulate, "lr": config.lr,
+    }  # fmt: skip
+    for name, value in positive.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} = {value}: must be greater than 0")
+    if config.cached_views and config.freeze != "backbone":
+        raise ConfigError("train.cached_views needs a frozen backbone", "add --freeze backbone")
+    if config.cached_views and (config.mosaic or config.copy_paste):
+        raise ConfigError(
+            "train.cached_views keeps views; mosaic and copy_paste stop in the middle of a run",
+            "set them to 0, or cached_views",
+        )
+    if config.image_size is not None and config.image_size < _MIN_IMAGE_SIZE:
+        raise ConfigError(f"image_size = {config.image_size}: must be at least {_MIN_IMAGE_SIZE}")
+
+
+def forecast(
+    the_plan: Plan, step_s: float, val_images: int, processes: int = 1, left_s: float | None = None
+) -> Forecast:
+    """How the rest of a run will go.
+
+    Args:
+        the_plan: The run.
+        step_s: Seconds of one optimiser step.
+        val_images: Images of one evaluation, whose forward pass is a third of a training step.
+        processes: Training processes, which share the evaluation.
+        left_s: Seconds to the end where the clock decides; None: all of them.
+    """
+    config = the_plan.config
+    images_per_s = config.images_per_step / max(step_s, 1e-9)
+    evaluation_s = val_images / (3 * images_per_s)
+    between = the_plan.steps_per_epoch * config.eval_every_epochs
+    share = rules.EVALUATION_SHARE
+    a_step_s = step_s + min(evaluation_s / between, step_s * share / (1 - share))
+    if the_plan.steps is not None:
+        steps, seconds = the_plan.steps, the_plan.steps * a_step_s + evaluation_s
+    else:
+        assert the_plan.minutes is not None
+        seconds = the_plan.minutes * 60.0 if left_s is None else left_s
+        steps = max(1, round(max(0.0, seconds - evaluation_s) / a_step_s))
+    return Forecast(steps, steps / the_plan.steps_per_epoch, seconds, images_per_s)
+
+
+def evaluation_due(
+    elapsed_s: float, evaluating_s: float, last_s: float | None, epochs_it_takes: float
+) -> bool:
+    """Whether evaluating now keeps evaluation within its share of the time.
+
+    Args:
+        elapsed_s: Seconds of the run so far.
+        evaluating_s: Seconds of it spent evaluating.
+        last_s: What the last evaluation took; None before the first.
+        epochs_it_takes: Validation images over training images seen, to guess the first one's cost.
+    """
+    guess = elapsed_s * epochs_it_takes / 3  # a forward pass is a third of a training step
+    cost = guess if last_s is None else last_s
+    return evaluating_s + cost <= rules.EVALUATION_SHARE * (elapsed_s + cost)

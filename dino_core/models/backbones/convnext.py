@@ -1,0 +1,154 @@
+"""ConvNeXt (arXiv 2201.03545) as feature maps with a norm each, as the official DINO uses it.
+
+Parameters have timm's names. timm has these networks too and gives the same maps without the norms
+(tests); they stand here because importing timm doubles the time until a first prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from dino_core.models.backbones.stochastic_depth import StochasticDepth, rates
+from dino_core.models.feed_forward import GeluMlp
+from dino_core.models.recompute import recomputed
+from dino_core.ops.depthwise import suited_to_depthwise
+
+_EPS: Final = 1e-6
+_PATCH: Final = 4
+_INIT_STD: Final = 0.02
+_LAYER_SCALE: Final = 1e-6
+
+
+@dataclass(frozen=True)
+class ConvNextSize:
+    """What tells one ConvNeXt from another.
+
+    Attributes:
+        width: Channels of the first stage; each further one has twice as many.
+        depths: Blocks of each stage.
+    """
+
+    width: int
+    depths: tuple[int, ...]
+
+
+CONVNEXT_SIZES: Final = {
+    "convnext_tiny": ConvNextSize(96, (3, 3, 9, 3)),
+    "convnext_small": ConvNextSize(96, (3, 3, 27, 3)),
+    "convnext_base": ConvNextSize(128, (3, 3, 27, 3)),
+    "convnext_large": ConvNextSize(192, (3, 3, 27, 3)),
+    "convnext_xlarge": ConvNextSize(256, (3, 3, 27, 3)),
+}
+"""By timm's names."""
+
+
+class ConvNext(nn.Module):
+    """The maps `out_indices` of strides 4, 8, 16, 32, each with a norm of its own.
+
+    Attributes:
+        channels: Channel count of each of the four maps.
+        reductions: Stride of each.
+        stage_ends: The module that ends each.
+        output_norms: Modules that only a map goes through, not the stages after it.
+    """
+
+    def __init__(
+        self, size: ConvNextSize, out_indices: Sequence[int], drop_path: float = 0.0
+    ) -> None:
+        """Stages beyond the last map are left out.
+
+        Args:
+            size: Of the network.
+            out_indices: Maps to give.
+            drop_path: Stochastic depth of the last block in training.
+        """
+        super().__init__()
+        count = len(size.depths)
+        self.channels = tuple(size.width * 2**i for i in range(count))
+        self.reductions = tuple(_PATCH * 2**i for i in range(count))
+        self.stage_ends = tuple(f"stages.{i}" for i in range(count))
+        self.out_indices = tuple(out_indices)
+        self.output_norms = tuple(f"norm{i}" for i in self.out_indices)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, size.width, _PATCH, _PATCH), _ChannelNorm(size.width, _EPS)
+        )
+        self.stages = nn.Sequential()
+        for index in range(max(self.out_indices) + 1):
+            before = self.channels[index - 1] if index else None
+            stage_rates = rates(drop_path, size.depths)[index]
+            self.stages.append(_Stage(before, self.channels[index], stage_rates))
+        for index, name in zip(self.out_indices, self.output_norms, strict=True):
+            self.add_module(name, _ChannelNorm(self.channels[index], _EPS))
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.trunc_normal_(module.weight, std=_INIT_STD)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> maps (B, C_l, H / stride, W / stride), rounded down, finest first."""
+        x = self.stem(images)
+        maps = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in self.out_indices:
+                maps.append(self.get_submodule(f"norm{index}")(x))
+        return maps
+
+
+class _Stage(nn.Module):
+    """Halves the resolution, where it is not the first stage, then blocks."""
+
+    def __init__(self, before: int | None, width: int, drop_rates: Sequence[float]) -> None:
+        """`before`: Channels of the stage before; None: this is the first."""
+        super().__init__()
+        self.downsample = (
+            nn.Identity()
+            if before is None
+            else nn.Sequential(_ChannelNorm(before, _EPS), nn.Conv2d(before, width, 2, 2))
+        )
+        self.blocks = nn.Sequential(*(ConvNextBlock(width, rate) for rate in drop_rates))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_before, H, W) -> (B, C, H / 2, W / 2), rounded down; as large in the first."""
+        return cast(Tensor, self.blocks(self.downsample(x)))
+
+
+class ConvNextBlock(nn.Module):
+    """A depthwise 7x7 convolution and an MLP with a learned scale, added to the input.
+
+    Attributes:
+        gradient_checkpointing: Compute it again in the backward instead of keeping activations.
+    """
+
+    def __init__(self, width: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.conv_dw = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width, _EPS)
+        self.mlp = GeluMlp(width)
+        self.gamma = nn.Parameter(torch.full((width,), _LAYER_SCALE))
+        self.drop_path = StochasticDepth(drop_path)
+        self.gradient_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        branch = recomputed(self._transform, x, enabled=self.gradient_checkpointing)
+        return cast(Tensor, x + self.drop_path(branch))
+
+    def _transform(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv_dw(suited_to_depthwise(x)).permute(0, 2, 3, 1))
+        return cast(Tensor, self.mlp(y) * self.gamma).permute(0, 3, 1, 2)
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """A layer norm over the channels of each pixel of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        normed: Tensor = super().forward(x.permute(0, 2, 3, 1))
+        return normed.permute(0, 3, 1, 2)

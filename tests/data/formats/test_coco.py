@@ -1,0 +1,314 @@
+"""COCO json: hand-worked files, every kind of mistake, and pycocotools as another reader."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import coco_set, coco_table, image_file
+
+from dino_core.data.check.run import quick_findings
+from dino_core.data.formats.coco import read_coco, write_coco
+from dino_core.errors import DataError
+
+GENERAL = Path(__file__).parents[3] / "../shared/data/general"
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    return {"id": 5, "image_id": 7, "category_id": 9, "bbox": [1, 2, 3, 4], **changes}
+
+
+def test_hand_worked_file(tmp_path: Path) -> None:
+    coco_set(tmp_path, coco_table())
+    index = read_coco(tmp_path)
+    assert index.format == "coco" and index.root == tmp_path and index.warnings == ()
+    assert index.classes.names == ("cat", "dog") and index.classes.source_ids == (4, 9)
+    first, second = index.splits["train"]
+    assert (first.image_id, first.width, first.height) == (7, 40, 30)
+    assert first.path == tmp_path / "images/train/a.jpg"
+    assert first.boxes_xyxy_px.tolist() == [[1.5, 2, 11.5, 22], [0, 0, 40, 30]]
+    assert first.boxes_xyxy_px.dtype == np.float32 and first.class_indices.dtype == np.int64
+    assert first.class_indices.tolist() == [1, 0]
+    assert first.is_crowd.tolist() == [False, True]
+    assert first.areas.tolist() == [120.0, 1200.0]  # as stated; else width times height
+    assert second.image_id == 3 and second.boxes_xyxy_px.shape == (0, 4)
+
+
+def test_image_ids_may_be_words(tmp_path: Path) -> None:
+    table = coco_table(annotations=[annotation(), annotation(id=6, image_id="gone")])
+    for entry in (*table["images"], table["annotations"][0]):
+        key = "image_id" if "image_id" in entry else "id"
+        entry[key] = f"img-{entry[key]}"
+    coco_set(tmp_path, table)
+    index = read_coco(tmp_path)
+    records = index.splits["train"]
+    assert [(r.image_id, r.path.name, len(r.boxes_xyxy_px)) for r in records] == [
+        (1, "a.jpg", 1),
+        (2, "b.jpg", 0),
+    ]
+    words, orphan = index.warnings
+    assert words.startswith("1 file has words as ids of its images, which were numbered instead")
+    assert "image_id gone is not among the images" in orphan
+
+
+def test_boxes_as_text_and_from_outlines(tmp_path: Path) -> None:
+    outlines = [[3, 4, 9, 4, 9, 8.5], [5, 2, 6, 2, 6, 3]]
+    entries = [
+        annotation(bbox=["1.5", "2", "3", "4"]),
+        annotation(id=6, bbox=[], segmentation=outlines),
+        annotation(id=7, bbox=None, segmentation=outlines),
+    ]
+    coco_set(tmp_path, coco_table(annotations=entries))
+    boxes = read_coco(tmp_path).splits["train"][0].boxes_xyxy_px
+    assert boxes.tolist() == [[1.5, 2, 4.5, 6], [3, 2, 9, 8.5], [3, 2, 9, 8.5]]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.JPG", "a.png", "a", " a.jpg", "https://x.org/train/a.jpg?token=1", "%61.jpg"]
+)
+def test_image_names_spelt_otherwise(tmp_path: Path, name: str) -> None:
+    table = coco_table()
+    table["images"][0]["file_name"] = name
+    coco_set(tmp_path, table)
+    assert [r.path.name for r in read_coco(tmp_path).splits["train"]] == ["a.jpg", "b.jpg"]
+    table["images"].pop()
+    coco_set(tmp_path, table)
+    (tmp_path / "images/train").rename(tmp_path / "elsewhere")
+    assert [r.path.name for r in read_coco(tmp_path).splits["train"]] == ["a.jpg"]
+
+
+def test_annotations_without_image_and_with_the_same_id(tmp_path: Path) -> None:
+    entries = [annotation(), annotation(bbox=[1, 2, 3, 4]), annotation(id=6, image_id=8)]
+    coco_set(tmp_path, coco_table(annotations=entries))
+    index = read_coco(tmp_path)
+    assert [len(record.boxes_xyxy_px) for record in index.splits["train"]] == [2, 0]
+    same_id, orphan = index.warnings
+    assert same_id.startswith("1 annotation has an id that another one has")
+    assert "annotations[1] (id 5)" in same_id
+    assert orphan.startswith("1 annotation belongs to no image of its file and was left out")
+    assert "annotations[2] (id 6): image_id 8" in orphan
+    kinds = {finding.kind: finding.count for finding in quick_findings(index)}
+    assert kinds["duplicate-annotation-id"] == kinds["label-without-image"] == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("{", r"instances_train\.json line 1: not valid JSON"),
+        ("[]", "found a list"),
+        ({"images": [], "categories": []}, "key 'annotations' is missing, found images"),
+        (coco_table(images={}), "'images' is a dict, expected a list"),
+        (coco_table(images=[3]), r"images\[0\] is 3, expected an object"),
+        (coco_table(categories=[]), "'categories' is empty"),
+        (coco_table(categories=[{"id": 4}]), r"categories\[0\]: the key 'name' is missing"),
+        (
+            coco_table(categories=[{"id": 4, "name": "a"}, {"id": 4, "name": "b"}]),
+            r"categories\[1\]: the category id 4 is used twice",
+        ),
+        (
+            coco_table(categories=[{"id": 9, "name": "a"}, {"id": 4, "name": "a"}]),
+            "class names are not unique: a",
+        ),
+        (coco_table(images=[{"id": 7}]), r"images\[0\]: the key 'file_name' is missing"),
+        (coco_table(images=[{"file_name": "a.jpg"}]), r"images\[0\]: the key 'id' is missing"),
+        (
+            coco_table(images=[{"id": 1.5, "file_name": "a.jpg"}]),
+            r"images\[0\]: id is 1.5, expected an integer",
+        ),
+        (
+            coco_table(images=[{"id": 7, "file_name": "a.jpg"}] * 2),
+            r"images\[1\]: the image id 7 is used twice",
+        ),
+        (
+            coco_table(images=[{"id": 7, "file_name": "a.jpg", "width": 0, "height": 5}]),
+            "size 0x5, expected at least one pixel",
+        ),
+        (
+            coco_table(annotations=[annotation(category_id=5)]),
+            r"annotations\[0\] \(id 5\): category_id 5 is not among the categories",
+        ),
+        (coco_table(annotations=[annotation(image_id=8)]), "image_id 8 is not among the images"),
+        (coco_table(annotations=[{"id": 1, "image_id": 7}]), "key 'category_id' is missing"),
+        (
+            coco_table(annotations=[{"image_id": 7, "category_id": 9}]),
+            r"annotations\[0\]: the key 'bbox' is missing",
+        ),
+        (coco_table(annotations=[annotation(bbox=[1, 2, 3])]), "expected four numbers"),
+        (coco_table(annotations=[annotation(bbox=[1, 2, 3, "x"])]), "expected four numbers"),
+        (coco_table(annotations=[annotation(bbox=[1, 2, 3, True])]), "expected four numbers"),
+        (coco_table(annotations=[annotation(bbox=None)]), "bbox is None"),
+        (coco_table(annotations=[annotation(bbox=[1, 2, float("nan"), 4])]), "must be finite"),
+        (coco_table(annotations=[annotation(bbox=[1, 2, float("inf"), 4])]), "must be finite"),
+        (coco_table(annotations=[annotation(area="big")]), "area is 'big'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, table: Any, message: str) -> None:
+    coco_set(tmp_path, table)
+    with pytest.raises(DataError, match=message) as caught:
+        read_coco(tmp_path)
+    assert "instances_train.json" in caught.value.message
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no COCO annotations found"):
+        read_coco(tmp_path)
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    coco_set(tmp_path, coco_table()).write_bytes(b'{"images": "\xff"}')
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_coco(tmp_path)
+
+
+def test_categories_must_agree_between_splits(tmp_path: Path) -> None:
+    coco_set(tmp_path, coco_table())
+    other = coco_table(categories=[{"id": 9, "name": "cow"}, {"id": 4, "name": "cat"}])
+    coco_set(tmp_path, other, "val")
+    with pytest.raises(DataError, match="category 9 is 'cow' here and 'dog' in"):
+        read_coco(tmp_path)
+
+
+def test_boxes_outside_are_clipped_and_empty_ones_left_out(tmp_path: Path) -> None:
+    boxes = [[-5, 10, 20, 50], [50, 5, 10, 10], [3, 3, 0, 5], [3, 3, -2, 5], [1, 1, 39.005, 29]]
+    table = coco_table(annotations=[annotation(id=i, bbox=box) for i, box in enumerate(boxes)])
+    coco_set(tmp_path, table)
+    index = read_coco(tmp_path)
+    record = index.splits["train"][0]
+    # rounding (the last, 0.005 px too far) is left as it is
+    np.testing.assert_allclose(
+        record.boxes_xyxy_px, [[0, 10, 15, 30], [1, 1, 40.005, 30]], atol=1e-5
+    )
+    clipped, dropped = index.warnings
+    assert clipped.startswith("1 box reaches outside its image and was clipped (")
+    assert "annotations[0] (id 0): corners -5, 10, 15, 60 in an image of 40x30" in clipped
+    assert dropped.startswith("3 boxes have no area inside their images and were left out (first: ")
+
+
+def test_missing_and_broken_images_are_left_out(tmp_path: Path) -> None:
+    table = coco_table()
+    table["images"] += [
+        {"id": 20, "file_name": "gone.jpg"},
+        {"id": 21, "file_name": "gone too.jpg"},
+        {"id": 22, "file_name": "text.jpg"},
+        {"id": 23, "file_name": "empty.jpg"},
+        {"id": 24, "file_name": "tall.jpg", "width": 40, "height": 30},
+    ]
+    coco_set(tmp_path, table)
+    folder = tmp_path / "images/train"
+    (folder / "text.jpg").write_text("hello")
+    (folder / "empty.jpg").write_bytes(b"")
+    image_file(folder / "tall.jpg", (30, 40))
+    index = read_coco(tmp_path)
+    assert [r.image_id for r in index.splits["train"]] == [7, 3]
+    missing, broken, shape = index.warnings
+    assert missing.startswith("2 image files are missing and were left out (first: ")
+    assert "gone.jpg" in missing
+    assert broken.startswith("2 files are not readable images") and "text.jpg" in broken
+    assert "40x30 stated" in shape and "tall.jpg is 30x40 upright" in shape
+
+
+def test_all_images_missing_is_an_error(tmp_path: Path) -> None:
+    table = coco_table(images=[{"id": 7, "file_name": "x.jpg"}])
+    coco_set(tmp_path, table)
+    with pytest.raises(DataError, match=r"none of its 1 images was found, e\.g\. x\.jpg") as caught:
+        read_coco(tmp_path)
+    assert str(tmp_path / "images" / "train") in caught.value.hint
+
+
+def test_sizes_come_from_the_upright_file(tmp_path: Path) -> None:
+    table = coco_table(
+        images=[{"id": 7, "file_name": "turned.jpg"}, {"id": 3, "file_name": "half.jpg",
+                 "width": 80, "height": 60}],
+        annotations=[annotation(id=1, image_id=3, bbox=[20, 10, 40, 20], area=700.0)],
+    )  # fmt: skip
+    coco_set(tmp_path, table)
+    image_file(tmp_path / "images/train/turned.jpg", (40, 30), orientation=6)
+    image_file(tmp_path / "images/train/half.jpg", (40, 30))
+    index = read_coco(tmp_path)
+    turned, half = index.splits["train"]
+    assert (turned.width, turned.height) == (30, 40)
+    assert half.boxes_xyxy_px.tolist() == [[10, 5, 30, 15]] and half.areas.tolist() == [175.0]
+    assert "80x60 stated" in index.warnings[0]
+
+
+def test_roboflow_parent_category_is_left_out(tmp_path: Path) -> None:
+    categories = [
+        {"id": 0, "name": "pets", "supercategory": "none"},
+        {"id": 4, "name": "cat", "supercategory": "pets"},
+        {"id": 9, "name": "dog", "supercategory": "pets"},
+    ]
+    coco_set(tmp_path, coco_table(categories=categories))
+    index = read_coco(tmp_path)
+    assert index.classes.names == ("cat", "dog")
+    assert "category 0 'pets'" in index.warnings[0]
+
+
+def test_roboflow_parent_of_the_class_name_itself(tmp_path: Path) -> None:
+    categories = [
+        {"id": 0, "name": "dog", "supercategory": "none"},
+        {"id": 9, "name": "dog", "supercategory": "dog"},
+        {"id": 4, "name": "cat", "supercategory": "dog"},
+    ]
+    coco_set(tmp_path, coco_table(categories=categories))
+    assert read_coco(tmp_path).classes.names == ("cat", "dog")
+
+
+def test_unread_parts_are_told(tmp_path: Path) -> None:
+    table = coco_table(annotations=[annotation(segmentation=[[1, 2, 3, 4, 5, 6]]),
+                                    annotation(id=6, segmentation=[])])  # fmt: skip
+    coco_set(tmp_path, table)
+    index = read_coco(tmp_path)
+    assert index.unread == ("1 annotations have a 'segmentation', which is not kept",)
+    assert index.to_coco(tmp_path / "out") == list(index.unread)
+
+
+def test_written_set_reads_back_the_same(tmp_path: Path) -> None:
+    coco_set(tmp_path / "in", coco_table())
+    coco_set(tmp_path / "in", coco_table(), "val")
+    before = read_coco(tmp_path / "in")
+    assert write_coco(before, tmp_path / "out") == []
+    after = read_coco(tmp_path / "out")
+    assert after.classes == before.classes and after.warnings == ()
+    for split in ("train", "val"):
+        for old, new in zip(before.splits[split], after.splits[split], strict=True):
+            assert (new.image_id, new.path.name) == (old.image_id, old.path.name)
+            assert new.path.read_bytes() == old.path.read_bytes()
+            np.testing.assert_array_equal(new.boxes_xyxy_px, old.boxes_xyxy_px)
+            np.testing.assert_array_equal(new.is_crowd, old.is_crowd)
+            np.testing.assert_array_equal(new.areas, old.areas)
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    coco_set(tmp_path / "in", coco_table())
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with pytest.raises(DataError, match="out: cannot be written"):
+        write_coco(read_coco(tmp_path / "in"), tmp_path / "out")
+
+
+@pytest.mark.skipif(not GENERAL.is_dir(), reason="the shared data set is not here")
+def test_agrees_with_pycocotools() -> None:
+    from pycocotools.coco import COCO
+
+    file = GENERAL / "annotations/instances_val.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = COCO(str(file))
+    index = read_coco(file)
+    records = index.splits["val"]
+    assert [r.image_id for r in records] == list(theirs.imgs)
+    assert dict(zip(index.classes.source_ids, index.classes.names, strict=True)) == {
+        c["id"]: c["name"] for c in theirs.cats.values()
+    }
+    for record in records:
+        rows = theirs.loadAnns(theirs.getAnnIds(imgIds=[record.image_id]))
+        ours = record.boxes_xyxy_px.copy()
+        ours[:, 2:] -= ours[:, :2]
+        expected = np.array([a["bbox"] for a in rows]).reshape(-1, 4)
+        np.testing.assert_allclose(ours, expected, atol=1e-4)  # float32 at a few hundred pixels
+        ids = [index.classes.source_ids[i] for i in record.class_indices]
+        assert ids == [a["category_id"] for a in rows]
+        assert record.is_crowd.tolist() == [bool(a["iscrowd"]) for a in rows]
+        np.testing.assert_allclose(record.areas, [a["area"] for a in rows], rtol=1e-6)

@@ -1,0 +1,369 @@
+"""Pascal VOC: hand-worked files, every layout and mistake, and a real set by another reader."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import image_file, text_file
+
+from dino_core.data.formats.repairs import Repairs, make_record
+from dino_core.data.formats.voc import read_voc, write_voc
+from dino_core.data.load import load_dataset
+from dino_core.data.records import DatasetIndex
+from dino_core.detections import ClassMap
+from dino_core.errors import DataError
+
+BCCD = Path(__file__).parents[3] / "../shared/data/bccd"
+SIZE = "<size><width>40</width><height>20</height><depth>3</depth></size>"
+
+
+def thing(name: str = "cat", box: tuple[object, ...] = (1, 1, 10, 20), more: str = "") -> str:
+    corners = "".join(
+        f"<{tag}>{v}</{tag}>" for tag, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{name}</name>{more}<bndbox>{corners}</bndbox></object>"
+
+
+def annotation(*objects: str, size: str = SIZE, filename: str = "a.jpg") -> str:
+    inner = "\n".join((f"<filename>{filename}</filename>", size, *objects))
+    return f"<annotation>\n{inner}\n</annotation>\n"
+
+
+def voc_set(root: Path, text: str | None = None) -> Path:
+    image_file(root / "JPEGImages/a.jpg")
+    text_file(root / "Annotations/a.xml", annotation(thing()) if text is None else text)
+    return root
+
+
+def test_hand_worked_file(tmp_path: Path) -> None:
+    text = annotation(
+        thing("dog", (1, 1, 40, 20), "<pose>Left</pose><difficult>1</difficult>"),
+        thing("cat", (3, 5, 3, 5), "<truncated>1</truncated><difficult>0</difficult>"),
+        thing("cat", (2.5, 1.25, 10.75, 8), "<part><name>head</name><bndbox/></part>"),
+    )
+    voc_set(tmp_path, text)
+    text_file(tmp_path / "Annotations/b.xml", annotation(size=""))
+    image_file(tmp_path / "JPEGImages/b.png", (8, 9))
+    index = read_voc(tmp_path)
+    assert (index.format, index.root, index.warnings) == ("voc", tmp_path, ())
+    assert index.classes == ClassMap(("cat", "dog"), (0, 1))
+    first, empty = index.splits["train"]
+    # pixels 1 to 40 are the whole width; the box of pixel (3, 5) alone is one pixel wide
+    expected = [[0, 0, 40, 20], [2, 4, 3, 5], [1.5, 0.25, 10.75, 8]]
+    assert first.boxes_xyxy_px.tolist() == expected
+    assert first.class_indices.tolist() == [1, 0, 0] and not first.is_crowd.any()
+    assert {flag: marked.tolist() for flag, marked in first.flags.items()} == {
+        "difficult": [True, False, False],
+        "truncated": [False, True, False],
+    }
+    assert (first.image_id, first.width, first.height) == (1, 40, 20)
+    assert first.areas.tolist() == [800, 1, 9.25 * 7.75]
+    assert (empty.image_id, empty.path.name, empty.width, empty.height) == (2, "b.png", 8, 9)
+    assert empty.boxes_xyxy_px.shape == (0, 4)
+    assert index.unread == (
+        "1 objects have a 'pose', which is not kept",
+        "1 objects have a 'part', which is not kept",
+    )
+
+
+@pytest.mark.parametrize(
+    ("xml", "image", "split"),
+    [
+        ("Annotations/a.xml", "JPEGImages/a.jpg", "train"),
+        ("annotations/a.xml", "images/a.jpg", "train"),
+        ("Annotations/a.xml", "Annotations/a.jpg", "train"),
+        ("a.xml", "a.jpg", "train"),
+        ("train/a.xml", "train/a.jpg", "train"),
+        ("valid/a.xml", "valid/a.jpg", "val"),
+        ("test/Annotations/a.xml", "test/JPEGImages/a.jpg", "test"),
+        ("Annotations/val/a.xml", "images/val/a.jpg", "val"),
+        ("VOCdevkit/VOC2012/Annotations/a.xml", "VOCdevkit/VOC2012/JPEGImages/a.jpg", "train"),
+        ("labels/a.xml", "images/a.jpg", "train"),
+        ("labels/train/a.xml", "images/train/a.jpg", "train"),
+        ("annotations/xmls/a.xml", "images/a.jpg", "train"),
+        ("val_annotations/a.xml", "val_images/a.jpg", "val"),
+        ("Annotation/a.xml", "Images/a.jpg", "train"),
+        ("VOC2007/Annotations/a.xml", "VOC2007/JPEGImages/a.jpg", "train"),
+        ("annotations/day/a.xml", "images/day/a.jpg", "train"),
+        ("test_zip/test/a.xml", "test_zip/test/a.jpg", "test"),
+    ],
+)
+def test_layouts(tmp_path: Path, xml: str, image: str, split: str) -> None:
+    text_file(tmp_path / xml, annotation(thing()))
+    image_file(tmp_path / image)
+    index = load_dataset(tmp_path, val_split=0)
+    assert list(index.splits) == [split] and index.warnings == ()
+    assert index.splits[split][0].path == tmp_path / image
+
+
+def test_two_years_are_ambiguous(tmp_path: Path) -> None:
+    voc_set(tmp_path / "VOCdevkit/VOC2007")
+    voc_set(tmp_path / "VOCdevkit/VOC2012")
+    with pytest.raises(DataError, match=r"several data sets, .*VOC2007 and .*VOC2012"):
+        read_voc(tmp_path)
+    assert len(read_voc(tmp_path / "VOCdevkit/VOC2007").splits["train"]) == 1
+
+
+def listed_set(root: Path, **lists: str) -> Path:
+    for stem in ("a", "b b", "c"):
+        image_file(root / f"JPEGImages/{stem}.jpg")
+        text_file(root / f"Annotations/{stem}.xml", annotation(thing(), filename=f"{stem}.jpg"))
+    for name, text in lists.items():
+        text_file(root / f"ImageSets/Main/{name}.txt", text)
+    return root
+
+
+def test_lists_of_splits(tmp_path: Path) -> None:
+    listed_set(
+        tmp_path,
+        train="c\n\nb b\n",
+        val="a\n",
+        trainval="a\nb b\nc\n",
+        test="",
+        cat_train="a -1\nc 1\n",
+    )
+    index = read_voc(tmp_path)
+    stems = {split: [r.path.stem for r in records] for split, records in index.splits.items()}
+    assert stems == {"train": ["c", "b b"], "val": ["a"]} and index.warnings == ()
+
+
+@pytest.mark.parametrize("folder", ["ImageSets", "."])
+def test_lists_elsewhere(tmp_path: Path, folder: str) -> None:
+    listed_set(tmp_path)
+    text_file(tmp_path / folder / "train.txt", "JPEGImages/c.jpg\na\n")
+    text_file(tmp_path / folder / "valid.txt", "b b\n")
+    index = read_voc(tmp_path)
+    names = {split: [r.path.stem for r in records] for split, records in index.splits.items()}
+    assert names == {"train": ["c", "a"], "val": ["b b"]} and index.warnings == ()
+
+
+def test_trainval_alone_is_train(tmp_path: Path) -> None:
+    listed_set(tmp_path, trainval="a.jpg\nJPEGImages/c.jpg\n", test="b b")
+    index = read_voc(tmp_path)
+    assert {s: len(r) for s, r in index.splits.items()} == {"train": 2, "test": 1}
+
+
+def test_what_lists_and_files_do_not_share_is_noted(tmp_path: Path) -> None:
+    index = read_voc(listed_set(tmp_path, train="a 1\nnope\n"))
+    assert [r.path.stem for r in index.splits["train"]] == ["a"]
+    absent, unlisted = index.warnings
+    assert absent.startswith("1 listed image has no annotation file") and "line 2: nope" in absent
+    assert unlisted.startswith("2 annotation files are in no list") and "b b.xml" in unlisted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\nc\na\n", r"train\.txt line 3: a is listed twice, first in line 1"),
+        ("x\ny\n", r"train\.txt: none of its images has an annotation file, e\.g\. x"),
+        ("\n", "the lists name no images"),
+    ],
+)
+def test_wrong_lists_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_voc(listed_set(tmp_path, train=text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation>\n<object>\n", r"line 3: not valid XML \(no element found\)"),
+        ("<annotation>\n<size></sise></annotation>", r"line 2: not valid XML \(mismatched tag\)"),
+        ("<annotation> &nope; </annotation>", r"line 1: not valid XML \(undefined entity\)"),
+        (
+            "<!DOCTYPE annotation [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>\n"
+            "<annotation>&x;</annotation>",
+            r"line 1: a document type \(<!DOCTYPE annotation\), .* is refused",
+        ),
+        ("<?xml version='1.0' encoding='nope'?><annotation> </annotation>", "line 1: not"),
+        (annotation("<object>\n<name/>\n</object>"), r"line 4: the object has no <name>"),
+        (
+            annotation(thing(), "<object><name>cat</name><robndbox/></object>"),
+            r"line 5: the object 'cat' has no <bndbox>, found name, robndbox",
+        ),
+        (
+            annotation("<object><name>cat</name><bndbox><xmin>1</xmin></bndbox></object>"),
+            r"line 4: <bndbox> has no <ymin>, found xmin",
+        ),
+        (annotation(thing(box=(1, "two", 3, 4))), "line 4: ymin is 'two', expected a number"),
+        (annotation(thing(box=(1, 2, "nan", 4))), "line 4: xmax is 'nan', expected a number"),
+        (
+            annotation(thing(), size="<size>\n<width>wide</width></size>"),
+            "line 3: width is 'wide', expected a number of pixels",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read_voc(voc_set(tmp_path, text))
+    assert str(tmp_path / "Annotations/a.xml") in caught.value.message
+
+
+def test_entities_that_grow_without_bound_are_refused(tmp_path: Path) -> None:
+    laughs = "".join(f"<!ENTITY l{i + 1} '{f'&l{i};' * 10}'>" for i in range(12))
+    text = f"<!DOCTYPE a [<!ENTITY l0 'ha'>{laughs}]><annotation>&l12;</annotation>"
+    with pytest.raises(DataError, match="document type") as caught:
+        read_voc(voc_set(tmp_path, text))
+    assert caught.value.hint == "remove the <!DOCTYPE ...> from the file"
+
+
+def test_other_xml_among_annotations(tmp_path: Path) -> None:
+    voc_set(tmp_path)
+    text_file(tmp_path / "Annotations/b.xml", "<note/>")
+    with pytest.raises(DataError, match=r"b\.xml line 1: the root element is <note>, expected"):
+        read_voc(tmp_path)
+
+
+def test_no_set_and_no_objects(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no Pascal VOC data set found"):
+        read_voc(tmp_path)
+    with pytest.raises(DataError, match="none of its 1 annotation files has an <object>"):
+        read_voc(voc_set(tmp_path, annotation()))
+
+
+def test_other_encodings(tmp_path: Path) -> None:
+    voc_set(tmp_path)
+    for encoding in ("utf-16", "iso-8859-1", "utf-8-sig"):
+        declared = "utf-8" if encoding == "utf-8-sig" else encoding
+        text = f"<?xml version='1.0' encoding='{declared}'?>" + annotation(thing("Kätzchen"))
+        (tmp_path / "Annotations/a.xml").write_bytes(text.encode(encoding))
+        assert read_voc(tmp_path).classes.names == ("Kätzchen",)
+
+
+def test_the_image_decides_its_size(tmp_path: Path) -> None:
+    sizes = {"a": (40, 20), "half": (80, 40), "none": (0, 0), "tall": (20, 40)}
+    for stem, (width, height) in sizes.items():
+        size = f"<size><width>{width}</width><height>{height}</height></size>"
+        image_file(tmp_path / f"JPEGImages/{stem}.jpg")
+        text_file(tmp_path / f"Annotations/{stem}.xml", annotation(thing(), size=size))
+    index = read_voc(tmp_path)
+    boxes = {r.path.stem: r.boxes_xyxy_px.tolist() for r in index.splits["train"]}
+    assert boxes == {"a": [[0, 0, 10, 20]], "half": [[0, 0, 5, 10]], "none": [[0, 0, 10, 20]]}
+    scaled, shape = index.warnings
+    assert scaled.startswith("1 image has another size than stated; its boxes were scaled")
+    assert "80x40 stated" in scaled and "tall.xml: 20x40 stated" in shape
+
+
+def test_images_by_their_own_name_or_the_stated_one(tmp_path: Path) -> None:
+    for stem, filename, image in (
+        ("a", "C:\\pictures\\a.JPG", "a.JPG"),
+        ("b", "something else.jpg", "b.png"),
+        ("c", "stated.jpg", "stated.jpg"),
+        ("d", "", "d.jpeg"),
+        ("e", "gone.jpg", "other.jpg"),
+    ):
+        text_file(tmp_path / f"train/{stem}.xml", annotation(thing(), filename=filename, size=""))
+        image_file((tmp_path / f"train/{image}").with_suffix(".jpg")).rename(
+            tmp_path / f"train/{image}"
+        )
+    index = read_voc(tmp_path)
+    found = [r.path.name for r in index.splits["train"]]
+    assert found == ["a.JPG", "b.png", "stated.jpg", "d.jpeg"]
+    assert "e.xml" in index.warnings[0] and "missing" in index.warnings[0]
+
+
+def test_boxes_that_are_repaired(tmp_path: Path) -> None:
+    text = annotation(*(thing(box=b) for b in ((0, 0, 9, 9), (1, 1, 99, 9), (9, 9, 3, 12))))
+    index = read_voc(voc_set(tmp_path, text))
+    assert index.splits["train"][0].boxes_xyxy_px.tolist() == [[0, 0, 9, 9], [0, 0, 40, 9]]
+    zero, clipped, empty = index.warnings
+    assert zero.startswith("1 box starts at 0, but VOC counts pixels from 1") and "line 4" in zero
+    assert clipped.startswith("1 box reaches outside") and "line 5" in clipped
+    assert empty.startswith("1 box has no area") and "line 6" in empty
+
+
+def test_written_files(tmp_path: Path) -> None:
+    more = "<difficult>1</difficult><occluded>1</occluded>"
+    text = annotation(thing("a&lt;b &amp; 'c'", (2.5, 1, 10.125, 20), more))
+    index = read_voc(voc_set(tmp_path / "in", text))
+    assert write_voc(index, tmp_path / "out") == []
+    assert (tmp_path / "out/ImageSets/Main/train.txt").read_text() == "a\n"
+    assert (tmp_path / "out/JPEGImages/a.jpg").read_bytes() == (
+        tmp_path / "in/JPEGImages/a.jpg"
+    ).read_bytes()
+    assert read_voc(tmp_path / "out").classes.names == ("a<b & 'c'",)
+    root = ElementTree.parse(tmp_path / "out/Annotations/a.xml").getroot()
+    assert [root.findtext(f"size/{tag}") for tag in ("width", "height")] == ["40", "20"]
+    found = {child.tag: child.text for child in root.iter() if child.text and child.text.strip()}
+    assert {tag: found[tag] for tag in ("name", "difficult", "truncated", "occluded")} == {
+        "name": "a<b & 'c'", "difficult": "1", "truncated": "0", "occluded": "1",
+    }  # fmt: skip
+    corners = [found[tag] for tag in ("xmin", "ymin", "xmax", "ymax")]
+    assert corners == ["2.5", "1", "10.125", "20"]
+
+
+def test_what_voc_cannot_hold_is_listed(tmp_path: Path) -> None:
+    path = image_file(tmp_path / "a.jpg")
+    record = make_record(
+        17, path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], ["", ""], Repairs(),
+        is_crowd=[False, True], areas=[55.0, None],
+    )  # fmt: skip
+    index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
+    crowd, unused, ids, images, areas = index.to_voc(tmp_path / "out")
+    assert crowd == "1 crowd boxes were left out: VOC cannot mark them as crowds"
+    assert unused == "classes without boxes are lost (dog): VOC knows classes by their boxes"
+    assert ids == "the class ids (3) are lost: VOC knows classes by name, in sorted order"
+    assert images == "train: image ids are lost, VOC knows images by name"
+    assert areas.startswith("1 areas are lost")
+    assert len(read_voc(tmp_path / "out").splits["train"][0].class_indices) == 1
+
+
+def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
+    index = read_voc(voc_set(tmp_path / "in"))
+    text_file(tmp_path / "out", "a file where the folder should be")
+    with pytest.raises(DataError, match="out: cannot be written"):
+        write_voc(index, tmp_path / "out")
+    record = make_record(1, tmp_path / "in/JPEGImages/a.jpg", (40, 20), [], [], [], Repairs())
+    empty = DatasetIndex(tmp_path, "coco", index.classes, {"train": (record,)})
+    with pytest.raises(DataError, match="there are no boxes, so VOC could not name the classes"):
+        write_voc(empty, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_images_of_one_name_in_two_splits(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        image_file(tmp_path / split / "a.jpg")
+        text_file(tmp_path / split / "a.xml", annotation(thing(split)))
+    index = read_voc(tmp_path)
+    assert any("renamed" in sentence for sentence in index.to_voc(tmp_path / "out"))
+    after = read_voc(tmp_path / "out")
+    assert [after.splits[s][0].path.name for s in ("train", "val")] == ["a.jpg", "valid_a.jpg"]
+    assert after.classes.names == ("train", "valid")
+
+
+def test_devkit_convention_on_an_upright_image(tmp_path: Path) -> None:
+    """A file stored sideways is measured upright, as training and prediction see it."""
+    image_file(tmp_path / "a.jpg", (40, 20), orientation=6)
+    size = "<size><width>20</width><height>40</height></size>"
+    text_file(tmp_path / "a.xml", annotation(thing(box=(1, 1, 20, 40)), size=size))
+    (record,) = read_voc(tmp_path).splits["train"]
+    assert (record.width, record.height) == (20, 40)
+    np.testing.assert_array_equal(record.boxes_xyxy_px, [[0, 0, 20, 40]])
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="the shared data set is not here")
+def test_real_set_agrees_with_an_independent_reader() -> None:
+    index = read_voc(BCCD)
+    assert index.classes.names == ("Platelets", "RBC", "WBC") and index.warnings == ()
+    assert {s: len(r) for s, r in index.splits.items()} == {"train": 205, "val": 87, "test": 72}
+    for split, records in index.splits.items():
+        ids = (BCCD / f"ImageSets/Main/{split}.txt").read_text().split()
+        assert [record.path.stem for record in records] == ids
+        for record in records:
+            root = ElementTree.parse(BCCD / f"Annotations/{record.path.stem}.xml").getroot()
+            rows = [
+                (
+                    o.findtext("name"),
+                    int(o.findtext("bndbox/xmin", "")) - 1,
+                    int(o.findtext("bndbox/ymin", "")) - 1,
+                    int(o.findtext("bndbox/xmax", "")),
+                    int(o.findtext("bndbox/ymax", "")),
+                )
+                for o in root.iter("object")
+            ]
+            names = [index.classes.names[i] for i in record.class_indices]
+            ours = [(n, *box) for n, box in zip(names, record.boxes_xyxy_px.tolist(), strict=True)]
+            assert ours == rows

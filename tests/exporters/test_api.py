@@ -1,0 +1,62 @@
+"""`export()`: the report and the refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dino_core.errors import CheckpointError, ConfigError
+from dino_core.exporters.api import export
+
+if TYPE_CHECKING:
+    from tests.exporters.conftest import Exported
+
+
+def test_the_report_says_what_was_written(exported: Exported) -> None:
+    report = exported.report
+    assert report.path.is_file()
+    assert report.bytes == report.path.stat().st_size
+    assert (report.format, report.input_hw, report.batch) == ("onnx", (64, 96), 2)
+    assert report.parity is not None
+    assert report.parity.ok
+
+
+def test_nothing_else_is_left_in_the_folder(exported: Exported) -> None:
+    files = {p.name for p in exported.report.path.parent.iterdir() if p.is_file()}
+    assert files == {"tiny.safetensors", "tiny.onnx"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "openvino"}, "format 'openvino'.*available: onnx"),
+        ({"dtype": "int8"}, "dtype 'int8'"),
+        ({"opset": 11}, "opset 11"),
+        ({"image_size": (16, 64)}, "16x64"),
+        ({"batch": 0}, "batch 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_work(
+    exported: Exported, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export(exported.checkpoint, tmp_path / "out.onnx", **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_suffix_is_refused(exported: Exported, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ends in \.onnx"):
+        export(exported.checkpoint, tmp_path / "out.pt")
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.safetensors"):
+        export(tmp_path / "none.safetensors", tmp_path / "out.onnx")
+
+
+def test_the_public_name_is_the_function() -> None:
+    from dino_core import export as public
+
+    assert public is export
