@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dino_core.data.load import load_dataset
+    from dino_core.data.save import save_dataset
     from dino_core.detections import Detections
     from dino_core.engine.api import train
     from dino_core.evaluation.evaluate import evaluate
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate",
     "export",
     "load_dataset",
+    "save_dataset",
     "train",
 ]
 
@@ -34,6 +36,7 @@ _HOME = {
     "evaluate": "dino_core.evaluation.evaluate",
     "export": "dino_core.exporters.api",
     "load_dataset": "dino_core.data.load",
+    "save_dataset": "dino_core.data.save",
     "train": "dino_core.engine.api",
 }
 

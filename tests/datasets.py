@@ -1,12 +1,17 @@
-"""Small labelled data sets on disk, in COCO and YOLO form, to be read and spoilt by tests."""
+"""Small labeled data sets on disk and in memory, to be read, written and damaged by tests."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from dino_core.data.faults import FaultLog
+from dino_core.data.formats.record import LabeledBox, make_record
+from dino_core.data.records import ImageRecord
 
 YOLO_YAML = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 
@@ -60,3 +65,33 @@ def coco_set(root: Path, table: Any, split: str = "train") -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(table if isinstance(table, str) else json.dumps(table), encoding="utf-8")
     return file
+
+
+def record_of(
+    path: Path,
+    size_wh: tuple[int, int],
+    boxes: Sequence[Sequence[float]] = (),
+    classes: Sequence[int] = (),
+    image_id: int = 1,
+    *,
+    is_crowd: Sequence[bool] | None = None,
+    areas: Sequence[float | None] | None = None,
+    flags: Sequence[Set[str]] | None = None,
+) -> ImageRecord:
+    """A record with these boxes (corners in pixels) and class indices."""
+    labeled = []
+    for i, ((x1, y1, x2, y2), class_index) in enumerate(zip(boxes, classes, strict=True)):
+        labeled.append(
+            LabeledBox(
+                f"box {i}",
+                (x1, y1, x2, y2),
+                class_index,
+                is_crowd[i] if is_crowd is not None else False,
+                areas[i] if areas is not None else None,
+                flags[i] if flags is not None else frozenset(),
+            )
+        )
+    log = FaultLog()
+    record = make_record(image_id, path, size_wh, labeled, log)
+    assert log.faults() == ()
+    return record

@@ -44,9 +44,9 @@ def check(
     An error loses data or makes scores meaningless, a warning is most likely a mistake, a note is
     worth knowing. Every image is decoded; nothing in DATA is changed.
     """
-    from dino_core.data.load import load_dataset
+    from dino_core.data.load import read_dataset, unusable
 
-    dataset = load_dataset(data, form, val_split=0.0)
+    dataset = read_dataset(data, form)
     with output.output_folder(out, "check") as folder:
         report = _check(dataset)
         page = folder.path / "report.html"
@@ -59,22 +59,24 @@ def check(
     else:
         _print_report(report)
     render.note(f"report in {page}")
-    if strict and (report.count("error") or report.count("warning")):
+    too_many = strict and (report.count("error") or report.count("warning"))
+    if too_many or unusable(dataset) is not None:
         raise typer.Exit(errors.BAD_DATA)
 
 
 def _check(dataset: DatasetIndex) -> CheckReport:
     """Run the check with progress on stderr."""
-    from dino_core.data.check.run import ImagesDecoded, check_steps
+    from dino_core.data.check.images import examine_all
+    from dino_core.data.check.run import check_dataset, image_files
     from dino_core.process import usable_cores
 
-    images = sum(map(len, dataset.splits.values()))
-    with render.ticker("images", images) as progress:
-        for event in check_steps(dataset, usable_cores() if images >= _POOL_IMAGES else 0):
-            if not isinstance(event, ImagesDecoded):
-                return event
-            progress.advance(event.done - progress.done)
-    raise AssertionError("a check ends with its report")
+    files = image_files(dataset)
+    facts = []
+    with render.ticker("images", len(files)) as progress:
+        for each in examine_all(files, usable_cores() if len(files) >= _POOL_IMAGES else 0):
+            facts.append(each)
+            progress.advance(1)
+    return check_dataset(dataset, facts)
 
 
 def _write_page(path: Path, report: CheckReport) -> None:
@@ -117,7 +119,7 @@ def _places(finding: Finding, root: Path) -> Iterator[str]:
     if finding.hint:
         yield f"fix: {finding.hint}"
     for example in finding.examples[:_EXAMPLES]:
-        yield example.detail.replace(f"{root}{os.sep}", "")
+        yield example.place.replace(f"{root}{os.sep}", "")
     more = len(finding.examples) - _EXAMPLES
     if more > 0:
         yield f"... and {more:,} more"

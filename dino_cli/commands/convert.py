@@ -33,13 +33,11 @@ def convert(
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConfigError(f"{destination}: is there and not empty", "choose a new folder")
     from dino_core.data.load import load_dataset
+    from dino_core.data.save import save_dataset
 
     index = load_dataset(source, form, val_split=0.0)
     with output.output_folder(destination, "convert") as folder:
-        writers = {
-            "coco": index.to_coco, "yolo": index.to_yolo, "voc": index.to_voc, "csv": index.to_csv,
-        }  # fmt: skip
-        losses = writers[to](folder.path)
+        losses = save_dataset(index, folder.path, to)
         folder.keep()
     for warning in (*index.warnings, *losses):
         render.warn(warning)

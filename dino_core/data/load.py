@@ -1,40 +1,17 @@
-"""A folder or file as a data set: which form it is, and a validation split if it has none."""
+"""A folder or file as a data set: which format it is, and a validation split if it has none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dino_core.config import TrainConfig, nearest
-from dino_core.data.formats.coco import read_coco
-from dino_core.data.formats.csv_files import CSV_LAYOUT, is_csv
-from dino_core.data.formats.csv_table import read_csv
-from dino_core.data.formats.layout import COCO_LAYOUT, find_coco
-from dino_core.data.formats.voc import read_voc
-from dino_core.data.formats.voc_files import VOC_LAYOUT, is_voc
-from dino_core.data.formats.yolo import read_yolo
-from dino_core.data.formats.yolo_files import YOLO_LAYOUT, find_yolo, is_yolo
+from dino_core.data.faults import KINDS, Fault
+from dino_core.data.formats.table import FORMATS
 from dino_core.data.records import DatasetIndex, SetApart
 from dino_core.data.split import stratified_split
 from dino_core.errors import ConfigError, DataError
-
-
-class Form(NamedTuple):
-    """One form of data sets: whether a path has it, what it looks like, and its reader."""
-
-    fits: Callable[[Path], bool]
-    layout: str
-    read: Callable[[Path], DatasetIndex]
-
-
-FORMS: dict[str, Form] = {
-    "coco": Form(lambda path: bool(find_coco(path)), COCO_LAYOUT, read_coco),
-    "yolo": Form(is_yolo, YOLO_LAYOUT, read_yolo),
-    "voc": Form(is_voc, VOC_LAYOUT, read_voc),
-    "csv": Form(is_csv, CSV_LAYOUT, read_csv),
-}
 
 
 def load_dataset(
@@ -43,83 +20,136 @@ def load_dataset(
     val_split: float = TrainConfig.val_split,
     seed: int = TrainConfig.seed,
 ) -> DatasetIndex:
-    """Read a labelled data set in whichever form it is.
+    """Read a labeled data set in whichever format it is.
+
+    Labels, images and files that cannot be used are left out; `DatasetIndex.faults` lists them.
+
+    Example:
+        >>> dataset = load_dataset("data/")
+        >>> dataset.classes.names, len(dataset.splits["train"]), dataset.faults
 
     Args:
-        path: A folder, a COCO json file, a YOLO data.yaml or a CSV file.
-        format: "coco", "yolo", "voc" or "csv" instead of recognising it.
+        path: A folder or file; the formats are the keys of `formats.table.FORMATS`.
+        format: One of these keys instead of recognizing the format.
         val_split: Share of the images to set apart as "val" where the set has only "train"; 0 for
             none.
-        seed: Of that split; the same seed gives the same split, and the default is training's.
+        seed: Seed of that split; the same seed gives the same split, and the default is training's.
 
     Raises:
-        DataError: nothing is there, no form fits, or the data are malformed.
+        DataError: nothing is there, no format fits, or no label can be used.
         ConfigError: an unknown format, or a share outside 0 to 1.
     """
-    path = Path(path)
     if not 0 <= val_split < 1:
         raise ConfigError(f"val_split is {val_split}, expected a share from 0 to below 1")
-    if format is not None and format not in FORMS:
+    index = read_dataset(path, format)
+    if (reason := unusable(index)) is not None:
+        raise reason
+    return with_val(index, SetApart(val_split, seed))
+
+
+def read_dataset(path: str | Path, format: str | None = None) -> DatasetIndex:
+    """Read a data set as it is: without a validation split of its own, and even if it is unusable.
+
+    Where no label can be used, the result has no classes, and its faults say why; a check reports
+    them. Arguments and errors are those of `load_dataset`.
+    """
+    path = Path(path)
+    if format is not None and format not in FORMATS:
         raise ConfigError(
             f"unknown data format '{format}'",
-            nearest(format, FORMS) or f"known: {', '.join(FORMS)}",
+            nearest(format, FORMATS) or f"known: {', '.join(FORMATS)}",
         )
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     try:
-        path, form, note = (path, format, "") if format else _recognise(path)
-        index = FORMS[form].read(path)
+        match = _forced(path, format) if format else _recognized(path)
+        index: DatasetIndex = FORMATS[match.format].read(match.found)
     except OSError as error:
         place = error.filename or path
         raise DataError(f"{place}: cannot be read ({error.strerror or error})") from error
-    if note:
-        index = replace(index, warnings=(*index.warnings, note))
-    return with_val(index, SetApart(val_split, seed))
+    if match.also:
+        formats = " and ".join(sorted((match.format, *match.also), key=list(FORMATS).index))
+        place = f"{match.path}: {formats}; {match.format} is read"
+        index = replace(index, faults=(*index.faults, Fault("several-formats", place)))
+    return index
 
 
-def _recognise(path: Path) -> tuple[Path, str, str]:
-    """The folder of the data, the first form that fits, a remark where others would fit too.
+class _Match(NamedTuple):
+    """A path of a known format: what its finder found there, and other formats that fit it."""
 
-    YOLO labels without names of classes yield to others, which have them.
-    """
-    forms = _forms_of(path)
-    if len(forms) == 1:
-        return path, forms[0], ""
-    if forms:
-        form = next(name for name in forms if _names_classes(name, path))
-        others = f"{path} holds labels as {' and '.join(forms)}; {form} was read"
-        return path, form, f"{others} (--format forces another)"
+    format: str
+    path: Path
+    found: Any
+    also: tuple[str, ...] = ()
+
+
+def _forced(path: Path, name: str) -> _Match:
+    found = FORMATS[name].find(path)
+    if found is None:
+        title, layout = FORMATS[name].title, FORMATS[name].layout
+        raise DataError(f"{path}: no {title} data set found", f"expected {layout}")
+    return _Match(name, path, found)
+
+
+def _recognized(path: Path) -> _Match:
+    """The format of a path, or of the one folder in it that holds data."""
+    matches = _matches(path)
+    if matches:
+        first = next((m for m in matches if FORMATS[m.format].names_classes(m.found)), matches[0])
+        return first._replace(also=tuple(m.format for m in matches if m is not first))
     if path.is_file():
         raise DataError(
             f"{path}: not a data set",
             "expected a folder, a COCO .json, a YOLO data.yaml or a .csv",
         )
-    inside = _shown(path)
+    inside = _visible(path)
     folders = [each for each in inside if each.is_dir()]
-    data = folders if len(inside) == 1 else list(filter(_forms_of, folders))
-    if len(data) == 1:  # what an archive was unpacked to, or data beside code and words
-        return _recognise(data[0])
+    # An archive is often unpacked to one folder, and data may lie beside code and texts.
+    data = folders if len(inside) == 1 else list(filter(_matches, folders))
+    if len(data) == 1:
+        return _recognized(data[0])
     if data:
         names = " and ".join(folder.name for folder in data)
         raise DataError(f"{path}: holds several data sets, {names}", "give one of them")
     found = ", ".join(each.name for each in inside[:8]) or "nothing"
     raise DataError(
-        f"{path}: no data set recognised, found {found}",
-        "looked for " + "; ".join(f"{name}: {form.layout}" for name, form in FORMS.items()),
+        f"{path}: no data set recognized, found {found}",
+        "looked for " + "; ".join(f"{name}: {each.layout}" for name, each in FORMATS.items()),
     )
 
 
-def _forms_of(path: Path) -> list[str]:
-    return [name for name, form in FORMS.items() if form.fits(path)]
+def _matches(path: Path) -> list[_Match]:
+    found = {name: each.find(path) for name, each in FORMATS.items()}
+    return [_Match(name, path, each) for name, each in found.items() if each is not None]
 
 
-def _names_classes(form: str, path: Path) -> bool:
-    return form != "yolo" or find_yolo(path).names is not None
-
-
-def _shown(folder: Path) -> list[Path]:
-    """What lies in a folder, but for hidden files and those that macOS puts into archives."""
+def _visible(folder: Path) -> list[Path]:
+    """What lies in a folder, except hidden files and those that macOS puts into archives."""
     return sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
+
+
+_LOSING = frozenset(
+    {
+        "malformed-file", "malformed-label", "malformed-image-entry", "malformed-class",
+        "unknown-class", "label-without-image", "missing-image", "unreadable-image", "wrong-shape",
+    }
+)  # kinds of fault by which labels are left out  # fmt: skip
+
+
+def unusable(index: DatasetIndex) -> DataError | None:
+    """Why nothing of a data set can be used: it names no class, or all of its labels were left out.
+
+    Images that nobody labeled are no fault: such a data set is usable, if only for prediction.
+    """
+    boxes = any(len(r.class_indices) for records in index.splits.values() for r in records)
+    losses = [fault for fault in index.faults if fault.kind in _LOSING]
+    if index.classes.names and (boxes or not losses):
+        return None
+    if not losses:
+        return DataError(f"{index.root}: there are no labels, so no class is known")
+    more = sum(fault.count for fault in losses) - losses[0].count
+    hint = f"`dino check {index.root}` lists {more} more faults" if more else ""
+    return DataError(losses[0].place, hint or KINDS[losses[0].kind].hint)
 
 
 def with_val(index: DatasetIndex, how: SetApart) -> DatasetIndex:
@@ -133,4 +163,5 @@ def with_val(index: DatasetIndex, how: SetApart) -> DatasetIndex:
     )
     others = {name: records for name, records in index.splits.items() if name != "train"}
     splits = {"train": train, "val": val, **others}
-    return replace(index, splits=splits, warnings=(*index.warnings, note), set_apart=how)
+    faults = (*index.faults, Fault("split-made", note))
+    return replace(index, splits=splits, faults=faults, set_apart=how)

@@ -1,4 +1,4 @@
-"""The neutral form of a labelled data set: every format is read into it and written from it."""
+"""The neutral form of a labeled data set: every format is read into it and written from it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_core.data.faults import Fault, summarized
 from dino_core.detections import ClassMap
 
 
@@ -26,9 +27,9 @@ class ImageRecord:
         class_indices: (N,) int64, indices into the data set's ClassMap.
         is_crowd: (N,) bool; crowds are left out of training and ignored in evaluation.
         areas: (N,) float32, COCO's own `area` where given, else width times height.
-        flags: (N,) bool each, marks by name that only some forms know: VOC's "difficult",
-            "truncated" and "occluded". They are kept for converters; training and evaluation
-            take such boxes like any other.
+        flags: (N,) bool each, by name: flags that only some formats know, such as VOC's
+            "difficult", "truncated" and "occluded". Converters keep them; training and
+            evaluation use such boxes like any other.
     """
 
     image_id: int
@@ -55,11 +56,12 @@ class DatasetIndex:
 
     Attributes:
         root: Where it was read from.
-        format: "coco", "yolo", "voc" or "csv".
+        format: A key of `formats.table.FORMATS`.
         classes: Index, name and source id of each class.
         splits: Split name ("train", "val", "test") to records.
-        warnings: What was repaired or left out while reading, one sentence each with its place.
-        unread: What the source holds beyond this form, one sentence each, for converters to tell.
+        faults: What was repaired or left out while reading, each with its place.
+        unread: What the source holds that this form has no place for, one sentence each;
+            converters report it.
         set_apart: How "val" was made; None where the data has its own, or none.
     """
 
@@ -67,30 +69,11 @@ class DatasetIndex:
     format: str
     classes: ClassMap
     splits: Mapping[str, tuple[ImageRecord, ...]]
-    warnings: tuple[str, ...] = field(default=())
+    faults: tuple[Fault, ...] = field(default=())
     unread: tuple[str, ...] = field(default=())
     set_apart: SetApart | None = None
 
-    def to_coco(self, path: str | Path) -> list[str]:
-        """Write as a COCO data set into a folder; returns what could not be kept."""
-        from dino_core.data.formats.coco import write_coco
-
-        return write_coco(self, Path(path))
-
-    def to_yolo(self, path: str | Path) -> list[str]:
-        """Write as a YOLO data set into a folder; returns what could not be kept."""
-        from dino_core.data.formats.yolo import write_yolo
-
-        return write_yolo(self, Path(path))
-
-    def to_voc(self, path: str | Path) -> list[str]:
-        """Write as a Pascal VOC data set into a folder; returns what could not be kept."""
-        from dino_core.data.formats.voc import write_voc
-
-        return write_voc(self, Path(path))
-
-    def to_csv(self, path: str | Path) -> list[str]:
-        """Write as a CSV table with its images into a folder; returns what could not be kept."""
-        from dino_core.data.formats.csv_table import write_csv
-
-        return write_csv(self, Path(path))
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence per kind of fault, with the first place."""
+        return summarized(self.faults)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dino_core.data.load import load_dataset
 from dino_core.data.records import ImageRecord
+from dino_core.data.save import save_dataset
 from dino_core.data.split import stratified_split
 from dino_core.errors import ConfigError, DataError
 
@@ -63,8 +64,8 @@ def test_forms_are_recognised(tmp_path: Path) -> None:
     assert load_dataset(str(tmp_path / "coco"), val_split=0).format == "coco"
     yolo = load_dataset(yolo_set(tmp_path / "yolo"))
     assert yolo.format == "yolo"
-    yolo.to_voc(tmp_path / "voc")
-    yolo.to_csv(tmp_path / "csv")
+    save_dataset(yolo, tmp_path / "voc", "voc")
+    save_dataset(yolo, tmp_path / "csv", "csv")
     assert load_dataset(tmp_path / "voc").format == "voc"
     assert load_dataset(tmp_path / "csv").format == "csv"
     assert load_dataset(tmp_path / "csv/annotations.csv").format == "csv"

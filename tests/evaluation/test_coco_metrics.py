@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dino_core.data.formats.coco import read_coco
+from dino_core.data.load import read_dataset
 from dino_core.data.records import ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.evaluation.coco_metrics import Metrics, coco_metrics, coco_predictions
@@ -316,7 +316,7 @@ GENERAL = Path(__file__).parents[2] / "../shared/data/general"
 @pytest.mark.skipif(not GENERAL.is_dir(), reason="needs the shared data set")
 def test_equal_to_pycocotools_on_a_real_data_set(tmp_path: Path) -> None:
     """From its annotation file through the neutral form, against pycocotools on that same file."""
-    dataset = read_coco(GENERAL)
+    dataset = read_dataset(GENERAL, "coco")
     records, classes = dataset.splits["val"][:150], dataset.classes
     rng = np.random.default_rng(5)
     predictions, rows = [], []

@@ -1,4 +1,4 @@
-"""Boxes that look like mistakes: there twice, of two classes, as large as the image, or tiny."""
+"""Boxes that look like mistakes: duplicates, two classes, as large as the image, or tiny."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_core.config import PreprocessConfig
-from dino_core.data.check.findings import Collector, Example, MarkedBox
+from dino_core.data.faults import FaultLog, MarkedBox
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.processing.preprocess import resized_size
 
@@ -17,10 +17,11 @@ _WHOLE = 0.99  # share of width and of height
 _TINY_PX = 4.0  # short side in the network's input: half a cell of its finest feature map, stride 8
 
 
-def check_boxes(dataset: DatasetIndex, preprocess: PreprocessConfig, found: Collector) -> None:
-    """Look at every box of the neutral form, crowds left out.
+def check_boxes(dataset: DatasetIndex, preprocess: PreprocessConfig, log: FaultLog) -> None:
+    """Check every box except crowds.
 
-    Boxes outside their image or without area are the readers' to find: they clip or leave them out.
+    Boxes that reach outside their image or have no area are found by the readers, which clip them
+    or leave them out.
     """
     names = dataset.classes.names
     for record in _records(dataset):
@@ -28,7 +29,7 @@ def check_boxes(dataset: DatasetIndex, preprocess: PreprocessConfig, found: Coll
         boxes, classes = record.boxes_xyxy_px[wanted], record.class_indices[wanted]
         if not len(boxes):
             continue
-        _check_pairs(record, boxes, classes, names, found)
+        _check_pairs(record, boxes, classes, names, log)
         sides = boxes[:, 2:] - boxes[:, :2]
         whole = (sides >= _WHOLE * np.array([record.width, record.height])).all(axis=1)
         input_hw = resized_size((record.height, record.width), preprocess)
@@ -38,9 +39,7 @@ def check_boxes(dataset: DatasetIndex, preprocess: PreprocessConfig, found: Coll
             chosen = np.flatnonzero(at_fault).tolist()
             if chosen:
                 marked = tuple(_marked(boxes[i], names[classes[i]]) for i in chosen)
-                found.add(
-                    kind, Example(_in_words(record, marked), (record.path,), marked), len(marked)
-                )
+                log.add(kind, _in_words(record, marked), (record.path,), marked, len(marked))
 
 
 def marked_boxes(record: ImageRecord, names: tuple[str, ...]) -> tuple[MarkedBox, ...]:
@@ -61,7 +60,7 @@ def _check_pairs(
     boxes: NDArray[np.float32],
     classes: NDArray[np.int64],
     names: tuple[str, ...],
-    found: Collector,
+    log: FaultLog,
 ) -> None:
     """Pairs of boxes at one place. A box counts once, however many others lie on it."""
     same_place = np.triu(_iou(boxes) >= _SAME_IOU, k=1)
@@ -71,14 +70,12 @@ def _check_pairs(
     copies = np.flatnonzero((same_place & same_class).any(axis=0))
     if len(copies):
         marked = tuple(_marked(boxes[i], names[classes[i]]) for i in copies.tolist())
-        found.add(
-            "box-duplicate", Example(_in_words(record, marked), (record.path,), marked), len(marked)
-        )
+        log.add("box-duplicate", _in_words(record, marked), (record.path,), marked, len(marked))
     for second in np.flatnonzero((same_place & ~same_class).any(axis=0)).tolist():
         first = int(np.flatnonzero((same_place & ~same_class)[:, second])[0])
         label = f"{names[classes[first]]} and {names[classes[second]]}"
         marked = (_marked(boxes[second], label),)
-        found.add("box-two-classes", Example(_in_words(record, marked), (record.path,), marked))
+        log.add("box-two-classes", _in_words(record, marked), (record.path,), marked)
 
 
 def _iou(boxes: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The data set as a whole: ids, files listed twice, images without labels, classes and splits."""
+"""The data set as a whole: ids, files listed twice, images without labels, classes, splits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_core.data.check.findings import Collector, Example
+from dino_core.data.faults import FaultLog
 from dino_core.data.formats.images import IMAGE_SUFFIXES, upright_size
 from dino_core.data.formats.yolo_files import label_path
 from dino_core.data.records import DatasetIndex
@@ -19,14 +19,14 @@ _RARE_SHARE = 1 / 50  # of the boxes of the most common class
 _LEFT_OUT = ("wrong-shape", "missing-label", "image-not-listed")
 
 
-def check_collection(dataset: DatasetIndex, found: Collector) -> None:
-    """Look at what no single image can tell; `found` holds what the reader told."""
-    _check_ids(dataset, found)
-    _check_files(dataset, found)
-    if not any(map(found.has, _LEFT_OUT)):  # the reader told of images that are in no split
-        _check_unlisted(dataset, found)
-    _check_empty(dataset, found)
-    _check_classes(dataset, found)
+def check_collection(dataset: DatasetIndex, log: FaultLog) -> None:
+    """Check what no single image shows; `log` already holds the faults that the reader found."""
+    _check_ids(dataset, log)
+    _check_files(dataset, log)
+    if not any(map(log.has, _LEFT_OUT)):  # the reader has reported images that are in no split
+        _check_unlisted(dataset, log)
+    _check_empty(dataset, log)
+    _check_classes(dataset, log)
 
 
 def class_counts(dataset: DatasetIndex) -> dict[str, NDArray[np.int64]]:
@@ -42,15 +42,15 @@ def class_counts(dataset: DatasetIndex) -> dict[str, NDArray[np.int64]]:
     return counts
 
 
-def _check_ids(dataset: DatasetIndex, found: Collector) -> None:
+def _check_ids(dataset: DatasetIndex, log: FaultLog) -> None:
     for split, records in dataset.splits.items():
         times = Counter(record.image_id for record in records)
         for image_id in (i for i, count in times.items() if count > 1):
             paths = tuple(r.path for r in records if r.image_id == image_id)
-            found.add("duplicate-id", Example(f"{split}: id {image_id} of {_list(paths)}", paths))
+            log.add("duplicate-id", f"{split}: id {image_id} of {_list(paths)}", paths)
 
 
-def _check_files(dataset: DatasetIndex, found: Collector) -> None:
+def _check_files(dataset: DatasetIndex, log: FaultLog) -> None:
     places: dict[Path, Counter[str]] = {}
     for split, records in dataset.splits.items():
         for record in records:
@@ -58,54 +58,52 @@ def _check_files(dataset: DatasetIndex, found: Collector) -> None:
     for path, splits in places.items():
         if splits.total() > 1:
             where = ", ".join(f"{count} times in {split}" for split, count in splits.items())
-            found.add("image-listed-twice", Example(f"{path}: {where}", (path,)))
+            log.add("image-listed-twice", f"{path}: {where}", (path,))
 
 
-def _check_unlisted(dataset: DatasetIndex, found: Collector) -> None:
-    """Images beside those of the data set; files that are no images the reader has told."""
+def _check_unlisted(dataset: DatasetIndex, log: FaultLog) -> None:
+    """Images that lie beside those of the data set; files that cannot be read are not counted."""
     listed = {record.path for records in dataset.splits.values() for record in records}
     for folder in sorted({path.parent for path in listed}):
         for path in sorted(folder.iterdir()):
             is_image = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
             if is_image and path not in listed and upright_size(path) is not None:
-                found.add("image-not-listed", Example(str(path), (path,)))
+                log.add("image-not-listed", str(path), (path,))
 
 
-def _check_empty(dataset: DatasetIndex, found: Collector) -> None:
+def _check_empty(dataset: DatasetIndex, log: FaultLog) -> None:
     for split, records in dataset.splits.items():
         if not any((~record.is_crowd).any() for record in records) and split != "test":
-            found.add("no-boxes", Example(f"{split}: {len(records)} images, no boxes"))
+            log.add("no-boxes", f"{split}: {len(records)} images, no boxes")
             continue
         for record in records:
             if len(record.boxes_xyxy_px):
                 continue
             labels = label_path(record.path) if dataset.format == "yolo" else None
             if labels is not None and not labels.is_file():
-                found.add("missing-label", Example(f"{record.path}: no {labels}", (record.path,)))
+                log.add("missing-label", f"{record.path}: no {labels}", (record.path,))
             else:
-                found.add("image-without-boxes", Example(f"{record.path}", (record.path,)))
+                log.add("image-without-boxes", f"{record.path}", (record.path,))
 
 
-def _check_classes(dataset: DatasetIndex, found: Collector) -> None:
+def _check_classes(dataset: DatasetIndex, log: FaultLog) -> None:
     counts = class_counts(dataset)
     split = "train" if "train" in counts else next(iter(counts), "")
     if not split or not counts[split].any():
-        return  # told as a split without boxes
-    learnt = counts[split]
-    enough = max(_RARE_BOXES, _RARE_SHARE * int(learnt.max()))
+        return  # reported as a split without boxes
+    learned = counts[split]
+    enough = max(_RARE_BOXES, _RARE_SHARE * int(learned.max()))
     names = dataset.classes.names
-    for index in np.argsort(learnt, kind="stable").tolist():
-        count = int(learnt[index])
+    for index in np.argsort(learned, kind="stable").tolist():
+        count = int(learned[index])
         if not names[index]:
             continue
         if count == 0:
-            example = Example(
-                f"{names[index]}: no boxes in {split}{_elsewhere(counts, split, index)}"
-            )
-            found.add("class-without-boxes", example)
+            elsewhere = _elsewhere(counts, split, index)
+            log.add("class-without-boxes", f"{names[index]}: no boxes in {split}{elsewhere}")
         elif count < enough:
-            example = Example(f"{names[index]}: {count} of {int(learnt.sum())} boxes in {split}")
-            found.add("class-imbalance", example)
+            total = int(learned.sum())
+            log.add("class-imbalance", f"{names[index]}: {count} of {total} boxes in {split}")
 
 
 def _elsewhere(counts: Mapping[str, NDArray[np.int64]], split: str, index: int) -> str:

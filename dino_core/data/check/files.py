@@ -1,4 +1,4 @@
-"""Findings from the decoded files: broken, turned, equal and nearly equal ones."""
+"""Faults of the decoded files: broken, turned by EXIF, equal and nearly equal ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from dino_core.data.check.boxes import marked_boxes
-from dino_core.data.check.findings import Collector, Example
 from dino_core.data.check.images import ImageFacts
 from dino_core.data.check.similar import near_pairs
+from dino_core.data.faults import FaultLog
 from dino_core.data.records import DatasetIndex
 
 _TURNS = {
@@ -24,36 +24,36 @@ _TURNS = {
 }  # EXIF orientation to what the stored pixels are
 
 
-def check_files(dataset: DatasetIndex, facts: Sequence[ImageFacts], found: Collector) -> None:
-    """Note what is wrong with single files and between files.
+def check_files(dataset: DatasetIndex, facts: Sequence[ImageFacts], log: FaultLog) -> None:
+    """Record what is wrong with single files and between files.
 
     Args:
         dataset: Whose files they are.
-        facts: Of every file, each once.
-        found: Takes the findings.
+        facts: What is known of every file, each once.
+        log: Records what is found.
     """
     split_of = {r.path: split for split, records in dataset.splits.items() for r in records}
-    _check_single(dataset, facts, found)
-    originals = _check_equal(facts, split_of, found)
-    _check_alike(originals, split_of, found)
+    _check_single(dataset, facts, log)
+    originals = _check_equal(facts, split_of, log)
+    _check_alike(originals, split_of, log)
 
 
-def _check_single(dataset: DatasetIndex, facts: Sequence[ImageFacts], found: Collector) -> None:
+def _check_single(dataset: DatasetIndex, facts: Sequence[ImageFacts], log: FaultLog) -> None:
     record_of = {r.path: r for records in dataset.splits.values() for r in records}
     for one in facts:
         if one.problem:
-            found.add(one.problem, Example(f"{one.path}: {one.reason}", (one.path,)))
+            log.add(one.problem, f"{one.path}: {one.reason}", (one.path,))
         elif one.orientation in _TURNS:
             record = record_of[one.path]
             turn = f"stored {_TURNS[one.orientation]} (orientation {one.orientation})"
             boxes = marked_boxes(record, dataset.classes.names)
-            found.add("exif-rotated", Example(f"{one.path}: {turn}", (one.path,), boxes))
+            log.add("exif-rotated", f"{one.path}: {turn}", (one.path,), boxes)
 
 
 def _check_equal(
-    facts: Sequence[ImageFacts], split_of: Mapping[Path, str], found: Collector
+    facts: Sequence[ImageFacts], split_of: Mapping[Path, str], log: FaultLog
 ) -> list[ImageFacts]:
-    """Note files of the same bytes; returns one of each group, broken ones left out."""
+    """Record files with equal bytes; returns one of each group, without broken ones."""
     groups: dict[bytes, list[ImageFacts]] = {}
     for one in facts:
         if not one.problem:
@@ -63,15 +63,13 @@ def _check_equal(
             paths = tuple(one.path for one in group)
             splits = [split_of[path] for path in paths]
             kind = "duplicate-image" if len(set(splits)) == 1 else "duplicate-across-splits"
-            told = " = ".join(f"{path} ({s})" for path, s in zip(paths, splits, strict=True))
-            found.add(kind, Example(told, paths))
+            listed = " = ".join(f"{path} ({s})" for path, s in zip(paths, splits, strict=True))
+            log.add(kind, listed, paths)
     return [group[0] for group in groups.values()]
 
 
-def _check_alike(
-    facts: Sequence[ImageFacts], split_of: Mapping[Path, str], found: Collector
-) -> None:
-    """Note each image that nearly equals an earlier one, with the closest; other splits first."""
+def _check_alike(facts: Sequence[ImageFacts], split_of: Mapping[Path, str], log: FaultLog) -> None:
+    """Record each image that nearly equals an earlier one, with the closest; other splits first."""
     hashed = [one for one in facts if one.phash is not None and one.small is not None]
     hashes = np.array([one.phash for one in hashed], np.uint64)
     smalls = np.array([one.small for one in hashed], np.uint8)
@@ -83,6 +81,6 @@ def _check_alike(
         closest[second] = min(closest.get(second, candidate), candidate)
     for second, (same, bits, first) in sorted(closest.items()):
         paths = (hashed[second].path, hashed[first].path)
-        told = " ~ ".join(f"{path} ({split_of[path]})" for path in paths)
+        pair = " ~ ".join(f"{path} ({split_of[path]})" for path in paths)
         kind = "near-duplicate-image" if same else "near-duplicate-across-splits"
-        found.add(kind, Example(f"{told}: {bits} of 64 bits differ", paths))
+        log.add(kind, f"{pair}: {bits} of 64 bits differ", paths)

@@ -1,7 +1,7 @@
 """What one image file is like, found out in a pool of processes: whole, turned, its fingerprints.
 
-Every file is decoded to its end, a JPEG at an eighth of its size, which its decoder does many times
-faster without skipping any of the file.
+Every file is decoded to its end. A JPEG is decoded at an eighth of its size, which is many times
+faster and still reads all of the file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ImageFacts:
     Attributes:
         path: The file.
         problem: "unreadable-image", "truncated-image" or "" for neither.
-        reason: The decoder's words on the problem.
+        reason: What the decoder says about the problem.
         orientation: EXIF orientation, 1 for upright.
         digest: Fingerprint of the bytes; empty where they cannot be read.
         phash: Perceptual hash; None for blank or unreadable images.
@@ -74,7 +74,7 @@ def examine(path: Path) -> ImageFacts:
             reason = "not an image" if data else "the file is empty"
             return ImageFacts(path, "unreadable-image", reason, digest=digest)
         except (*DAMAGED, DataError) as error:
-            kind = "truncated-image" if _tells_truncation(error) else "unreadable-image"
+            kind = "truncated-image" if _means_truncation(error) else "unreadable-image"
             reason = " ".join(str(error).split()) or type(error).__name__
             return ImageFacts(path, kind, reason, digest=digest)
     if is_jpeg and data.endswith(bytes(_ZEROS)) and not _has_end(data):
@@ -96,14 +96,14 @@ def reduced(image: Image.Image, side: int) -> Image.Image:
 
     Args:
         image: Opened and not yet decoded.
-        side: Both sides keep as many pixels at least, where the file has them.
+        side: Both sides keep at least that many pixels, where the file has them.
     """
     image.draft("RGB", (side, side))
     image.load()
     return Image.fromarray(to_rgb_array(image))
 
 
-def _tells_truncation(error: BaseException) -> bool:
+def _means_truncation(error: BaseException) -> bool:
     words = str(error).lower()
     return isinstance(error, EOFError) or "truncated" in words or "incomplete" in words
 
@@ -113,12 +113,13 @@ def _has_end(data: bytes) -> bool:
     return data.rstrip(b"\0").endswith(_JPEG_END)
 
 
-def examine_all(paths: Sequence[Path], workers: int) -> Iterator[ImageFacts]:
-    """The facts of every file, in order, as they come.
+def examine_all(paths: Sequence[Path], workers: int = 0) -> Iterator[ImageFacts]:
+    """The facts of every file, in order, each as soon as it is known.
 
     Args:
         paths: Image files.
-        workers: Processes to decode in; with 0 or 1 it is done in this one.
+        workers: Number of processes that decode; 0 or 1 decode in this one. Processes are spawned,
+            so a script that asks for them needs `if __name__ == "__main__":`.
 
     Raises:
         DataError: a worker process died.

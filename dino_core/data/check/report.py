@@ -12,19 +12,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from dino_core.data.check.findings import (
-    SEVERITIES,
-    CheckReport,
-    Example,
-    Finding,
-    MarkedBox,
-    Severity,
-)
+from dino_core.data.check.findings import CheckReport, Finding
 from dino_core.data.check.images import reduced
+from dino_core.data.faults import SEVERITIES, Fault, MarkedBox, Severity
 from dino_core.data.formats.images import DAMAGED, upright_size
 from dino_core.errors import DataError
 
-_PICTURES_A_KIND = 12
+_PICTURES_PER_KIND = 12
 _COPIES_SHOWN = 3  # of a group of equal images
 _PICTURE_SIDE = 320
 _JPEG_QUALITY = 70
@@ -60,7 +54,7 @@ summary { cursor: pointer; color: #0b4f9c; padding: .35rem 0; }
 
 
 def html_report(report: CheckReport) -> str:
-    """The page. Each kind shows a dozen pictures at most and names every place that is known."""
+    """The page. Each kind shows at most twelve pictures and lists every place that is known."""
     title = f"Check of {html.escape(str(report.root))}"
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -109,7 +103,7 @@ def _section(finding: Finding, root: Path) -> Iterable[str]:
     yield f'<h3 class="{finding.severity}">{html.escape(finding.message)}</h3>'
     if finding.hint:
         yield f'<p class="hint">{html.escape(finding.hint)}</p>'
-    pictured = [example for example in finding.examples if example.paths][:_PICTURES_A_KIND]
+    pictured = [example for example in finding.examples if example.paths][:_PICTURES_PER_KIND]
     if pictured:
         yield '<div class="pictures">'
         yield from (_figure(example, root) for example in pictured)
@@ -119,12 +113,12 @@ def _section(finding: Finding, root: Path) -> Iterable[str]:
     if others:
         yield f"<details{'' if pictured else ' open'}><summary>{len(others):,}"
         yield f"{' more' if pictured else ''} place{'' if len(others) == 1 else 's'}</summary><ul>"
-        yield from (f"<li>{html.escape(_shortened(e.detail, root))}</li>" for e in others)
+        yield from (f"<li>{html.escape(_shortened(e.place, root))}</li>" for e in others)
         yield "</ul></details>"
 
 
-def _figure(example: Example, root: Path) -> str:
-    caption = f"<figcaption>{html.escape(_shortened(example.detail, root))}</figcaption>"
+def _figure(example: Fault, root: Path) -> str:
+    caption = f"<figcaption>{html.escape(_shortened(example.place, root))}</figcaption>"
     if len(example.paths) == 1:
         return f"<figure>{_picture(example.paths[0], example.boxes)}{caption}</figure>"
     copies = "".join(_picture(path, ()) for path in example.paths[:_COPIES_SHOWN])
@@ -132,7 +126,7 @@ def _figure(example: Example, root: Path) -> str:
 
 
 def _shortened(detail: str, root: Path) -> str:
-    """Paths in the data set's folder are told relative to it."""
+    """Paths in the data set's folder are shown relative to it."""
     return detail.replace(f"{root}{os.sep}", "")
 
 

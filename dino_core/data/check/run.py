@@ -1,9 +1,9 @@
-"""A data set checked: at once what its labels tell, and with every image decoded the rest."""
+"""A data set checked: at once what its labels show, and with every image decoded the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,69 +11,51 @@ from dino_core.config import PreprocessConfig
 from dino_core.data.check.boxes import check_boxes
 from dino_core.data.check.collection import check_collection, class_counts
 from dino_core.data.check.files import check_files
-from dino_core.data.check.findings import CheckReport, Collector, Finding, SplitSize
-from dino_core.data.check.images import ImageFacts, examine_all
-from dino_core.data.check.reading import check_reading
+from dino_core.data.check.findings import CheckReport, Finding, SplitSize, findings_of
+from dino_core.data.check.images import ImageFacts
+from dino_core.data.faults import FaultLog
 from dino_core.data.records import DatasetIndex
 from dino_core.variants import VARIANTS
 
 _NANO_INPUT = VARIANTS["dino-nano"].preprocess
 
 
-@dataclass(frozen=True)
-class ImagesDecoded:
-    """Progress of a check: so many of the images were decoded."""
-
-    done: int
-    total: int
-
-
 def quick_findings(
     dataset: DatasetIndex, preprocess: PreprocessConfig = _NANO_INPUT
-) -> list[Finding]:
-    """What labels and the reader's warnings tell, no image opened; gravest first.
+) -> tuple[Finding, ...]:
+    """What the labels and their reader show, without opening an image; errors first.
 
     Args:
-        dataset: The data; its warnings are among the findings.
-        preprocess: The model's input, by which boxes are tiny.
+        dataset: The data; its faults are among the findings.
+        preprocess: The model's input, which decides whether a box is tiny.
     """
-    return list(_checked_labels(dataset, preprocess).findings())
+    return findings_of(_checked_labels(dataset, preprocess).faults())
 
 
-def check_steps(
-    dataset: DatasetIndex, workers: int = 0, preprocess: PreprocessConfig = _NANO_INPUT
-) -> Iterator[ImagesDecoded | CheckReport]:
-    """Check a data set, images too: progress as it goes, at the end the report.
+def image_files(dataset: DatasetIndex) -> list[Path]:
+    """Every image file of a data set, each once: what `images.examine_all` is to decode."""
+    return list(dict.fromkeys(r.path for records in dataset.splits.values() for r in records))
+
+
+def check_dataset(
+    dataset: DatasetIndex,
+    facts: Sequence[ImageFacts],
+    preprocess: PreprocessConfig = _NANO_INPUT,
+) -> CheckReport:
+    """The report on a data set whose images were decoded.
+
+    Example:
+        >>> dataset = read_dataset("data/")
+        >>> facts = list(examine_all(image_files(dataset)))
+        >>> report = check_dataset(dataset, facts)
 
     Args:
-        dataset: The data, best loaded with `val_split=0`: a split made up now is no one's fault.
-        workers: Processes that decode; 0 for this one only. Processes are spawned, so that a script
-            that asks for them needs `if __name__ == "__main__":`.
-        preprocess: The model's input, by which boxes are tiny.
-
-    Raises:
-        DataError: a process that decodes died.
+        dataset: The data, best read without a validation split that is made up on loading.
+        facts: What `images.examine_all` found out about each of `image_files(dataset)`.
+        preprocess: The model's input, which decides whether a box is tiny.
     """
-    found = _checked_labels(dataset, preprocess)
-    paths = list(dict.fromkeys(r.path for records in dataset.splits.values() for r in records))
-    facts: list[ImageFacts] = []
-    yield ImagesDecoded(0, len(paths))
-    for one in examine_all(paths, workers):
-        facts.append(one)
-        yield ImagesDecoded(len(facts), len(paths))
-    check_files(dataset, facts, found)
-    yield _report(dataset, len(facts), found)
-
-
-def _checked_labels(dataset: DatasetIndex, preprocess: PreprocessConfig) -> Collector:
-    found = Collector()
-    check_reading(dataset, found)
-    check_collection(dataset, found)
-    check_boxes(dataset, preprocess, found)
-    return found
-
-
-def _report(dataset: DatasetIndex, images_decoded: int, found: Collector) -> CheckReport:
+    log = _checked_labels(dataset, preprocess)
+    check_files(dataset, facts, log)
     counts = class_counts(dataset)
     splits = {
         name: SplitSize(len(records), int(counts[name].sum()))
@@ -82,6 +64,12 @@ def _report(dataset: DatasetIndex, images_decoded: int, found: Collector) -> Che
     total = sum(counts.values(), np.zeros(len(dataset.classes), np.int64))
     names = dataset.classes.names
     boxes_of_class = {name: int(n) for name, n in zip(names, total, strict=True) if name}
-    return CheckReport(
-        dataset.root, dataset.format, splits, boxes_of_class, images_decoded, found.findings()
-    )
+    findings = findings_of(log.faults())
+    return CheckReport(dataset.root, dataset.format, splits, boxes_of_class, len(facts), findings)
+
+
+def _checked_labels(dataset: DatasetIndex, preprocess: PreprocessConfig) -> FaultLog:
+    log = FaultLog(dataset.faults)
+    check_collection(dataset, log)
+    check_boxes(dataset, preprocess, log)
+    return log

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dino_core.data.faults import FaultLog
+from dino_core.data.formats.coco_files import CocoFiles
 from dino_core.data.formats.coco_json import (
     CocoFile,
     get,
@@ -21,15 +24,10 @@ from dino_core.data.formats.images import (
     unique_names,
     writing_failed,
 )
-from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
-from dino_core.data.formats.layout import (
-    COCO_LAYOUT,
-    find_coco,
-    image_folders,
-    root_of,
-)
+from dino_core.data.formats.labeled import LabeledImage, read_images
+from dino_core.data.formats.layout import image_folders
 from dino_core.data.formats.losses import lost_flags
-from dino_core.data.formats.repairs import Repairs
+from dino_core.data.formats.record import LabeledBox
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -43,41 +41,36 @@ _KNOWN = {
 }
 
 
-def read_coco(path: Path) -> DatasetIndex:
-    """Read a COCO data set: a folder (see `COCO_LAYOUT`) or one annotation file.
+def read_coco(found: CocoFiles) -> DatasetIndex:
+    """Read a COCO data set.
 
-    Crowds and images without boxes are kept. Boxes outside their images are clipped, boxes without
-    area, images without a readable file and images of another size than stated are left out; the
-    index's warnings tell.
+    Crowds and images without boxes are kept. Boxes that reach outside their images are clipped;
+    what cannot be used (files, entries, boxes, images) is left out and recorded in the faults.
 
     Raises:
-        DataError: a file is missing or malformed, naming the entry.
+        DataError: two splits or two categories contradict each other.
     """
-    files = find_coco(path)
-    if not files:
-        raise DataError(
-            f"{path}: no COCO annotations found", f"expected {COCO_LAYOUT}, or a json file"
-        )
-    repairs = Repairs()
-    sets = {split: CocoFile.load(file, split != "test") for split, file in files.items()}
-    for source in sets.values():
-        if source.numbers:
-            repairs.add(
-                "file has words as ids of its images, which were numbered instead",
-                "files have words as ids of their images, which were numbered instead",
-                str(source.file),
-            )
-    classes = _join_classes(sets, repairs)
-    root = path if path.is_dir() else root_of(path)
+    log = FaultLog()
+    sources: dict[str, CocoFile] = {}
+    for split, file in found.annotations.items():
+        try:
+            sources[split] = CocoFile.load(file, split != "test")
+        except DataError as error:
+            log.add_error("malformed-file", error)
+            continue
+        if sources[split].numbers:
+            log.add("ids-are-words", str(file))
+    classes = _join_classes(sources, log)
     splits = {
-        split: _read_split(source, image_folders(root, source.file, split), classes, repairs)
-        for split, source in sets.items()
+        split: _read_split(source, image_folders(found.root, source.file, split), classes, log)
+        for split, source in sources.items()
     }
-    return DatasetIndex(root, "coco", classes, splits, repairs.sentences(), _unread(sets.values()))
+    unread = _unread(sources.values())
+    return DatasetIndex(found.root, "coco", classes, splits, log.faults(), unread)
 
 
 def _unread(sets: Iterable[CocoFile]) -> tuple[str, ...]:
-    """What the files hold beyond the neutral form, e.g. outlines: for converters to tell."""
+    """What the files hold beyond the neutral form, e.g. outlines; converters report it."""
     counts: Counter[tuple[str, str]] = Counter()
     for source in sets:
         for kind, known in _KNOWN.items():
@@ -88,46 +81,22 @@ def _unread(sets: Iterable[CocoFile]) -> tuple[str, ...]:
     )
 
 
-def _join_classes(sets: Mapping[str, CocoFile], repairs: Repairs) -> ClassMap:
-    """The categories of all splits, by id.
-
-    Roboflow adds a parent category that no box uses, often with a class's own name; it is left out.
-    """
+def _join_classes(sources: Mapping[str, CocoFile], log: FaultLog) -> ClassMap:
+    """The categories of all splits, by id."""
     names: dict[int, str] = {}
     origin: dict[int, Path] = {}
-    used: Counter[Any] = Counter()
-    parents: set[str] = set()
-    for source in sets.values():
-        file = source.file
-        here: dict[int, str] = {}
-        used.update(str(entry.get("category_id")) for entry in source.annotations)
-        for i, category in enumerate(source.categories):
-            where = f"{file}: categories[{i}]"
-            category_id = integer(get(category, "id", where), "id", where)
-            require_new(category_id, here, "category", where)
-            name = str(get(category, "name", where)).strip()
+    for source in sources.values():
+        for category_id, name, where in _categories(source, log):
             if names.get(category_id, name) != name:
                 raise DataError(
                     f"{where}: category {category_id} is '{name}' here and "
                     f"'{names[category_id]}' in {origin[category_id]}",
                     "all splits must have the same categories",
                 )
-            here[category_id] = names[category_id] = name
-            origin[category_id] = file
-            parents.add(str(category.get("supercategory")))
-    if not names:
-        raise DataError(f"{next(iter(sets.values())).file}: 'categories' is empty")
-    for category_id in sorted(names):
-        name = names[category_id]
-        twin = list(names.values()).count(name) > 1
-        is_parent = name in parents and category_id == 0
-        if not used[str(category_id)] and (is_parent or twin) and len(names) > 1:
-            place = f"{origin[category_id]}: category {category_id} '{names.pop(category_id)}'"
-            repairs.add(
-                "category without boxes that only groups others was left out",
-                "categories without boxes that only group others were left out",
-                place,
-            )
+            names[category_id], origin[category_id] = name, source.file
+    for category_id in _grouping(names, sources.values()):
+        place = f"{origin[category_id]}: category {category_id} '{names.pop(category_id)}'"
+        log.add("category-for-grouping", place)
     ids = sorted(names)
     try:
         return ClassMap(tuple(names[i] for i in ids), tuple(ids))
@@ -135,29 +104,69 @@ def _join_classes(sets: Mapping[str, CocoFile], repairs: Repairs) -> ClassMap:
         raise DataError(f"{origin[ids[0]]}: {error.message}", error.hint) from error
 
 
+def _categories(source: CocoFile, log: FaultLog) -> Iterator[tuple[int, str, str]]:
+    """Id, name and place of each category of one file."""
+    seen: dict[int, str] = {}
+    for i, category in enumerate(source.categories):
+        where = f"{source.file}: categories[{i}]"
+        try:
+            category_id = integer(get(category, "id", where), "id", where)
+            require_new(category_id, seen, "category", where)
+            name = str(get(category, "name", where)).strip()
+        except DataError as error:
+            log.add_error("malformed-class", error)
+            continue
+        seen[category_id] = where
+        yield category_id, name, where
+    if not source.categories:
+        log.add("malformed-class", f"{source.file}: 'categories' is empty")
+
+
+def _grouping(names: Mapping[int, str], sources: Iterable[CocoFile]) -> list[int]:
+    """Categories that only group others, as Roboflow adds one, often with a class's own name."""
+    used = {str(entry.get("category_id")) for source in sources for entry in source.annotations}
+    parents = {str(c.get("supercategory")) for source in sources for c in source.categories}
+    left = dict(names)
+    for category_id in sorted(names):
+        name = names[category_id]
+        twin = list(left.values()).count(name) > 1
+        is_parent = name in parents and category_id == 0
+        if str(category_id) not in used and (is_parent or twin) and len(left) > 1:
+            del left[category_id]
+    return sorted(names.keys() - left.keys())
+
+
 def _read_split(
-    source: CocoFile, folders: list[Path], classes: ClassMap, repairs: Repairs
+    source: CocoFile, folders: list[Path], classes: ClassMap, log: FaultLog
 ) -> tuple[ImageRecord, ...]:
-    file = source.file
-    images: dict[int, dict[str, Any]] = {}
-    places: dict[int, str] = {}
-    for i, image in enumerate(source.images):
-        where = f"{file}: images[{i}]"
-        image_id = source.image_id(image, "id", where)
-        require_new(image_id, images, "image", where)
-        images[image_id], places[image_id] = image, where
-    boxes = _read_boxes(source, set(images), classes, repairs)
-    found = (
-        LabelledImage(
-            image_id,
-            (str(get(image, "file_name", places[image_id])),),
-            places[image_id],
-            _stated_size(image, places[image_id]),
-            boxes.get(image_id, ()),
-        )
-        for image_id, image in images.items()
-    )
-    return read_images(found, folders, file, repairs)
+    images = _read_images(source, log)
+    boxes = _read_boxes(source, images.keys(), classes, log)
+    found = (replace(image, boxes=boxes.get(i, ())) for i, image in images.items())
+    return read_images(found, folders, source.file, log)
+
+
+def _read_images(source: CocoFile, log: FaultLog) -> dict[int, LabeledImage]:
+    """The images of a file by id, without their boxes."""
+    images: dict[int, LabeledImage] = {}
+    for i, entry in enumerate(source.images):
+        where = f"{source.file}: images[{i}]"
+        try:
+            image_id = source.image_id(entry, "id", where)
+            name = str(get(entry, "file_name", where))
+        except DataError as error:
+            log.add_error("malformed-image-entry", error)
+            continue
+        if image_id in images:
+            first = images[image_id].place
+            log.add("duplicate-id", f"{where}: the image id {image_id} is that of {first} too")
+            continue
+        try:
+            stated_wh = _stated_size(entry, where)
+        except DataError as error:
+            log.add_error("malformed-size", error)
+            stated_wh = None
+        images[image_id] = LabeledImage(image_id, (name,), where, stated_wh, ())
+    return images
 
 
 def _stated_size(image: Mapping[str, Any], where: str) -> tuple[int, int] | None:
@@ -171,54 +180,49 @@ def _stated_size(image: Mapping[str, Any], where: str) -> tuple[int, int] | None
 
 
 def _read_boxes(
-    source: CocoFile, image_ids: set[int], classes: ClassMap, repairs: Repairs
-) -> dict[int, list[LabelledBox]]:
+    source: CocoFile, image_ids: Set[int], classes: ClassMap, log: FaultLog
+) -> dict[int, list[LabeledBox]]:
     """Boxes by image id, in file order; those of images that are not listed are left out."""
-    file = source.file
     index_of_id = classes.index_of_id
-    boxes: dict[int, list[LabelledBox]] = {}
-    orphan = ""
+    known = ", ".join(map(str, classes.source_ids[:20]))
+    boxes: dict[int, list[LabeledBox]] = {}
     seen: set[int] = set()
     for i, entry in enumerate(source.annotations):
-        where = f"{file}: annotations[{i}]"
-        if "id" in entry:
-            annotation_id = integer(entry["id"], "id", where)
-            where = f"{where} (id {annotation_id})"
-            if annotation_id in seen:
-                repairs.add(
-                    "annotation has an id that another one has; it was read all the same",
-                    "annotations have ids that others have; they were read all the same",
-                    where,
-                )
-            seen.add(annotation_id)
-        image_id = source.image_id(entry, "image_id", where)
-        if image_id not in image_ids:
-            orphan = f"{where}: image_id {entry['image_id']} is not among the images"
-            repairs.add(
-                "annotation belongs to no image of its file and was left out",
-                "annotations belong to no image of their file and were left out",
-                orphan,
-            )
+        where = f"{source.file}: annotations[{i}]"
+        try:
+            if "id" in entry:
+                annotation_id = integer(entry["id"], "id", where)
+                where = f"{where} (id {annotation_id})"
+                if annotation_id in seen:
+                    log.add("duplicate-annotation-id", where)
+                seen.add(annotation_id)
+            image_id = source.image_id(entry, "image_id", where)
+            if image_id not in image_ids:
+                place = f"{where}: image_id {entry['image_id']!r:.60} is not among the images"
+                log.add("label-without-image", place)
+                continue
+            category_id = integer(get(entry, "category_id", where), "category_id", where)
+            if category_id not in index_of_id:
+                place = f"{where}: category_id {category_id} is not among the categories"
+                log.add("unknown-class", f"{place} ({known})")
+                continue
+            box = _read_box(entry, where, index_of_id[category_id])
+        except DataError as error:
+            log.add_error("malformed-label", error)
             continue
-        category_id = integer(get(entry, "category_id", where), "category_id", where)
-        if category_id not in index_of_id:
-            known = ", ".join(map(str, classes.source_ids[:20]))
-            raise DataError(
-                f"{where}: category_id {category_id} is not among the categories", f"known: {known}"
-            )
-        x, y, w, h = read_bbox(entry, where)
-        boxes.setdefault(image_id, []).append(
-            LabelledBox(
-                place=where,
-                xyxy=(x, y, x + w, y + h),
-                class_index=index_of_id[category_id],
-                is_crowd=bool(entry.get("iscrowd", 0)),
-                area=read_area(entry.get("area"), where),
-            )
-        )
-    if orphan and not boxes:
-        raise DataError(orphan, "none of the file's annotations belongs to one of its images")
+        boxes.setdefault(image_id, []).append(box)
     return boxes
+
+
+def _read_box(entry: Mapping[str, Any], where: str, class_index: int) -> LabeledBox:
+    x, y, w, h = read_bbox(entry, where)
+    return LabeledBox(
+        place=where,
+        xyxy=(x, y, x + w, y + h),
+        class_index=class_index,
+        is_crowd=bool(entry.get("iscrowd", 0)),
+        area=read_area(entry.get("area"), where),
+    )
 
 
 def write_coco(index: DatasetIndex, out_dir: Path) -> list[str]:

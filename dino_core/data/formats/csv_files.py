@@ -101,20 +101,25 @@ class CsvTable:
     tells_classes: bool
 
 
-def is_csv(path: Path) -> bool:
-    """Whether `path` is a CSV file, or a folder that holds tables of boxes."""
-    return path.suffix.lower() in _SUFFIXES if path.is_file() else bool(find_csv(path))
+@dataclass(frozen=True)
+class CsvFiles:
+    """What there is to read: the data set's folder or file, and split name to table."""
+
+    root: Path
+    tables: Mapping[str, Path]
 
 
-def find_csv(path: Path) -> dict[str, Path]:
-    """Split name to table; empty where `path` holds none. A table's own split column comes first.
+def find_csv(path: Path) -> CsvFiles | None:
+    """The tables of a CSV data set, a folder or one file; None where there are none.
 
     Raises:
         DataError: two files claim the same split.
     """
     if path.is_file():
-        return {split_of(path) or "train": path}
-    return find_annotations(path, ROBOFLOW_CSV, _SUFFIXES, _tables_of_boxes)
+        is_table = path.suffix.lower() in _SUFFIXES
+        return CsvFiles(path, {split_of(path) or "train": path}) if is_table else None
+    tables = find_annotations(path, ROBOFLOW_CSV, _SUFFIXES, _tables_of_boxes)
+    return CsvFiles(path, tables) if tables else None
 
 
 def _tables_of_boxes(files: Sequence[Path]) -> Sequence[Path]:

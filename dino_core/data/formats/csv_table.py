@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from dino_core.data.faults import FaultLog
 from dino_core.data.formats.csv_files import (
-    CSV_LAYOUT,
     ONLY_CLASS,
+    CsvFiles,
     CsvRow,
     CsvTable,
-    find_csv,
     read_table,
 )
 from dino_core.data.formats.images import (
@@ -27,7 +27,7 @@ from dino_core.data.formats.images import (
     unique_names,
     writing_failed,
 )
-from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
+from dino_core.data.formats.labeled import LabeledImage, read_images
 from dino_core.data.formats.layout import SPLIT_NAMES, image_folders, root_of
 from dino_core.data.formats.losses import (
     lost_areas,
@@ -37,7 +37,7 @@ from dino_core.data.formats.losses import (
     lost_image_ids,
     require_boxes,
 )
-from dino_core.data.formats.repairs import Repairs
+from dino_core.data.formats.record import LabeledBox
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -46,7 +46,7 @@ from dino_core.files import write_text
 _HEADER = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "split")
 
 
-def read_csv(path: Path) -> DatasetIndex:
+def read_csv(files: CsvFiles) -> DatasetIndex:
     """Read a CSV data set: a folder (see `CSV_LAYOUT`) or one table.
 
     Classes are the names found, sorted. A row with an empty box is an image without boxes. Images
@@ -56,46 +56,35 @@ def read_csv(path: Path) -> DatasetIndex:
     Raises:
         DataError: a file is missing or malformed, naming the line.
     """
-    files = find_csv(path)
-    if not files:
-        raise DataError(f"{path}: no CSV table of boxes found", f"expected {CSV_LAYOUT}")
-    tables = {split: read_table(file) for split, file in files.items()}
+    tables = {split: read_table(file) for split, file in files.tables.items()}
     rows = [row for table in tables.values() for row in table.rows]
     names = sorted({row.label for row in rows if row.label})
     if not names:
-        first = next(iter(files.values()))
+        first = next(iter(files.tables.values()))
         raise DataError(
             f"{first}: none of its {len(rows)} rows has a box", "classes are known by their boxes"
         )
     classes = ClassMap.from_names(names)
     index_of = {name: i for i, name in enumerate(names)}
-    root = path if path.is_dir() else root_of(path)
-    repairs = Repairs()
+    root = files.root if files.root.is_dir() else root_of(files.root)
+    log = FaultLog()
     splits: dict[str, tuple[ImageRecord, ...]] = {}
     for split in SPLIT_NAMES:
         for source, images in _images_of(split, tables):
             first_id = len(splits.get(split, ())) + 1
             if source.in_fractions:
-                repairs.add(
-                    "table's boxes are fractions of the image's width and height; they were scaled",
-                    "tables' boxes are fractions of the image's width and height; they were scaled",
-                    str(source.file),
-                )
+                log.add("boxes-in-fractions", str(source.file))
             if not source.tells_classes:
-                repairs.add(
-                    f"table tells no classes; its boxes are called '{ONLY_CLASS}'",
-                    f"tables tell no classes; their boxes are called '{ONLY_CLASS}'",
-                    str(source.file),
-                )
+                log.add("classes-unnamed", f"{source.file}: boxes are called '{ONLY_CLASS}'")
             labelled = [
                 _labelled(i, r, index_of, source.in_fractions)
                 for i, r in enumerate(images, start=first_id)
             ]
             folders = image_folders(root, source.file, split)
-            records = read_images(labelled, folders, source.file, repairs)
+            records = read_images(labelled, folders, source.file, log)
             splits[split] = (*splits.get(split, ()), *records)
     unread = _unread(tables.values())
-    return DatasetIndex(path, "csv", classes, splits, repairs.sentences(), unread)
+    return DatasetIndex(files.root, "csv", classes, splits, log.faults(), unread)
 
 
 def _images_of(
@@ -115,7 +104,7 @@ def _images_of(
 
 def _labelled(
     image_id: int, rows: list[CsvRow], index_of: Mapping[str, int], in_fractions: bool
-) -> LabelledImage:
+) -> LabeledImage:
     first = rows[0]
     for row in rows:
         if row.stated_wh != first.stated_wh:
@@ -125,12 +114,10 @@ def _labelled(
                 "all rows of an image must state the same size",
             )
     boxes = [
-        LabelledBox(row.place, row.xyxy, index_of[row.label])
-        for row in rows
-        if row.xyxy is not None
+        LabeledBox(row.place, row.xyxy, index_of[row.label]) for row in rows if row.xyxy is not None
     ]
     names = (first.image,)
-    return LabelledImage(image_id, names, first.place, first.stated_wh, boxes, in_fractions)
+    return LabeledImage(image_id, names, first.place, first.stated_wh, boxes, in_fractions)
 
 
 def _size_text(row: CsvRow) -> str:

@@ -9,10 +9,6 @@ from pathlib import Path
 
 from dino_core.errors import DataError
 
-COCO_LAYOUT = (
-    "annotations/instances_{train,val}.json with images/{train,val}/ or images/, "
-    "or {train,valid}/_annotations.coco.json, or a json of its own in each of {train,valid}/"
-)
 _SPLIT_WORDS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -33,18 +29,6 @@ _USUAL_LABEL_FOLDERS = ("annotations", "Annotations", "labels")
 _LABEL_FOLDER = re.compile(r"(annot|label).*|xmls?|coco|csv|json", re.IGNORECASE)
 _IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "data")
 _LIST_FOLDERS = ("ImageSets/Main", "ImageSets", "")
-_START = 4096  # bytes of a file that are looked at
-
-
-def find_coco(path: Path) -> dict[str, Path]:
-    """Split name to annotation file of a COCO data set; empty where `path` holds none.
-
-    Raises:
-        DataError: two files claim the same split.
-    """
-    if path.is_file():
-        return {split_of(path) or "train": path} if path.suffix.lower() == ".json" else {}
-    return find_annotations(path, ROBOFLOW_FILE, (".json",), _coco_files)
 
 
 def find_annotations(
@@ -140,11 +124,6 @@ def _lists_in(folder: Path) -> dict[str, Path]:
     return lists
 
 
-def _coco_files(files: Sequence[Path]) -> Sequence[Path]:
-    instances = [file for file in files if file.stem.startswith("instances_")]
-    return instances or [file for file in files if _looks_like_coco(file)]
-
-
 def by_split(files: Iterable[Path]) -> dict[str, Path]:
     """Split name to annotation file, by their names; a lone file whose name tells none is train.
 
@@ -188,20 +167,6 @@ def _words(name: str) -> set[str]:
     """The words of a name, in lower case, without the digits at their ends."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|[-. ()]", "_", name).lower().split("_")
     return {word.rstrip("0123456789") for word in words} - {""}
-
-
-def _looks_like_coco(file: Path) -> bool:
-    """Whether a json file holds COCO's images, by its start; a long one may go on to have them."""
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(_START)
-    except OSError:
-        return True  # let the reader say what is wrong
-    keys = [b'"images"']
-    if len(start) == _START:
-        keys += [b'"annotations"', b'"categories"', b'"info"']
-    is_object = start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-    return is_object and any(key in start for key in keys)
 
 
 def root_of(file: Path) -> Path:

@@ -14,6 +14,7 @@ from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 
+from dino_core.data.faults import FaultLog
 from dino_core.data.formats.images import (
     copy_images,
     number_text,
@@ -21,7 +22,7 @@ from dino_core.data.formats.images import (
     with_suffixes,
     writing_failed,
 )
-from dino_core.data.formats.labelled import LabelledBox, LabelledImage, read_images
+from dino_core.data.formats.labeled import LabeledImage, read_images
 from dino_core.data.formats.layout import image_folders
 from dino_core.data.formats.losses import (
     lost_areas,
@@ -30,8 +31,8 @@ from dino_core.data.formats.losses import (
     lost_image_ids,
     require_boxes,
 )
-from dino_core.data.formats.repairs import ROUNDING_PX, Repairs
-from dino_core.data.formats.voc_files import find_voc
+from dino_core.data.formats.record import ROUNDING_PX, LabeledBox
+from dino_core.data.formats.voc_files import VocFiles
 from dino_core.data.formats.voc_xml import (
     FLAGS,
     ROOT,
@@ -45,7 +46,7 @@ from dino_core.errors import DataError
 from dino_core.files import write_text
 
 
-def read_voc(path: Path) -> DatasetIndex:
+def read_voc(files: VocFiles) -> DatasetIndex:
     """Read a Pascal VOC data set: a folder (see `VOC_LAYOUT`).
 
     Classes are the names found, sorted. Objects marked difficult or truncated are kept with their
@@ -55,8 +56,7 @@ def read_voc(path: Path) -> DatasetIndex:
     Raises:
         DataError: a file is missing or malformed, naming the line.
     """
-    repairs = Repairs()
-    files = find_voc(path, repairs)
+    log = FaultLog(files.faults)
     annotations = {
         split: [read_annotation(file) for file in members]
         for split, members in files.splits.items()
@@ -73,36 +73,32 @@ def read_voc(path: Path) -> DatasetIndex:
     splits = {}
     for split, members in annotations.items():
         folder = members[0].file.parent
-        images = (_labelled(i, a, index_of, repairs) for i, a in enumerate(members, start=1))
+        images = (_labelled(i, a, index_of, log) for i, a in enumerate(members, start=1))
         folders = image_folders(files.root, members[0].file, split)
-        splits[split] = read_images(images, folders, folder, repairs)
+        splits[split] = read_images(images, folders, folder, log)
     unread = _unread(found for a in everything for found in a.objects)
-    return DatasetIndex(files.root, "voc", classes, splits, repairs.sentences(), unread)
+    return DatasetIndex(files.root, "voc", classes, splits, log.faults(), unread)
 
 
 def _labelled(
-    image_id: int, annotation: VocAnnotation, index_of: dict[str, int], repairs: Repairs
-) -> LabelledImage:
+    image_id: int, annotation: VocAnnotation, index_of: dict[str, int], log: FaultLog
+) -> LabeledImage:
     stem, stated = annotation.file.stem, annotation.filename
     names = with_suffixes(stem)
     if stated:
         names.insert(0 if Path(stated).stem == stem else len(names), stated)
     boxes = [
-        LabelledBox(found.place, _corners(found, repairs), index_of[found.name], flags=found.flags)
+        LabeledBox(found.place, _corners(found, log), index_of[found.name], flags=found.flags)
         for found in annotation.objects
     ]
-    return LabelledImage(image_id, names, str(annotation.file), annotation.stated_wh, boxes)
+    return LabeledImage(image_id, names, str(annotation.file), annotation.stated_wh, boxes)
 
 
-def _corners(found: VocObject, repairs: Repairs) -> tuple[float, float, float, float]:
+def _corners(found: VocObject, log: FaultLog) -> tuple[float, float, float, float]:
     """Corners on the axis whose zero is the image's edge."""
     x1, y1, x2, y2 = found.corners
     if 0 <= min(x1, y1) < 1 - ROUNDING_PX:
-        repairs.add(
-            "box starts at 0, but VOC counts pixels from 1; it was taken to start at the edge",
-            "boxes start at 0, but VOC counts pixels from 1; they were taken to start at the edge",
-            found.place,
-        )
+        log.add("box-from-zero", found.place)
         x1, y1 = (1 if 0 <= v < 1 else v for v in (x1, y1))
     return (x1 - 1, y1 - 1, x2, y2)
 

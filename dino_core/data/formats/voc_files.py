@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dino_core.data.faults import Fault, FaultLog
 from dino_core.data.formats.images import IMAGE_SUFFIXES
 from dino_core.data.formats.layout import folders_in, in_splits, label_folders, split_lists
-from dino_core.data.formats.repairs import Repairs
 from dino_core.data.formats.voc_xml import ROOT
 from dino_core.errors import DataError
 
@@ -25,26 +25,23 @@ class VocFiles:
     Attributes:
         root: The data set's folder.
         splits: Split name to its annotation files.
+        faults: Listed images without annotations, and annotations in no list.
     """
 
     root: Path
     splits: Mapping[str, list[Path]]
+    faults: tuple[Fault, ...] = ()
 
 
-def is_voc(path: Path) -> bool:
-    """Whether `path` is a folder that holds Pascal VOC annotations."""
-    return any(_annotation_folders(root) for root in _roots(path))
-
-
-def find_voc(path: Path, repairs: Repairs) -> VocFiles:
-    """The annotation files of a Pascal VOC data set.
+def find_voc(path: Path) -> VocFiles | None:
+    """The annotation files of a Pascal VOC data set; None where a path holds none.
 
     Raises:
-        DataError: there are none, or several data sets, or a list names files that are not there.
+        DataError: there are several data sets, or the lists name nothing that is there.
     """
     roots = [root for root in _roots(path) if _annotation_folders(root)]
     if not roots:
-        raise DataError(f"{path}: no Pascal VOC data set found", f"expected {VOC_LAYOUT}")
+        return None
     if len(roots) > 1:
         names = " and ".join(str(root.relative_to(path)) for root in roots)
         raise DataError(f"{path}: holds several data sets, {names}", "give one of them")
@@ -52,7 +49,8 @@ def find_voc(path: Path, repairs: Repairs) -> VocFiles:
     folders = _annotation_folders(root)
     lists = split_lists(root)
     if lists and list(folders) == [""]:
-        return VocFiles(root, _listed(lists, folders[""], repairs))
+        log = FaultLog()
+        return VocFiles(root, _listed(lists, folders[""], log), log.faults())
     splits: dict[str, list[Path]] = {}
     for split, folder in folders.items():
         splits[split or "train"] = _xml_files(folder)
@@ -103,14 +101,12 @@ def _xml_files(folder: Path, deep: bool = True) -> list[Path]:
     return files
 
 
-def _listed(
-    lists: Mapping[str, Path], annotations: Path, repairs: Repairs
-) -> dict[str, list[Path]]:
+def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict[str, list[Path]]:
     """The annotation files of each list; files in no list are noted, empty lists passed over."""
     known = {file.stem: file for file in _xml_files(annotations)}
     splits = {}
     for split, file in lists.items():
-        stems = _read_list(file, known, annotations, repairs)
+        stems = _read_list(file, known, annotations, log)
         if stems:
             splits[split] = [known[stem] for stem in stems]
     if not splits:
@@ -119,16 +115,12 @@ def _listed(
     used = {file for members in splits.values() for file in members}
     for file in known.values():
         if file not in used:
-            repairs.add(
-                "annotation file is in no list of images and was left out",
-                "annotation files are in no list of images and were left out",
-                str(file),
-            )
+            log.add("image-not-listed", f"{file}: in no list of images")
     return splits
 
 
 def _read_list(
-    file: Path, known: Mapping[str, Path], annotations: Path, repairs: Repairs
+    file: Path, known: Mapping[str, Path], annotations: Path, log: FaultLog
 ) -> list[str]:
     """The image ids of one list that have an annotation file, in its order."""
     try:
@@ -147,11 +139,7 @@ def _read_list(
             listed[stem] = number
         elif line:
             missing = missing or line
-            repairs.add(
-                "listed image has no annotation file and was left out",
-                "listed images have no annotation files and were left out",
-                f"{file} line {number}: {line:.80}",
-            )
+            log.add("missing-label", f"{file} line {number}: {line:.80}")
     if missing and not listed:
         raise DataError(
             f"{file}: none of its images has an annotation file, e.g. {missing:.80}",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from dino_core.data.faults import FaultLog
 from dino_core.data.formats.images import (
     copy_images,
     unique_names,
@@ -17,8 +18,8 @@ from dino_core.data.formats.images import (
     writing_failed,
 )
 from dino_core.data.formats.losses import lost_areas, lost_crowds, lost_flags
-from dino_core.data.formats.repairs import Repairs, make_record
-from dino_core.data.formats.yolo_files import YoloFiles, find_yolo, label_path
+from dino_core.data.formats.record import LabeledBox, make_record
+from dino_core.data.formats.yolo_files import YoloFiles, label_path
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -29,7 +30,7 @@ _LARGEST_FRACTION = 2.0  # a larger coordinate was meant as pixels
 _DIGITS = 9  # after the point, in written fractions: 1e-5 px of a 10,000 px image
 
 
-def read_yolo(path: Path) -> DatasetIndex:
+def read_yolo(files: YoloFiles) -> DatasetIndex:
     """Read a YOLO data set: a folder, with data.yaml or without, or a data.yaml file.
 
     An image without a label file has no boxes. Outlines (polygons) become their boxes. Boxes
@@ -39,20 +40,26 @@ def read_yolo(path: Path) -> DatasetIndex:
     Raises:
         DataError: a file is missing or malformed, naming the line.
     """
-    files = find_yolo(path)
     for split, images in files.images.items():
         if not images:
             raise DataError(f"{files.source}: the {split} split has no images")
-    repairs = Repairs()
+    log = FaultLog()
+    for missing in files.missing:
+        log.add("missing-split", missing)
     count = None if files.names is None else len(files.names)
     labels = {
-        split: [_read_labels(label_path(image), count, files, repairs) for image in images]
+        split: [_read_labels(label_path(image), count, files, log) for image in images]
         for split, images in files.images.items()
     }
-    classes = _classes_of(files, labels, repairs)
-    splits = {split: _read_split(split, files, labels[split], repairs) for split in files.images}
-    _note_stray_labels(files, repairs)
-    return DatasetIndex(files.root, "yolo", classes, splits, (*files.missing, *repairs.sentences()))
+    classes = _classes_of(files, labels, log)
+    splits = {split: _read_split(split, files, labels[split], log) for split in files.images}
+    _note_stray_labels(files, log)
+    return DatasetIndex(files.root, "yolo", classes, splits, log.faults())
+
+
+def names_classes(files: YoloFiles) -> bool:
+    """Whether the data set names its classes."""
+    return files.names is not None
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class _Label:
 
 
 def _read_labels(
-    file: Path, classes: int | None, files: YoloFiles, repairs: Repairs
+    file: Path, classes: int | None, files: YoloFiles, log: FaultLog
 ) -> list[_Label] | None:
     """The lines of a label file; None where there is no file."""
     try:
@@ -78,7 +85,7 @@ def _read_labels(
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        label = _read_line(line.split(), f"{file} line {number}", files.keypoints, repairs)
+        label = _read_line(line.split(), f"{file} line {number}", files.keypoints, log)
         if classes is not None and label.class_index >= classes:
             raise DataError(
                 f"{label.place}: class {label.class_index}, but {files.source} names {classes} "
@@ -89,7 +96,7 @@ def _read_labels(
     return labels
 
 
-def _read_line(words: Sequence[str], place: str, keypoints: int, repairs: Repairs) -> _Label:
+def _read_line(words: Sequence[str], place: str, keypoints: int, log: FaultLog) -> _Label:
     numbers = []
     for word in words:
         try:
@@ -99,7 +106,7 @@ def _read_line(words: Sequence[str], place: str, keypoints: int, repairs: Repair
                 f"{place}: '{word:.40}' is not a number, a YOLO box is {_FIELDS}"
             ) from None
     if keypoints and len(numbers) == 5 + keypoints:
-        repairs.add("pose became its box", "poses became their boxes", place)
+        log.add("pose-label", place)
         numbers = numbers[:5]
     is_outline = len(numbers) >= 7 and len(numbers) % 2 == 1
     if len(numbers) != 5 and not is_outline:
@@ -116,7 +123,7 @@ def _read_line(words: Sequence[str], place: str, keypoints: int, repairs: Repair
             "YOLO coordinates are fractions of the image's width and height, not pixels",
         )
     if is_outline:
-        repairs.add("outline became its box", "outlines became their boxes", place)
+        log.add("outline-label", place)
         xs, ys = numbers[1::2], numbers[2::2]
         corners = (min(xs), min(ys), max(xs), max(ys))
     else:
@@ -126,17 +133,17 @@ def _read_line(words: Sequence[str], place: str, keypoints: int, repairs: Repair
 
 
 def _classes_of(
-    files: YoloFiles, labels: dict[str, list[list[_Label] | None]], repairs: Repairs
+    files: YoloFiles, labels: dict[str, list[list[_Label] | None]], log: FaultLog
 ) -> ClassMap:
     names = files.names
     if names is None:
         used = [label.class_index for split in labels.values() for lines in split if lines
                 for label in lines]  # fmt: skip
         names = tuple(f"class_{i}" for i in range(max(used, default=-1) + 1))
-        repairs.add(
-            "data set names no classes; they are called class_0, class_1 and so on",
-            "data sets name no classes; they are called class_0, class_1 and so on",
-            f"{files.source}: a data.yaml with names, or classes.txt, would name them",
+        log.add(
+            "classes-unnamed",
+            f"{files.source}: they are called class_0, class_1 and so on; a data.yaml with names, "
+            "or classes.txt, would name them",
         )
     if not names:
         raise DataError(f"{files.source}: there are no classes", "name them in data.yaml")
@@ -147,7 +154,7 @@ def _classes_of(
 
 
 def _read_split(
-    split: str, files: YoloFiles, labels: list[list[_Label] | None], repairs: Repairs
+    split: str, files: YoloFiles, labels: list[list[_Label] | None], log: FaultLog
 ) -> tuple[ImageRecord, ...]:
     images = files.images[split]
     if all(lines is None for lines in labels) and split != "test":
@@ -159,46 +166,28 @@ def _read_split(
     for image_id, (image, lines) in enumerate(zip(images, labels, strict=True), start=1):
         size = upright_size(image) if image.is_file() else None
         if size is None:
-            _note_unusable(image, repairs)
+            _note_unusable(image, log)
             continue
-        width, height = size
-        lines = lines or []
-        corners = np.array([label.corners for label in lines]).reshape(-1, 4)
-        records.append(
-            make_record(
-                image_id,
-                image,
-                size,
-                (corners * [width, height, width, height]).tolist(),
-                [label.class_index for label in lines],
-                [label.place for label in lines],
-                repairs,
-            )
-        )
+        boxes = [LabeledBox(line.place, line.corners, line.class_index) for line in lines or []]
+        records.append(make_record(image_id, image, size, boxes, log, size))
     if not records:
         raise DataError(f"{files.source}: no image of {split} can be read, e.g. {images[0]}")
     return tuple(records)
 
 
-def _note_unusable(image: Path, repairs: Repairs) -> None:
+def _note_unusable(image: Path, log: FaultLog) -> None:
     if image.is_file():
-        one, many = "file is not a readable image", "files are not readable images"
-        repairs.add(f"{one} and was left out", f"{many} and were left out", str(image))
+        log.add("unreadable-image", f"{image}: left out by the reader", (image,))
     else:
-        one, many = "image file is missing", "image files are missing"
-        repairs.add(f"{one} and was left out", f"{many} and were left out", str(image))
+        log.add("missing-image", str(image))
 
 
-def _note_stray_labels(files: YoloFiles, repairs: Repairs) -> None:
+def _note_stray_labels(files: YoloFiles, log: FaultLog) -> None:
     expected = {label_path(image) for images in files.images.values() for image in images}
     for folder in sorted({path.parent for path in expected}):
         for file in sorted(folder.glob("*.txt")):
             if "labels" in file.parts and file not in expected and file.name != "classes.txt":
-                repairs.add(
-                    "label file belongs to no image of the data set",
-                    "label files belong to no image of the data set",
-                    str(file),
-                )
+                log.add("label-without-image", str(file))
 
 
 def write_yolo(index: DatasetIndex, out_dir: Path) -> list[str]:

@@ -50,26 +50,20 @@ class YoloFiles:
     keypoints: int = 0
 
 
-def is_yolo(path: Path) -> bool:
-    """Whether `path` is a YOLO data set: a yaml file, or a folder with one or with labels."""
-    if path.is_file():
-        return path.suffix.lower() in _YAML_SUFFIXES
-    return _find_yaml(path) is not None or bool(_bare_folders(path))
-
-
-def find_yolo(path: Path) -> YoloFiles:
-    """The files of a YOLO data set.
+def find_yolo(path: Path) -> YoloFiles | None:
+    """The files of a YOLO data set, a folder or a data.yaml file; None where there is none.
 
     Raises:
-        DataError: it is none, or data.yaml is malformed or names a folder of training images that
-            is not there.
+        DataError: data.yaml is malformed or names a folder of training images that is not there.
     """
-    file = path if path.is_file() else _find_yaml(path)
+    if path.is_file():
+        return _from_yaml(path) if path.suffix.lower() in _YAML_SUFFIXES else None
+    file = _find_yaml(path)
     if file is not None:
         return _from_yaml(file)
     folders = _bare_folders(path)
     if not folders:
-        raise DataError(f"{path}: no YOLO data set found", f"expected {YOLO_LAYOUT}")
+        return None
     images = {split: list_images(folder) for split, folder in folders.items()}
     listed = _bare_lists(path, images["train"]) if list(folders) == ["train"] else {}
     return YoloFiles(path, path, _names_beside(path), listed or images)

@@ -18,6 +18,7 @@ from dino_core.data.check.findings import KINDS, CheckReport, Finding
 from dino_core.data.check.run import ImagesDecoded, check_steps, quick_findings
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
+from dino_core.data.save import save_dataset
 
 WIDTH, HEIGHT = 96, 64
 LINES = (  # two boxes a class on each image, none tiny, none touching the border
@@ -53,7 +54,7 @@ def yolo(tmp_path: Path) -> Path:
 @pytest.fixture
 def coco(yolo: Path, tmp_path: Path) -> Path:
     """The same as COCO."""
-    load_dataset(yolo).to_coco(tmp_path / "coco")
+    save_dataset(load_dataset(yolo), tmp_path / "coco", "coco")
     return tmp_path / "coco"
 
 
@@ -319,7 +320,7 @@ def test_file_listed_twice(coco: Path) -> None:
 
 def test_voc_image_without_annotation_and_annotation_in_no_list(yolo: Path, tmp_path: Path) -> None:
     root = tmp_path / "voc"
-    load_dataset(yolo).to_voc(root)
+    save_dataset(load_dataset(yolo), root, "voc")
     assert check(root).findings == ()
     (root / "Annotations" / "7.xml").rename(root / "Annotations" / "elsewhere.xml")
     found = {f.kind: f.examples[0].detail for f in check(root).findings}

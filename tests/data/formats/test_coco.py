@@ -12,7 +12,9 @@ import pytest
 from datasets import coco_set, coco_table, image_file
 
 from dino_core.data.check.run import quick_findings
-from dino_core.data.formats.coco import read_coco, write_coco
+from dino_core.data.formats.coco import write_coco
+from dino_core.data.load import read_dataset
+from dino_core.data.save import save_dataset
 from dino_core.errors import DataError
 
 GENERAL = Path(__file__).parents[3] / "../shared/data/general"
@@ -24,7 +26,7 @@ def annotation(**changes: Any) -> dict[str, Any]:
 
 def test_hand_worked_file(tmp_path: Path) -> None:
     coco_set(tmp_path, coco_table())
-    index = read_coco(tmp_path)
+    index = read_dataset(tmp_path, "coco")
     assert index.format == "coco" and index.root == tmp_path and index.warnings == ()
     assert index.classes.names == ("cat", "dog") and index.classes.source_ids == (4, 9)
     first, second = index.splits["train"]
@@ -44,7 +46,7 @@ def test_image_ids_may_be_words(tmp_path: Path) -> None:
         key = "image_id" if "image_id" in entry else "id"
         entry[key] = f"img-{entry[key]}"
     coco_set(tmp_path, table)
-    index = read_coco(tmp_path)
+    index = read_dataset(tmp_path, "coco")
     records = index.splits["train"]
     assert [(r.image_id, r.path.name, len(r.boxes_xyxy_px)) for r in records] == [
         (1, "a.jpg", 1),
@@ -63,7 +65,7 @@ def test_boxes_as_text_and_from_outlines(tmp_path: Path) -> None:
         annotation(id=7, bbox=None, segmentation=outlines),
     ]
     coco_set(tmp_path, coco_table(annotations=entries))
-    boxes = read_coco(tmp_path).splits["train"][0].boxes_xyxy_px
+    boxes = read_dataset(tmp_path, "coco").splits["train"][0].boxes_xyxy_px
     assert boxes.tolist() == [[1.5, 2, 4.5, 6], [3, 2, 9, 8.5], [3, 2, 9, 8.5]]
 
 
@@ -74,17 +76,20 @@ def test_image_names_spelt_otherwise(tmp_path: Path, name: str) -> None:
     table = coco_table()
     table["images"][0]["file_name"] = name
     coco_set(tmp_path, table)
-    assert [r.path.name for r in read_coco(tmp_path).splits["train"]] == ["a.jpg", "b.jpg"]
+    assert [r.path.name for r in read_dataset(tmp_path, "coco").splits["train"]] == [
+        "a.jpg",
+        "b.jpg",
+    ]
     table["images"].pop()
     coco_set(tmp_path, table)
     (tmp_path / "images/train").rename(tmp_path / "elsewhere")
-    assert [r.path.name for r in read_coco(tmp_path).splits["train"]] == ["a.jpg"]
+    assert [r.path.name for r in read_dataset(tmp_path, "coco").splits["train"]] == ["a.jpg"]
 
 
 def test_annotations_without_image_and_with_the_same_id(tmp_path: Path) -> None:
     entries = [annotation(), annotation(bbox=[1, 2, 3, 4]), annotation(id=6, image_id=8)]
     coco_set(tmp_path, coco_table(annotations=entries))
-    index = read_coco(tmp_path)
+    index = read_dataset(tmp_path, "coco")
     assert [len(record.boxes_xyxy_px) for record in index.splits["train"]] == [2, 0]
     same_id, orphan = index.warnings
     assert same_id.startswith("1 annotation has an id that another one has")
@@ -149,19 +154,19 @@ def test_annotations_without_image_and_with_the_same_id(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, table: Any, message: str) -> None:
     coco_set(tmp_path, table)
     with pytest.raises(DataError, match=message) as caught:
-        read_coco(tmp_path)
+        read_dataset(tmp_path, "coco")
     assert "instances_train.json" in caught.value.message
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no COCO annotations found"):
-        read_coco(tmp_path)
+        read_dataset(tmp_path, "coco")
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     coco_set(tmp_path, coco_table()).write_bytes(b'{"images": "\xff"}')
     with pytest.raises(DataError, match="not valid JSON"):
-        read_coco(tmp_path)
+        read_dataset(tmp_path, "coco")
 
 
 def test_categories_must_agree_between_splits(tmp_path: Path) -> None:
@@ -169,14 +174,14 @@ def test_categories_must_agree_between_splits(tmp_path: Path) -> None:
     other = coco_table(categories=[{"id": 9, "name": "cow"}, {"id": 4, "name": "cat"}])
     coco_set(tmp_path, other, "val")
     with pytest.raises(DataError, match="category 9 is 'cow' here and 'dog' in"):
-        read_coco(tmp_path)
+        read_dataset(tmp_path, "coco")
 
 
 def test_boxes_outside_are_clipped_and_empty_ones_left_out(tmp_path: Path) -> None:
     boxes = [[-5, 10, 20, 50], [50, 5, 10, 10], [3, 3, 0, 5], [3, 3, -2, 5], [1, 1, 39.005, 29]]
     table = coco_table(annotations=[annotation(id=i, bbox=box) for i, box in enumerate(boxes)])
     coco_set(tmp_path, table)
-    index = read_coco(tmp_path)
+    index = read_dataset(tmp_path, "coco")
     record = index.splits["train"][0]
     # rounding (the last, 0.005 px too far) is left as it is
     np.testing.assert_allclose(
@@ -202,7 +207,7 @@ def test_missing_and_broken_images_are_left_out(tmp_path: Path) -> None:
     (folder / "text.jpg").write_text("hello")
     (folder / "empty.jpg").write_bytes(b"")
     image_file(folder / "tall.jpg", (30, 40))
-    index = read_coco(tmp_path)
+    index = read_dataset(tmp_path, "coco")
     assert [r.image_id for r in index.splits["train"]] == [7, 3]
     missing, broken, shape = index.warnings
     assert missing.startswith("2 image files are missing and were left out (first: ")
@@ -215,7 +220,7 @@ def test_all_images_missing_is_an_error(tmp_path: Path) -> None:
     table = coco_table(images=[{"id": 7, "file_name": "x.jpg"}])
     coco_set(tmp_path, table)
     with pytest.raises(DataError, match=r"none of its 1 images was found, e\.g\. x\.jpg") as caught:
-        read_coco(tmp_path)
+        read_dataset(tmp_path, "coco")
     assert str(tmp_path / "images" / "train") in caught.value.hint
 
 
@@ -228,7 +233,7 @@ def test_sizes_come_from_the_upright_file(tmp_path: Path) -> None:
     coco_set(tmp_path, table)
     image_file(tmp_path / "images/train/turned.jpg", (40, 30), orientation=6)
     image_file(tmp_path / "images/train/half.jpg", (40, 30))
-    index = read_coco(tmp_path)
+    index = read_dataset(tmp_path, "coco")
     turned, half = index.splits["train"]
     assert (turned.width, turned.height) == (30, 40)
     assert half.boxes_xyxy_px.tolist() == [[10, 5, 30, 15]] and half.areas.tolist() == [175.0]
@@ -242,7 +247,7 @@ def test_roboflow_parent_category_is_left_out(tmp_path: Path) -> None:
         {"id": 9, "name": "dog", "supercategory": "pets"},
     ]
     coco_set(tmp_path, coco_table(categories=categories))
-    index = read_coco(tmp_path)
+    index = read_dataset(tmp_path, "coco")
     assert index.classes.names == ("cat", "dog")
     assert "category 0 'pets'" in index.warnings[0]
 
@@ -254,24 +259,24 @@ def test_roboflow_parent_of_the_class_name_itself(tmp_path: Path) -> None:
         {"id": 4, "name": "cat", "supercategory": "dog"},
     ]
     coco_set(tmp_path, coco_table(categories=categories))
-    assert read_coco(tmp_path).classes.names == ("cat", "dog")
+    assert read_dataset(tmp_path, "coco").classes.names == ("cat", "dog")
 
 
 def test_unread_parts_are_told(tmp_path: Path) -> None:
     table = coco_table(annotations=[annotation(segmentation=[[1, 2, 3, 4, 5, 6]]),
                                     annotation(id=6, segmentation=[])])  # fmt: skip
     coco_set(tmp_path, table)
-    index = read_coco(tmp_path)
+    index = read_dataset(tmp_path, "coco")
     assert index.unread == ("1 annotations have a 'segmentation', which is not kept",)
-    assert index.to_coco(tmp_path / "out") == list(index.unread)
+    assert save_dataset(index, tmp_path / "out", "coco") == list(index.unread)
 
 
 def test_written_set_reads_back_the_same(tmp_path: Path) -> None:
     coco_set(tmp_path / "in", coco_table())
     coco_set(tmp_path / "in", coco_table(), "val")
-    before = read_coco(tmp_path / "in")
+    before = read_dataset(tmp_path / "in", "coco")
     assert write_coco(before, tmp_path / "out") == []
-    after = read_coco(tmp_path / "out")
+    after = read_dataset(tmp_path / "out", "coco")
     assert after.classes == before.classes and after.warnings == ()
     for split in ("train", "val"):
         for old, new in zip(before.splits[split], after.splits[split], strict=True):
@@ -286,7 +291,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     coco_set(tmp_path / "in", coco_table())
     (tmp_path / "out").write_text("a file where the folder should be")
     with pytest.raises(DataError, match="out: cannot be written"):
-        write_coco(read_coco(tmp_path / "in"), tmp_path / "out")
+        write_coco(read_dataset(tmp_path / "in", "coco"), tmp_path / "out")
 
 
 @pytest.mark.skipif(not GENERAL.is_dir(), reason="the shared data set is not here")
@@ -296,7 +301,7 @@ def test_agrees_with_pycocotools() -> None:
     file = GENERAL / "annotations/instances_val.json"
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = COCO(str(file))
-    index = read_coco(file)
+    index = read_dataset(file, "coco")
     records = index.splits["val"]
     assert [r.image_id for r in records] == list(theirs.imgs)
     assert dict(zip(index.classes.source_ids, index.classes.names, strict=True)) == {

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import coco_set, coco_table, image_file
 
-from dino_core.data.formats.coco import read_coco
-from dino_core.data.load import load_dataset
+from dino_core.data.load import load_dataset, read_dataset
 from dino_core.errors import DataError
 
 
@@ -57,7 +56,7 @@ def test_a_file_in_each_split_folder(tmp_path: Path, json_name: str, image_dir: 
         file = tmp_path / folder / json_name
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(coco_table()))
-    index = read_coco(tmp_path)
+    index = read_dataset(tmp_path, "coco")
     assert list(index.splits) == ["train", "val"]
     assert [r.path.relative_to(tmp_path).parts[0] for r in index.splits["val"]] == ["valid"] * 2
 
@@ -67,7 +66,7 @@ def test_file_names_with_folders_and_backslashes(tmp_path: Path) -> None:
     table["images"][0]["file_name"] = "images\\train\\a.jpg"
     table["images"][1]["file_name"] = "train/b.jpg"
     coco_set(tmp_path, table)
-    assert len(read_coco(tmp_path).splits["train"]) == 2
+    assert len(read_dataset(tmp_path, "coco").splits["train"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_file_names_of_another_machine(tmp_path: Path, name: str) -> None:
     table = coco_table()
     table["images"][0]["file_name"] = name
     coco_set(tmp_path, table)
-    record = read_coco(tmp_path).splits["train"][0]
+    record = read_dataset(tmp_path, "coco").splits["train"][0]
     assert record.path == tmp_path / "images/train/a.jpg"
 
 
@@ -92,11 +91,14 @@ def test_images_in_unusual_folders_are_found_by_name(tmp_path: Path) -> None:
     deep = tmp_path / "shots/2020/may"
     deep.parent.mkdir(parents=True)
     (tmp_path / "images/train").rename(deep)
-    assert [r.path for r in read_coco(tmp_path).splits["train"]] == [deep / "a.jpg", deep / "b.jpg"]
+    assert [r.path for r in read_dataset(tmp_path, "coco").splits["train"]] == [
+        deep / "a.jpg",
+        deep / "b.jpg",
+    ]
     (tmp_path / "shots/2021").mkdir()
     (deep / "a.jpg").rename(tmp_path / "shots/2021/b.jpg")  # two of that name: which is meant?
     with pytest.raises(DataError, match="none of its 2 images was found"):
-        read_coco(tmp_path)
+        read_dataset(tmp_path, "coco")
 
 
 def test_a_file_whose_name_tells_no_split_is_train(tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_a_file_whose_name_tells_no_split_is_train(tmp_path: Path) -> None:
         (file.parent / name).write_text(json.dumps(coco_table()))
     file.rename(file.parent / "val.json")
     (file.parent / "dataset-metadata.json").write_text('{"title": "pets", "licenses": [{}]}')
-    assert list(read_coco(tmp_path).splits) == ["train", "val"]
+    assert list(read_dataset(tmp_path, "coco").splits) == ["train", "val"]
 
 
 def test_a_test_file_needs_no_annotations(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_a_test_file_needs_no_annotations(tmp_path: Path) -> None:
         if split == "test":
             del table["annotations"]
         coco_set(tmp_path, table, split)
-    index = read_coco(tmp_path)
+    index = read_dataset(tmp_path, "coco")
     assert [len(record.boxes_xyxy_px) for record in index.splits["test"]] == [0, 0]
 
 
@@ -123,11 +125,11 @@ def test_two_files_of_one_split_are_ambiguous(tmp_path: Path) -> None:
     for year in ("2014", "2017"):
         coco_set(tmp_path, coco_table(), f"train{year}")
     with pytest.raises(DataError, match=r"instances_train2014\.json and instances_train2017\.json"):
-        read_coco(tmp_path)
+        read_dataset(tmp_path, "coco")
 
 
 def test_other_json_beside_the_instances_is_ignored(tmp_path: Path) -> None:
     file = coco_set(tmp_path, coco_table())
     (file.parent / "captions_train.json").write_text("{}")
     (file.parent / "coco80_val.json").write_text("{}")
-    assert list(read_coco(tmp_path).splits) == ["train"]
+    assert list(read_dataset(tmp_path, "coco").splits) == ["train"]

@@ -9,8 +9,9 @@ from datasets import image_file, text_file
 
 from dino_core.data.formats.csv_table import read_csv, write_csv
 from dino_core.data.formats.repairs import Repairs, make_record
-from dino_core.data.load import load_dataset
+from dino_core.data.load import load_dataset, read_dataset
 from dino_core.data.records import DatasetIndex
+from dino_core.data.save import save_dataset
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 
@@ -33,7 +34,7 @@ def test_hand_worked_file(tmp_path: Path) -> None:
         "c.jpg,40,20,,,,,,TRAIN,\n"
     )
     image_file(tmp_path / "images/c.jpg")
-    index = read_csv(csv_set(tmp_path, text))
+    index = read_dataset(csv_set(tmp_path, text), "csv")
     assert index.format == "csv" and index.warnings == ()
     assert index.classes == ClassMap(("cat", "dog"), (0, 1))
     assert list(index.splits) == ["train", "val"]
@@ -84,7 +85,7 @@ def test_spellings(tmp_path: Path, text: str) -> None:
     image_file(tmp_path / "a.jpg", (40, 30))
     if "40,20" in text:
         image_file(tmp_path / "a.jpg", (40, 20))
-    index = read_csv(file)
+    index = read_dataset(file, "csv")
     boxes = {r.path.name: r.boxes_xyxy_px.tolist() for r in index.splits["train"]}
     bottom = 20 if "40,20" in text else 22
     assert boxes["a.jpg"] == [[1, 2, 11, bottom]] and not boxes.get("b.jpg")
@@ -102,7 +103,7 @@ def test_tables_without_classes(tmp_path: Path, text: str) -> None:
     file = csv_set(tmp_path, text)
     for name in ("a.jpg", "b.jpg"):
         image_file(tmp_path / name)
-    index = read_csv(file)
+    index = read_dataset(file, "csv")
     assert index.classes.names == ("object",)
     assert [r.boxes_xyxy_px.tolist() for r in index.splits["train"]] == [[[1, 2, 11, 10]], []]
     assert index.warnings == (f"1 table tells no classes; its boxes are called 'object' ({file})",)
@@ -120,7 +121,7 @@ def test_fractions_of_the_image(tmp_path: Path, text: str, size: str) -> None:
     if size:
         header, row = text.splitlines()
         text = f"{header},image_width,image_height\n{row},{size}\n"
-    index = read_csv(csv_set(tmp_path, text))
+    index = read_dataset(csv_set(tmp_path, text), "csv")
     (record,) = index.splits["train"]
     assert record.boxes_xyxy_px.tolist() == [[10, 0, 20, 20]] and record.areas.tolist() == [200]
     assert any("fractions of the image's width and height" in note for note in index.warnings)
@@ -140,7 +141,9 @@ def test_tables_of_automl(tmp_path: Path) -> None:
 
 
 def test_boxes_of_one_pixel_are_no_fractions(tmp_path: Path) -> None:
-    index = read_csv(csv_set(tmp_path, "filename,class,x1,y1,x2,y2\na.jpg,dog,0,0,1,1.0\n"))
+    index = read_dataset(
+        csv_set(tmp_path, "filename,class,x1,y1,x2,y2\na.jpg,dog,0,0,1,1.0\n"), "csv"
+    )
     assert index.splits["train"][0].boxes_xyxy_px.tolist() == [[0, 0, 1, 1]]
     assert index.warnings == ()
 
@@ -164,7 +167,7 @@ def test_layouts(tmp_path: Path, table: str, image: str, split: str) -> None:
     image_file(tmp_path / image)
     text_file(tmp_path / "classes.csv", "dog,0\n")
     for path in (tmp_path, file):
-        index = read_csv(path)
+        index = read_dataset(path, "csv")
         assert index.root == path and index.warnings == ()
         assert {s: [r.path for r in rs] for s, rs in index.splits.items()} == {
             split: [tmp_path / image]
@@ -185,10 +188,10 @@ def test_tables_of_several_splits(tmp_path: Path) -> None:
     for split in ("train", "test"):
         text_file(tmp_path / f"{split}.csv", TABLE)
     image_file(tmp_path / "images/a.jpg")
-    assert list(read_csv(tmp_path).splits) == ["train", "test"]
+    assert list(read_dataset(tmp_path, "csv").splits) == ["train", "test"]
     text_file(tmp_path / "train_more.csv", TABLE)
     with pytest.raises(DataError, match=r"both train\.csv and train_more\.csv are a train split"):
-        read_csv(tmp_path)
+        read_dataset(tmp_path, "csv")
 
 
 @pytest.mark.parametrize(
@@ -233,17 +236,17 @@ def test_tables_of_several_splits(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     file = csv_set(tmp_path, text)
     with pytest.raises(DataError, match=message) as caught:
-        read_csv(file)
+        read_dataset(file, "csv")
     assert str(file) in caught.value.message
 
 
 def test_text_that_is_not_utf8_and_nothing_there(tmp_path: Path) -> None:
     csv_set(tmp_path).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"boxes\.csv: cannot be read as text") as caught:
-        read_csv(tmp_path / "boxes.csv")
+        read_dataset(tmp_path / "boxes.csv", "csv")
     assert caught.value.hint == "save it as UTF-8"
     with pytest.raises(DataError, match="no CSV table of boxes found"):
-        read_csv(tmp_path)
+        read_dataset(tmp_path, "csv")
 
 
 def test_repairs_are_noted_with_their_line(tmp_path: Path) -> None:
@@ -254,7 +257,7 @@ def test_repairs_are_noted_with_their_line(tmp_path: Path) -> None:
         "b.jpg,80,40,dog,20,10,40,20\n"
         "gone.jpg,40,20,dog,1,2,3,4\n"
     )
-    index = read_csv(csv_set(tmp_path, text))
+    index = read_dataset(csv_set(tmp_path, text), "csv")
     boxes = [record.boxes_xyxy_px.tolist() for record in index.splits["train"]]
     assert boxes == [[[0, 0, 20, 20]], [[10, 5, 20, 10]]]
     empty, clipped, scaled, missing = sorted(index.warnings, key=lambda w: "line 3" not in w)
@@ -279,7 +282,7 @@ def test_written_table(tmp_path: Path) -> None:
         "images/val/a b.jpg,40,20,dog,0.1,0,10,12.25,val\n"
         'images/val/a b.jpg,40,20,"a, ""b""",0,0,40,20,val\n'
     )
-    after = read_csv(tmp_path / "out")
+    after = read_dataset(tmp_path / "out", "csv")
     assert after.classes == classes and {s: len(r) for s, r in after.splits.items()} == {
         "train": 2,
         "val": 1,
@@ -293,7 +296,7 @@ def test_what_csv_cannot_hold_is_listed(tmp_path: Path) -> None:
         is_crowd=[False, True], areas=[55.0, None], flags=[{"difficult"}, set()],
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
-    crowd, unused, ids, images, areas, flags = index.to_csv(tmp_path / "out")
+    crowd, unused, ids, images, areas, flags = save_dataset(index, tmp_path / "out", "csv")
     assert crowd == "1 crowd boxes were left out: CSV cannot mark them as crowds"
     assert unused == "classes without boxes are lost (dog): CSV knows classes by their boxes"
     assert ids == "the class ids (3) are lost: CSV knows classes by name, in sorted order"
@@ -305,7 +308,7 @@ def test_what_csv_cannot_hold_is_listed(tmp_path: Path) -> None:
 
 
 def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
-    index = read_csv(csv_set(tmp_path / "in"))
+    index = read_dataset(csv_set(tmp_path / "in"), "csv")
     text_file(tmp_path / "out", "a file where the folder should be")
     with pytest.raises(DataError, match="out: cannot be written"):
         write_csv(index, tmp_path / "out")

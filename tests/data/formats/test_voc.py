@@ -11,8 +11,9 @@ from datasets import image_file, text_file
 
 from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.formats.voc import read_voc, write_voc
-from dino_core.data.load import load_dataset
+from dino_core.data.load import load_dataset, read_dataset
 from dino_core.data.records import DatasetIndex
+from dino_core.data.save import save_dataset
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 
@@ -47,7 +48,7 @@ def test_hand_worked_file(tmp_path: Path) -> None:
     voc_set(tmp_path, text)
     text_file(tmp_path / "Annotations/b.xml", annotation(size=""))
     image_file(tmp_path / "JPEGImages/b.png", (8, 9))
-    index = read_voc(tmp_path)
+    index = read_dataset(tmp_path, "voc")
     assert (index.format, index.root, index.warnings) == ("voc", tmp_path, ())
     assert index.classes == ClassMap(("cat", "dog"), (0, 1))
     first, empty = index.splits["train"]
@@ -103,8 +104,8 @@ def test_two_years_are_ambiguous(tmp_path: Path) -> None:
     voc_set(tmp_path / "VOCdevkit/VOC2007")
     voc_set(tmp_path / "VOCdevkit/VOC2012")
     with pytest.raises(DataError, match=r"several data sets, .*VOC2007 and .*VOC2012"):
-        read_voc(tmp_path)
-    assert len(read_voc(tmp_path / "VOCdevkit/VOC2007").splits["train"]) == 1
+        read_dataset(tmp_path, "voc")
+    assert len(read_dataset(tmp_path / "VOCdevkit/VOC2007", "voc").splits["train"]) == 1
 
 
 def listed_set(root: Path, **lists: str) -> Path:
@@ -125,7 +126,7 @@ def test_lists_of_splits(tmp_path: Path) -> None:
         test="",
         cat_train="a -1\nc 1\n",
     )
-    index = read_voc(tmp_path)
+    index = read_dataset(tmp_path, "voc")
     stems = {split: [r.path.stem for r in records] for split, records in index.splits.items()}
     assert stems == {"train": ["c", "b b"], "val": ["a"]} and index.warnings == ()
 
@@ -135,19 +136,19 @@ def test_lists_elsewhere(tmp_path: Path, folder: str) -> None:
     listed_set(tmp_path)
     text_file(tmp_path / folder / "train.txt", "JPEGImages/c.jpg\na\n")
     text_file(tmp_path / folder / "valid.txt", "b b\n")
-    index = read_voc(tmp_path)
+    index = read_dataset(tmp_path, "voc")
     names = {split: [r.path.stem for r in records] for split, records in index.splits.items()}
     assert names == {"train": ["c", "a"], "val": ["b b"]} and index.warnings == ()
 
 
 def test_trainval_alone_is_train(tmp_path: Path) -> None:
     listed_set(tmp_path, trainval="a.jpg\nJPEGImages/c.jpg\n", test="b b")
-    index = read_voc(tmp_path)
+    index = read_dataset(tmp_path, "voc")
     assert {s: len(r) for s, r in index.splits.items()} == {"train": 2, "test": 1}
 
 
 def test_what_lists_and_files_do_not_share_is_noted(tmp_path: Path) -> None:
-    index = read_voc(listed_set(tmp_path, train="a 1\nnope\n"))
+    index = read_dataset(listed_set(tmp_path, train="a 1\nnope\n"), "voc")
     assert [r.path.stem for r in index.splits["train"]] == ["a"]
     absent, unlisted = index.warnings
     assert absent.startswith("1 listed image has no annotation file") and "line 2: nope" in absent
@@ -164,7 +165,7 @@ def test_what_lists_and_files_do_not_share_is_noted(tmp_path: Path) -> None:
 )
 def test_wrong_lists_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_voc(listed_set(tmp_path, train=text))
+        read_dataset(listed_set(tmp_path, train=text), "voc")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_wrong_lists_are_named(tmp_path: Path, text: str, message: str) -> None:
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        read_voc(voc_set(tmp_path, text))
+        read_dataset(voc_set(tmp_path, text), "voc")
     assert str(tmp_path / "Annotations/a.xml") in caught.value.message
 
 
@@ -206,7 +207,7 @@ def test_entities_that_grow_without_bound_are_refused(tmp_path: Path) -> None:
     laughs = "".join(f"<!ENTITY l{i + 1} '{f'&l{i};' * 10}'>" for i in range(12))
     text = f"<!DOCTYPE a [<!ENTITY l0 'ha'>{laughs}]><annotation>&l12;</annotation>"
     with pytest.raises(DataError, match="document type") as caught:
-        read_voc(voc_set(tmp_path, text))
+        read_dataset(voc_set(tmp_path, text), "voc")
     assert caught.value.hint == "remove the <!DOCTYPE ...> from the file"
 
 
@@ -214,12 +215,12 @@ def test_other_xml_among_annotations(tmp_path: Path) -> None:
     voc_set(tmp_path)
     text_file(tmp_path / "Annotations/b.xml", "<note/>")
     with pytest.raises(DataError, match=r"b\.xml line 1: the root element is <note>, expected"):
-        read_voc(tmp_path)
+        read_dataset(tmp_path, "voc")
 
 
 def test_no_set_and_no_objects(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no Pascal VOC data set found"):
-        read_voc(tmp_path)
+        read_dataset(tmp_path, "voc")
     with pytest.raises(DataError, match="none of its 1 annotation files has an <object>"):
         read_voc(voc_set(tmp_path, annotation()))
 
@@ -230,7 +231,7 @@ def test_other_encodings(tmp_path: Path) -> None:
         declared = "utf-8" if encoding == "utf-8-sig" else encoding
         text = f"<?xml version='1.0' encoding='{declared}'?>" + annotation(thing("Kätzchen"))
         (tmp_path / "Annotations/a.xml").write_bytes(text.encode(encoding))
-        assert read_voc(tmp_path).classes.names == ("Kätzchen",)
+        assert read_dataset(tmp_path, "voc").classes.names == ("Kätzchen",)
 
 
 def test_the_image_decides_its_size(tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_the_image_decides_its_size(tmp_path: Path) -> None:
         size = f"<size><width>{width}</width><height>{height}</height></size>"
         image_file(tmp_path / f"JPEGImages/{stem}.jpg")
         text_file(tmp_path / f"Annotations/{stem}.xml", annotation(thing(), size=size))
-    index = read_voc(tmp_path)
+    index = read_dataset(tmp_path, "voc")
     boxes = {r.path.stem: r.boxes_xyxy_px.tolist() for r in index.splits["train"]}
     assert boxes == {"a": [[0, 0, 10, 20]], "half": [[0, 0, 5, 10]], "none": [[0, 0, 10, 20]]}
     scaled, shape = index.warnings
@@ -259,7 +260,7 @@ def test_images_by_their_own_name_or_the_stated_one(tmp_path: Path) -> None:
         image_file((tmp_path / f"train/{image}").with_suffix(".jpg")).rename(
             tmp_path / f"train/{image}"
         )
-    index = read_voc(tmp_path)
+    index = read_dataset(tmp_path, "voc")
     found = [r.path.name for r in index.splits["train"]]
     assert found == ["a.JPG", "b.png", "stated.jpg", "d.jpeg"]
     assert "e.xml" in index.warnings[0] and "missing" in index.warnings[0]
@@ -267,7 +268,7 @@ def test_images_by_their_own_name_or_the_stated_one(tmp_path: Path) -> None:
 
 def test_boxes_that_are_repaired(tmp_path: Path) -> None:
     text = annotation(*(thing(box=b) for b in ((0, 0, 9, 9), (1, 1, 99, 9), (9, 9, 3, 12))))
-    index = read_voc(voc_set(tmp_path, text))
+    index = read_dataset(voc_set(tmp_path, text), "voc")
     assert index.splits["train"][0].boxes_xyxy_px.tolist() == [[0, 0, 9, 9], [0, 0, 40, 9]]
     zero, clipped, empty = index.warnings
     assert zero.startswith("1 box starts at 0, but VOC counts pixels from 1") and "line 4" in zero
@@ -278,13 +279,13 @@ def test_boxes_that_are_repaired(tmp_path: Path) -> None:
 def test_written_files(tmp_path: Path) -> None:
     more = "<difficult>1</difficult><occluded>1</occluded>"
     text = annotation(thing("a&lt;b &amp; 'c'", (2.5, 1, 10.125, 20), more))
-    index = read_voc(voc_set(tmp_path / "in", text))
+    index = read_dataset(voc_set(tmp_path / "in", text), "voc")
     assert write_voc(index, tmp_path / "out") == []
     assert (tmp_path / "out/ImageSets/Main/train.txt").read_text() == "a\n"
     assert (tmp_path / "out/JPEGImages/a.jpg").read_bytes() == (
         tmp_path / "in/JPEGImages/a.jpg"
     ).read_bytes()
-    assert read_voc(tmp_path / "out").classes.names == ("a<b & 'c'",)
+    assert read_dataset(tmp_path / "out", "voc").classes.names == ("a<b & 'c'",)
     root = ElementTree.parse(tmp_path / "out/Annotations/a.xml").getroot()
     assert [root.findtext(f"size/{tag}") for tag in ("width", "height")] == ["40", "20"]
     found = {child.tag: child.text for child in root.iter() if child.text and child.text.strip()}
@@ -302,17 +303,17 @@ def test_what_voc_cannot_hold_is_listed(tmp_path: Path) -> None:
         is_crowd=[False, True], areas=[55.0, None],
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
-    crowd, unused, ids, images, areas = index.to_voc(tmp_path / "out")
+    crowd, unused, ids, images, areas = save_dataset(index, tmp_path / "out", "voc")
     assert crowd == "1 crowd boxes were left out: VOC cannot mark them as crowds"
     assert unused == "classes without boxes are lost (dog): VOC knows classes by their boxes"
     assert ids == "the class ids (3) are lost: VOC knows classes by name, in sorted order"
     assert images == "train: image ids are lost, VOC knows images by name"
     assert areas.startswith("1 areas are lost")
-    assert len(read_voc(tmp_path / "out").splits["train"][0].class_indices) == 1
+    assert len(read_dataset(tmp_path / "out", "voc").splits["train"][0].class_indices) == 1
 
 
 def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
-    index = read_voc(voc_set(tmp_path / "in"))
+    index = read_dataset(voc_set(tmp_path / "in"), "voc")
     text_file(tmp_path / "out", "a file where the folder should be")
     with pytest.raises(DataError, match="out: cannot be written"):
         write_voc(index, tmp_path / "out")
@@ -327,9 +328,9 @@ def test_images_of_one_name_in_two_splits(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         image_file(tmp_path / split / "a.jpg")
         text_file(tmp_path / split / "a.xml", annotation(thing(split)))
-    index = read_voc(tmp_path)
-    assert any("renamed" in sentence for sentence in index.to_voc(tmp_path / "out"))
-    after = read_voc(tmp_path / "out")
+    index = read_dataset(tmp_path, "voc")
+    assert any("renamed" in sentence for sentence in save_dataset(index, tmp_path / "out", "voc"))
+    after = read_dataset(tmp_path / "out", "voc")
     assert [after.splits[s][0].path.name for s in ("train", "val")] == ["a.jpg", "valid_a.jpg"]
     assert after.classes.names == ("train", "valid")
 
@@ -339,14 +340,14 @@ def test_devkit_convention_on_an_upright_image(tmp_path: Path) -> None:
     image_file(tmp_path / "a.jpg", (40, 20), orientation=6)
     size = "<size><width>20</width><height>40</height></size>"
     text_file(tmp_path / "a.xml", annotation(thing(box=(1, 1, 20, 40)), size=size))
-    (record,) = read_voc(tmp_path).splits["train"]
+    (record,) = read_dataset(tmp_path, "voc").splits["train"]
     assert (record.width, record.height) == (20, 40)
     np.testing.assert_array_equal(record.boxes_xyxy_px, [[0, 0, 20, 40]])
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="the shared data set is not here")
 def test_real_set_agrees_with_an_independent_reader() -> None:
-    index = read_voc(BCCD)
+    index = read_dataset(BCCD, "voc")
     assert index.classes.names == ("Platelets", "RBC", "WBC") and index.warnings == ()
     assert {s: len(r) for s, r in index.splits.items()} == {"train": 205, "val": 87, "test": 72}
     for split, records in index.splits.items():

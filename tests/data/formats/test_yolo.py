@@ -11,10 +11,12 @@ from datasets import YOLO_YAML, image_file, text_file, yolo_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino_core.data.formats.coco import read_coco, write_coco
+from dino_core.data.formats.coco import write_coco
 from dino_core.data.formats.repairs import Repairs, make_record
-from dino_core.data.formats.yolo import read_yolo, write_yolo
+from dino_core.data.formats.yolo import write_yolo
+from dino_core.data.load import read_dataset
 from dino_core.data.records import DatasetIndex
+from dino_core.data.save import save_dataset
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 
@@ -22,7 +24,7 @@ from dino_core.errors import DataError
 def test_hand_worked_set(tmp_path: Path) -> None:
     yolo_set(tmp_path, "1 0.5 0.5 0.25 0.5\n\n0 0.1 0.2 0.2 0.4\n")
     image_file(tmp_path / "images/train/empty.png", (8, 8))
-    index = read_yolo(tmp_path)
+    index = read_dataset(tmp_path, "yolo")
     assert (
         index.format == "yolo" and index.warnings == () and list(index.splits) == ["train", "val"]
     )
@@ -33,7 +35,7 @@ def test_hand_worked_set(tmp_path: Path) -> None:
     assert record.class_indices.tolist() == [1, 0]
     np.testing.assert_allclose(record.areas, [100, 64], rtol=1e-5)
     assert empty.image_id == 2 and len(empty.class_indices) == 0
-    assert read_yolo(tmp_path / "data.yaml").splits.keys() == index.splits.keys()
+    assert read_dataset(tmp_path / "data.yaml", "yolo").splits.keys() == index.splits.keys()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_hand_worked_set(tmp_path: Path) -> None:
 )
 def test_forms_of_class_names(tmp_path: Path, names: str, expected: tuple[str, ...]) -> None:
     yolo_set(tmp_path, yaml=f"train: images/train\nval: images/val\n{names}\n")
-    assert read_yolo(tmp_path).classes.names == expected
+    assert read_dataset(tmp_path, "yolo").classes.names == expected
 
 
 def test_roboflow_layout_and_quirky_paths(tmp_path: Path) -> None:
@@ -56,10 +58,10 @@ def test_roboflow_layout_and_quirky_paths(tmp_path: Path) -> None:
         text_file(tmp_path / split / "labels/a b ü.txt", "0 0.5 0.5 1 1")
     yaml = "train: ../train/images\nval: ../valid/images\ntest: ''\nnc: 1\nnames: ['thing']\n"
     text_file(tmp_path / "data.yaml", yaml)
-    index = read_yolo(tmp_path)
+    index = read_dataset(tmp_path, "yolo")
     assert {split: len(r) for split, r in index.splits.items()} == {"train": 1, "val": 1}
     (tmp_path / "data.yaml").unlink()
-    bare = read_yolo(tmp_path)
+    bare = read_dataset(tmp_path, "yolo")
     assert bare.classes.names == ("class_0",)
     assert "names no classes" in bare.warnings[0]
     np.testing.assert_array_equal(
@@ -69,13 +71,17 @@ def test_roboflow_layout_and_quirky_paths(tmp_path: Path) -> None:
 
 def test_path_that_leads_nowhere_here_falls_back_to_the_files_folder(tmp_path: Path) -> None:
     yolo_set(tmp_path, yaml="path: /content/datasets/pets\n" + YOLO_YAML)
-    assert len(read_yolo(tmp_path).splits["train"]) == 1
+    assert len(read_dataset(tmp_path, "yolo").splits["train"]) == 1
 
 
 def test_path_to_another_folder(tmp_path: Path) -> None:
     yolo_set(tmp_path / "pets", yaml=None)
     file = text_file(tmp_path / "configs/pets.yaml", "path: ../pets\n" + YOLO_YAML)
-    assert read_yolo(file).splits["val"][0].path.samefile(tmp_path / "pets/images/val/a.jpg")
+    assert (
+        read_dataset(file, "yolo")
+        .splits["val"][0]
+        .path.samefile(tmp_path / "pets/images/val/a.jpg")
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ def test_spellings_of_data_yaml(tmp_path: Path, yaml: str) -> None:
     yolo_set(tmp_path, yaml=yaml)
     text_file(tmp_path / "train.txt", "./images/train/a.jpg\n\n")
     text_file(tmp_path / "lists/val.txt", "images/val/a.jpg\n")
-    index = read_yolo(tmp_path)
+    index = read_dataset(tmp_path, "yolo")
     assert {split: len(r) for split, r in index.splits.items()} == {"train": 1, "val": 1}
     assert index.classes.names == ("cat", "dog") and index.warnings == ()
 
@@ -100,7 +106,7 @@ def test_spellings_of_data_yaml(tmp_path: Path, yaml: str) -> None:
 @pytest.mark.parametrize("shape", ["[2, 3]", "[3, 2]"])
 def test_poses_become_boxes(tmp_path: Path, shape: str) -> None:
     yolo_set(tmp_path, "1 0.5 0.5 0.25 0.5 0.4 0.4 2 0 0 0\n", f"{YOLO_YAML}kpt_shape: {shape}\n")
-    index = read_yolo(tmp_path)
+    index = read_dataset(tmp_path, "yolo")
     np.testing.assert_allclose(index.splits["train"][0].boxes_xyxy_px, [[15, 5, 25, 15]])
     assert index.warnings[0].startswith("2 poses became their boxes")
 
@@ -110,7 +116,7 @@ def test_wrong_shape_of_poses_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"data\.yaml: kpt_shape is '17', expected e\.g\. \[17, 3\]"
     ):
-        read_yolo(tmp_path)
+        read_dataset(tmp_path, "yolo")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,7 @@ def test_wrong_shape_of_poses_is_named(tmp_path: Path) -> None:
 def test_wrong_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     yolo_set(tmp_path, f"0 0.5 0.5 0.5 0.5\n{line}\n")
     with pytest.raises(DataError, match=message) as caught:
-        read_yolo(tmp_path)
+        read_dataset(tmp_path, "yolo")
     assert "labels/train/a.txt line 2" in caught.value.message
 
 
@@ -154,14 +160,14 @@ def test_wrong_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
 def test_wrong_yaml_is_named(tmp_path: Path, yaml: str, message: str) -> None:
     yolo_set(tmp_path, "", yaml)
     with pytest.raises(DataError, match=message) as caught:
-        read_yolo(tmp_path / "data.yaml")
+        read_dataset(tmp_path / "data.yaml", "yolo")
     assert "data.yaml" in caught.value.message
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_split_that_is_not_there_is_left_out(tmp_path: Path, split: str) -> None:
     yolo_set(tmp_path, "", f"train: images/train\n{split}: ../{split}/images\nnames: [a, b]")
-    index = read_yolo(tmp_path)
+    index = read_dataset(tmp_path, "yolo")
     assert list(index.splits) == ["train"]
     assert f"'{split}' is ../{split}/images, which is not there: no" in index.warnings[0]
 
@@ -169,7 +175,7 @@ def test_a_split_that_is_not_there_is_left_out(tmp_path: Path, split: str) -> No
 @pytest.mark.parametrize("place", ["/kaggle/input/x/images/train", r"C:\Users\me\x\images\train"])
 def test_paths_of_another_machine(tmp_path: Path, place: str) -> None:
     yolo_set(tmp_path, "", f"train: {place}\nnames: [a, b]")
-    assert {r.path.parent for r in read_yolo(tmp_path).splits["train"]} == {
+    assert {r.path.parent for r in read_dataset(tmp_path, "yolo").splits["train"]} == {
         tmp_path / "images/train"
     }
 
@@ -178,48 +184,48 @@ def test_no_label_file_at_all_is_an_error(tmp_path: Path) -> None:
     image_file(tmp_path / "images/train/a.jpg")
     text_file(tmp_path / "data.yaml", "train: images/train\nnames: [a]")
     with pytest.raises(DataError, match="none of the 1 images of train has a label file") as caught:
-        read_yolo(tmp_path)
+        read_dataset(tmp_path, "yolo")
     assert str(Path("labels/train/a.txt")) in caught.value.hint
 
 
 def test_no_images_and_no_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no YOLO data set found"):
-        read_yolo(tmp_path)
+        read_dataset(tmp_path, "yolo")
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     with pytest.raises(DataError, match="the train split has no images"):
-        read_yolo(tmp_path)
+        read_dataset(tmp_path, "yolo")
 
 
 def test_unreadable_images_and_stray_labels(tmp_path: Path) -> None:
     yolo_set(tmp_path)
     text_file(tmp_path / "images/train/b.jpg", "no image")
     text_file(tmp_path / "labels/train/c.txt", "0 0.5 0.5 0.5 0.5")
-    first, second = read_yolo(tmp_path).warnings
+    first, second = read_dataset(tmp_path, "yolo").warnings
     assert "not a readable image" in first and "b.jpg" in first
     assert "belongs to no image" in second and "c.txt" in second
     (tmp_path / "images/train/a.jpg").write_bytes(b"")
     with pytest.raises(DataError, match="no image of train can be read"):
-        read_yolo(tmp_path)
+        read_dataset(tmp_path, "yolo")
 
 
 def test_label_file_that_is_not_text(tmp_path: Path) -> None:
     yolo_set(tmp_path)
     (tmp_path / "labels/train/a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"a\.txt: cannot be read as text"):
-        read_yolo(tmp_path)
+        read_dataset(tmp_path, "yolo")
 
 
 def test_outlines_become_boxes(tmp_path: Path) -> None:
     yolo_set(tmp_path, "0 0.25 0.5 0.75 0.25 0.5 1.0\n")
-    index = read_yolo(tmp_path)
+    index = read_dataset(tmp_path, "yolo")
     np.testing.assert_allclose(index.splits["train"][0].boxes_xyxy_px, [[10, 5, 30, 20]], atol=1e-5)
     assert index.warnings[0].startswith("2 outlines became their boxes")
 
 
 def test_boxes_outside_are_clipped(tmp_path: Path) -> None:
     yolo_set(tmp_path, "0 0.0 0.5 0.5 0.5\n0 0.5 0.5 0 0.5\n")
-    index = read_yolo(tmp_path)
+    index = read_dataset(tmp_path, "yolo")
     np.testing.assert_allclose(index.splits["val"][0].boxes_xyxy_px, [[0, 5, 10, 15]], atol=1e-5)
     assert len(index.warnings) == 2
 
@@ -231,7 +237,7 @@ def test_what_yolo_cannot_hold_is_listed(tmp_path: Path) -> None:
         is_crowd=[False, True], areas=[55.0, None],
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
-    crowd, ids, images, areas = index.to_yolo(tmp_path / "out")
+    crowd, ids, images, areas = save_dataset(index, tmp_path / "out", "yolo")
     assert crowd.startswith("1 crowd boxes were left out")
     assert ids == "the class ids (3, 8) became 0 to 1"
     assert images.startswith("train: image ids and order are lost")
@@ -248,9 +254,9 @@ def test_images_of_one_name_are_kept_apart(tmp_path: Path) -> None:
         for i, path in enumerate(paths)
     )
     index = DatasetIndex(tmp_path, "coco", ClassMap.from_names(["a"]), {"train": records})
-    lost = index.to_yolo(tmp_path / "out")
+    lost = save_dataset(index, tmp_path / "out", "yolo")
     assert any("2 images of one name were renamed" in sentence for sentence in lost)
-    after = read_yolo(tmp_path / "out").splits["train"]
+    after = read_dataset(tmp_path / "out", "yolo").splits["train"]
     lefts = {r.path.name: float(r.boxes_xyxy_px[0, 0]) for r in after}
     assert lefts == pytest.approx({"a.jpg": 0, "y_a.png": 1, "y_A_2.jpg": 2}, abs=1e-4)
 
@@ -284,9 +290,9 @@ def test_round_trip(data: st.DataObject, class_names: list[str], size: tuple[int
         classes = ClassMap.from_names(class_names)
         index = DatasetIndex(root, "coco", classes, {"train": (record,), "val": (record,)})
         assert write_yolo(index, root / "yolo") == []
-        yolo = read_yolo(root / "yolo")
+        yolo = read_dataset(root / "yolo", "yolo")
         assert write_coco(yolo, root / "coco") == []
-        coco = read_coco(root / "coco")
+        coco = read_dataset(root / "coco", "coco")
         for after in (yolo, coco):
             assert after.classes == classes and after.warnings == ()
             for split in ("train", "val"):

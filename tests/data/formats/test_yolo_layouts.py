@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 from datasets import image_file, text_file, yolo_set
 
-from dino_core.data.formats.yolo import read_yolo
-from dino_core.data.load import load_dataset
+from dino_core.data.load import load_dataset, read_dataset
 from dino_core.errors import DataError
 
 
 def test_bare_folders_with_class_names(tmp_path: Path) -> None:
     yolo_set(tmp_path, yaml=None)
     text_file(tmp_path / "classes.txt", "cat\ndog\n")
-    assert read_yolo(tmp_path).classes.names == ("cat", "dog")
+    assert read_dataset(tmp_path, "yolo").classes.names == ("cat", "dog")
 
 
 def test_images_and_labels_in_one_folder(tmp_path: Path) -> None:
@@ -23,7 +22,7 @@ def test_images_and_labels_in_one_folder(tmp_path: Path) -> None:
     image_file(tmp_path / "b.jpg")
     text_file(tmp_path / "a.txt", "1 0.5 0.5 0.25 0.5\n")
     text_file(tmp_path / "classes.txt", "cat\ndog\n")
-    index = read_yolo(tmp_path)
+    index = read_dataset(tmp_path, "yolo")
     assert index.classes.names == ("cat", "dog") and index.warnings == ()
     assert [r.class_indices.tolist() for r in index.splits["train"]] == [[1], []]
 
@@ -31,7 +30,7 @@ def test_images_and_labels_in_one_folder(tmp_path: Path) -> None:
 def test_flat_bare_folders_are_one_split(tmp_path: Path) -> None:
     image_file(tmp_path / "images/a.jpg")
     text_file(tmp_path / "labels/a.txt", "2 0.5 0.5 0.5 0.5")
-    index = read_yolo(tmp_path)
+    index = read_dataset(tmp_path, "yolo")
     assert list(index.splits) == ["train"] and len(index.classes) == 3
 
 
@@ -123,7 +122,7 @@ def test_lists_for_training_go_before_others(tmp_path: Path) -> None:
 def test_hidden_folders_are_passed_over(tmp_path: Path) -> None:
     yolo_set(tmp_path)
     image_file(tmp_path / "images/train/.ipynb_checkpoints/a-checkpoint.jpg")
-    assert len(read_yolo(tmp_path).splits["train"]) == 1
+    assert len(read_dataset(tmp_path, "yolo").splits["train"]) == 1
 
 
 def test_lists_of_images_and_labels_beside_them(tmp_path: Path) -> None:
@@ -133,11 +132,11 @@ def test_lists_of_images_and_labels_beside_them(tmp_path: Path) -> None:
     text_file(tmp_path / "photos/b.txt", "")
     text_file(tmp_path / "train.txt", "./photos/a.jpg\n\nphotos/b.jpg\nphotos/gone.jpg\n")
     text_file(tmp_path / "data.yaml", "train: train.txt\nnames: [x]")
-    index = read_yolo(tmp_path)
+    index = read_dataset(tmp_path, "yolo")
     assert [len(r.class_indices) for r in index.splits["train"]] == [1, 0]
     assert "gone.jpg" in index.warnings[0] and "missing" in index.warnings[0]
 
 
 def test_several_folders_for_one_split(tmp_path: Path) -> None:
     yolo_set(tmp_path, yaml="train: [images/train, images/val]\nnames: [a, b]")
-    assert len(read_yolo(tmp_path).splits["train"]) == 2
+    assert len(read_dataset(tmp_path, "yolo").splits["train"]) == 2

@@ -1,19 +1,20 @@
-"""From labels that name their images (COCO, VOC, CSV) to records: found, measured, scaled."""
+"""From labels that name their images (COCO, VOC, CSV) to records at the size of the files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from dino_core.data.faults import FaultLog
 from dino_core.data.formats.images import (
     IMAGE_SUFFIXES,
     list_images,
     upright_size,
     with_suffixes,
 )
-from dino_core.data.formats.repairs import Repairs, make_record
+from dino_core.data.formats.record import LabeledBox, make_record
 from dino_core.data.records import ImageRecord
 from dino_core.errors import DataError
 
@@ -21,29 +22,8 @@ _SAME_ASPECT = 0.01  # sizes whose aspect differs by less are one image at two r
 
 
 @dataclass(frozen=True)
-class LabelledBox:
-    """One box as its file tells it.
-
-    Attributes:
-        place: File and line or entry, for errors and notes.
-        xyxy: Corners in pixels of the stated size, or as `LabelledImage.in_fractions` says.
-        class_index: Index into the data set's ClassMap.
-        is_crowd: Whether it is a COCO crowd.
-        area: As stated; None for width times height.
-        flags: Marks such as VOC's "difficult".
-    """
-
-    place: str
-    xyxy: tuple[float, float, float, float]
-    class_index: int
-    is_crowd: bool = False
-    area: float | None = None
-    flags: Set[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """One image as its file tells it.
+class LabeledImage:
+    """One image as its labels describe it.
 
     Attributes:
         image_id: Unique in its split.
@@ -58,12 +38,12 @@ class LabelledImage:
     names: Sequence[str]
     place: str
     stated_wh: tuple[int, int] | None
-    boxes: Sequence[LabelledBox]
+    boxes: Sequence[LabeledBox]
     in_fractions: bool = False
 
 
 def read_images(
-    images: Iterable[LabelledImage], folders: list[Path], source: Path, repairs: Repairs
+    images: Iterable[LabeledImage], folders: list[Path], source: Path, log: FaultLog
 ) -> tuple[ImageRecord, ...]:
     """The records of one split.
 
@@ -74,7 +54,7 @@ def read_images(
         images: What the labels tell.
         folders: Where image files may lie, most specific first; one holds all others.
         source: The label file or folder, for errors.
-        repairs: Where repairs are noted.
+        log: Records images that are missing or do not fit.
 
     Raises:
         DataError: none of the images is there.
@@ -90,19 +70,15 @@ def read_images(
     records: list[ImageRecord] = []
     for image, path in zip(images, paths, strict=True):
         if path is None:
-            repairs.add(
-                "image file is missing and was left out",
-                "image files are missing and were left out",
-                f"{image.place}: {image.names[0]}",
-            )
+            log.add("missing-image", f"{image.place}: {image.names[0]}")
             continue
-        record = _read_image(image, path, repairs)
+        record = _read_image(image, path, log)
         if record is not None:
             records.append(record)
     return tuple(records)
 
 
-def _find_images(images: Sequence[LabelledImage], folders: Sequence[Path]) -> list[Path | None]:
+def _find_images(images: Sequence[LabeledImage], folders: Sequence[Path]) -> list[Path | None]:
     """The file of each image, None for those that are not there."""
     usual = list(folders)
     paths = [_find_image(image.names, usual) for image in images]
@@ -118,7 +94,7 @@ def _find_images(images: Sequence[LabelledImage], folders: Sequence[Path]) -> li
     return [several[0] if len(several) == 1 else None for several in found]
 
 
-def _spellings(image: LabelledImage) -> list[str]:
+def _spellings(image: LabeledImage) -> list[str]:
     """What the names of an image that is not there may stand for: no URL, another suffix."""
     spelt = []
     for name in image.names:
@@ -148,47 +124,19 @@ def _find_named(name: str, folders: list[Path]) -> Path | None:
     return None
 
 
-def _read_image(image: LabelledImage, path: Path, repairs: Repairs) -> ImageRecord | None:
-    """The record of one image at its file's own size; None, with a note, if it cannot be used."""
+def _read_image(image: LabeledImage, path: Path, log: FaultLog) -> ImageRecord | None:
+    """The record of one image at its file's own size; None, with a fault, if it cannot be used."""
     size = upright_size(path)
     if size is None:
-        repairs.add(
-            "file is not a readable image and was left out",
-            "files are not readable images and were left out",
-            str(path),
-        )
+        log.add("unreadable-image", f"{path}: left out by the reader", (path,))
         return None
     stated = image.stated_wh or size
     scale_x, scale_y = size[0] / stated[0], size[1] / stated[1]
     sizes = f"{stated[0]}x{stated[1]} stated, {path} is {size[0]}x{size[1]} upright"
     if abs(scale_x / scale_y - 1) > _SAME_ASPECT:
-        repairs.add(
-            "image does not have the stated shape and was left out",
-            "images do not have the stated shape and were left out",
-            f"{image.place}: {sizes}",
-        )
+        log.add("wrong-shape", f"{image.place}: {sizes}", (path,))
         return None
     if stated != size:
-        repairs.add(
-            "image has another size than stated; its boxes were scaled",
-            "images have another size than stated; their boxes were scaled",
-            f"{image.place}: {sizes}",
-        )
-    if image.in_fractions:
-        scale_x, scale_y = size
-    scale_area = scale_x * scale_y
-    return make_record(
-        image.image_id,
-        path,
-        size,
-        [
-            (x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y)
-            for x1, y1, x2, y2 in (box.xyxy for box in image.boxes)
-        ],
-        [box.class_index for box in image.boxes],
-        [box.place for box in image.boxes],
-        repairs,
-        is_crowd=[box.is_crowd for box in image.boxes],
-        areas=[None if box.area is None else box.area * scale_area for box in image.boxes],
-        flags=[box.flags for box in image.boxes],
-    )
+        log.add("other-size", f"{image.place}: {sizes}", (path,))
+    scale = size if image.in_fractions else (scale_x, scale_y)
+    return make_record(image.image_id, path, size, image.boxes, log, scale)

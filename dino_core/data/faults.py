@@ -1,0 +1,371 @@
+"""What can be wrong with a labeled data set: one table of kinds, and each fault as a value.
+
+Readers and checks record a `Fault` where they see one; `dino check`, the training plan and error
+messages render them from `KINDS`, so that every fault is worded once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dino_core.errors import DataError
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+_MAX_PLACES = 10_000  # per kind; faults beyond that are only counted, which bounds the memory
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of fault.
+
+    Attributes:
+        severity: An error loses data or makes scores meaningless, a warning is most likely a
+            mistake, a note is worth knowing and may be intended.
+        one: What one fault is, e.g. "image ends early".
+        many: The same for several, e.g. "images end early".
+        hint: What to do about it, short enough for one line of a terminal; may be empty.
+    """
+
+    severity: Severity
+    one: str
+    many: str
+    hint: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "unreadable-image": Kind(
+        "error",
+        "file is not a readable image",
+        "files are not readable images",
+        "replace the file, or remove it and its labels",
+    ),
+    "truncated-image": Kind(
+        "error", "image ends early", "images end early", "copy or download the file again"
+    ),
+    "missing-image": Kind(
+        "error",
+        "labeled image file is missing and is left out",
+        "labeled image files are missing and are left out",
+        "add the file or remove its labels",
+    ),
+    "malformed-file": Kind(
+        "error",
+        "label file cannot be read and is left out",
+        "label files cannot be read and are left out",
+        "repair the file, or write or download it again",
+    ),
+    "malformed-label": Kind(
+        "error",
+        "label cannot be read and is left out",
+        "labels cannot be read and are left out",
+        "correct it, or remove it: its object counts as background now",
+    ),
+    "malformed-image-entry": Kind(
+        "error",
+        "entry of an image cannot be read and is left out",
+        "entries of images cannot be read and are left out",
+        "correct the entry: its labels are left out with it",
+    ),
+    "malformed-class": Kind(
+        "error",
+        "class cannot be read and is left out",
+        "classes cannot be read and are left out",
+        "give every class an id and a name of its own",
+    ),
+    "unknown-class": Kind(
+        "error",
+        "label has a class that the data do not name and is left out",
+        "labels have a class that the data do not name and are left out",
+        "name the class, or correct the label",
+    ),
+    "wrong-shape": Kind(
+        "error",
+        "image does not have the shape its labels state and is left out",
+        "images do not have the shape their labels state and are left out",
+        "label it again: it was cropped, turned or replaced since",
+    ),
+    "duplicate-across-splits": Kind(
+        "error",
+        "image is in more than one split",
+        "images are in more than one split",
+        "keep it in one split: a score on training images says nothing",
+    ),
+    "image-listed-twice": Kind(
+        "error",
+        "image file is listed more than once",
+        "image files are listed more than once",
+        "keep one entry with all its boxes",
+    ),
+    "duplicate-id": Kind(
+        "error",
+        "image id is used more than once in its split",
+        "image ids are used more than once in their split",
+        "give every image its own id",
+    ),
+    "no-boxes": Kind(
+        "error",
+        "split has no boxes",
+        "splits have no boxes",
+        "label its images: there is nothing to learn from or measure by",
+    ),
+    "missing-split": Kind(
+        "warning",
+        "split is named but not there",
+        "splits are named but not there",
+        "correct its place in the data's description",
+    ),
+    "near-duplicate-across-splits": Kind(
+        "warning",
+        "image nearly equals one of another split",
+        "images nearly equal one of another split",
+        "keep such images in one split: scores come out too good otherwise",
+    ),
+    "duplicate-image": Kind(
+        "warning",
+        "image is there more than once in its split",
+        "images are there more than once in their split",
+        "keep one copy, with all its boxes",
+    ),
+    "exif-rotated": Kind(
+        "warning",
+        "image is turned by its EXIF tag",
+        "images are turned by their EXIF tags",
+        "see whether its boxes fit the upright image, else label it again",
+    ),
+    "missing-label": Kind(
+        "warning",
+        "image has no label file",
+        "images have no label file",
+        "label it, or write an empty label file to say that nothing is on it",
+    ),
+    "label-without-image": Kind(
+        "warning",
+        "label belongs to no image and is left out",
+        "labels belong to no image and are left out",
+        "add the image or remove the label",
+    ),
+    "duplicate-annotation-id": Kind(
+        "warning",
+        "annotation has an id that another one has",
+        "annotations have ids that others have",
+        "number them anew: tools that go by the id keep only one",
+    ),
+    "malformed-size": Kind(
+        "warning",
+        "stated image size cannot be used and is ignored",
+        "stated image sizes cannot be used and are ignored",
+        "correct the size: boxes are taken in pixels of the file",
+    ),
+    "box-outside": Kind(
+        "warning",
+        "box reaches outside its image and is clipped",
+        "boxes reach outside their images and are clipped",
+        "draw it again; far outside, it is of another size of the image",
+    ),
+    "box-degenerate": Kind(
+        "warning",
+        "box has no area inside its image and is left out",
+        "boxes have no area inside their images and are left out",
+        "remove it or draw it again",
+    ),
+    "box-duplicate": Kind(
+        "warning",
+        "box is there twice",
+        "boxes are there twice",
+        "remove one: a model learns to report each object once",
+    ),
+    "box-two-classes": Kind(
+        "warning",
+        "box has two classes",
+        "boxes have two classes",
+        "keep the class that is right",
+    ),
+    "box-whole-image": Kind(
+        "warning",
+        "box covers its whole image",
+        "boxes cover their whole image",
+        "draw it around the object, if that is smaller",
+    ),
+    "class-without-boxes": Kind(
+        "warning",
+        "class has no boxes to learn from",
+        "classes have no boxes to learn from",
+        "label some, or remove the class",
+    ),
+    "near-duplicate-image": Kind(
+        "note",
+        "image nearly equals another of its split",
+        "images nearly equal another of their split",
+        "frames of a video add little: keep all of one scene in one split",
+    ),
+    "image-without-boxes": Kind(
+        "note",
+        "image has no boxes",
+        "images have no boxes",
+        "keep it if nothing to find is on it, else label it",
+    ),
+    "image-not-listed": Kind(
+        "note",
+        "image lies among the others but is in no split",
+        "images lie among the others but are in no split",
+        "list it with its boxes, or remove it, if it was forgotten",
+    ),
+    "box-tiny": Kind(
+        "note",
+        "box is tiny at the model's input size",
+        "boxes are tiny at the model's input size",
+        "if they matter, give a larger --image-size than `dino train` chooses",
+    ),
+    "class-imbalance": Kind(
+        "note",
+        "class is rare",
+        "classes are rare",
+        "label more of it: rare classes score low",
+    ),
+    "other-size": Kind(
+        "note",
+        "image has another size than stated; its boxes are scaled",
+        "images have another size than stated; their boxes are scaled",
+        "nothing to do if the files were resized after they were labeled",
+    ),
+    "outline-label": Kind(
+        "note", "outline became its box", "outlines became their boxes", "nothing to do"
+    ),
+    "pose-label": Kind("note", "pose became its box", "poses became their boxes", "nothing to do"),
+    "boxes-in-fractions": Kind(
+        "note",
+        "table's boxes are fractions of the image's width and height and are scaled",
+        "tables' boxes are fractions of the image's width and height and are scaled",
+        "nothing to do",
+    ),
+    "box-from-zero": Kind(
+        "note",
+        "box starts at 0, but VOC counts pixels from 1; it is taken to start at the edge",
+        "boxes start at 0, but VOC counts pixels from 1; they are taken to start at the edge",
+        "nothing to do",
+    ),
+    "classes-unnamed": Kind(
+        "note",
+        "data set names no classes",
+        "data sets name no classes",
+        "name them, so that results are readable",
+    ),
+    "ids-are-words": Kind(
+        "note",
+        "file has words as ids of its images, which are numbered instead",
+        "files have words as ids of their images, which are numbered instead",
+        "nothing to do",
+    ),
+    "category-for-grouping": Kind(
+        "note",
+        "category without boxes only groups others and is left out",
+        "categories without boxes only group others and are left out",
+        "nothing to do",
+    ),
+    "several-formats": Kind(
+        "note",
+        "folder holds labels in more than one format",
+        "folders hold labels in more than one format",
+        "--format chooses another",
+    ),
+    "split-made": Kind(
+        "note",
+        "validation split is made of training images, since the data have none",
+        "validation splits are made of training images, since the data have none",
+        "--val-split and --seed choose another",
+    ),
+}
+"""Every kind, errors first; reports list kinds in this order within a severity."""
+
+
+@dataclass(frozen=True)
+class MarkedBox:
+    """A box to show: corners in pixels of the upright image, and its class or what it is."""
+
+    xyxy_px: tuple[float, float, float, float]
+    label: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault, or several equal ones of which only the number is known.
+
+    Attributes:
+        kind: A key of `KINDS`.
+        place: Where it is (file and line, entry or image) and what was found there.
+        paths: The image at fault, or all images of a group of equal ones; empty where the fault
+            belongs to no image.
+        boxes: The boxes at fault, on the first of the images.
+        count: How many faults this stands for.
+    """
+
+    kind: str
+    place: str
+    paths: tuple[Path, ...] = ()
+    boxes: tuple[MarkedBox, ...] = ()
+    count: int = 1
+
+
+class FaultLog:
+    """Collects faults; beyond 10,000 of one kind the others are only counted."""
+
+    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+        self._faults = list(faults)
+        self._places = Counter(fault.kind for fault in self._faults)
+        self._beyond: Counter[str] = Counter()
+
+    def add(
+        self,
+        kind: str,
+        place: str,
+        paths: Iterable[Path] = (),
+        boxes: Iterable[MarkedBox] = (),
+        count: int = 1,
+    ) -> None:
+        """Record a fault; the arguments are the fields of `Fault`."""
+        if self._places[kind] >= _MAX_PLACES:
+            self._beyond[kind] += count
+            return
+        self._places[kind] += 1
+        self._faults.append(Fault(kind, place, tuple(paths), tuple(boxes), count))
+
+    def add_error(self, kind: str, error: DataError, paths: Iterable[Path] = ()) -> None:
+        """Record what a parser raised about one label, image or file."""
+        self.add(kind, str(error), paths)
+
+    def has(self, kind: str) -> bool:
+        """Whether a fault of that kind was recorded."""
+        return kind in self._places
+
+    def faults(self) -> tuple[Fault, ...]:
+        """All faults in the order in which they were recorded."""
+        rest = (
+            Fault(kind, f"{count:,} more places", count=count)
+            for kind, count in self._beyond.items()
+        )
+        return (*self._faults, *rest)
+
+
+def summarized(faults: Iterable[Fault]) -> tuple[str, ...]:
+    """One sentence per kind with the number of faults and the first place, in order of `KINDS`."""
+    counts: dict[str, int] = {}
+    first: dict[str, str] = {}
+    for fault in faults:
+        counts[fault.kind] = counts.get(fault.kind, 0) + fault.count
+        first.setdefault(fault.kind, fault.place)
+    return tuple(
+        f"{message_of(kind, counts[kind])} ({'' if counts[kind] == 1 else 'first: '}{first[kind]})"
+        for kind in KINDS
+        if kind in counts
+    )
+
+
+def message_of(kind: str, count: int) -> str:
+    """What `count` faults of a kind are, e.g. "3 images end early"."""
+    return f"{count:,} {KINDS[kind].one if count == 1 else KINDS[kind].many}"

@@ -1,0 +1,34 @@
+"""A data set written to disk in a chosen format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dino_core.config import nearest
+from dino_core.data.formats.table import FORMATS
+from dino_core.data.records import DatasetIndex
+from dino_core.errors import ConfigError
+
+
+def save_dataset(dataset: DatasetIndex, path: str | Path, format: str) -> list[str]:
+    """Write a data set, images included, into a folder.
+
+    Example:
+        >>> save_dataset(load_dataset("data/"), "out/", format="yolo")
+
+    Args:
+        dataset: What `load_dataset` returned.
+        path: The folder to write into; made where it does not exist.
+        format: A key of `formats.table.FORMATS`, e.g. "coco".
+
+    Returns:
+        What the format could not hold, one sentence each.
+
+    Raises:
+        ConfigError: an unknown format.
+        DataError: the folder cannot be written, or the format cannot hold a data set without boxes.
+    """
+    if format not in FORMATS:
+        hint = nearest(format, FORMATS) or f"known: {', '.join(FORMATS)}"
+        raise ConfigError(f"unknown data format '{format}'", hint)
+    return FORMATS[format].write(dataset, Path(path))
