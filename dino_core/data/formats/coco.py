@@ -54,7 +54,7 @@ def read_coco(found: CocoFiles) -> DatasetIndex:
     sources: dict[str, CocoFile] = {}
     for split, file in found.annotations.items():
         try:
-            sources[split] = CocoFile.load(file, split != "test")
+            sources[split] = CocoFile.load(file, log, labeled=split != "test")
         except DataError as error:
             log.add_error("malformed-file", error)
             continue
@@ -74,7 +74,7 @@ def _unread(sets: Iterable[CocoFile]) -> tuple[str, ...]:
     counts: Counter[tuple[str, str]] = Counter()
     for source in sets:
         for kind, known in _KNOWN.items():
-            for entry in getattr(source, kind):
+            for _, entry in source.entries(kind):
                 counts.update((kind, k) for k, v in entry.items() if k not in known and v)
     return tuple(
         f"{count} {kind} have a '{key}', which is not kept" for (kind, key), count in counts.items()
@@ -107,8 +107,7 @@ def _join_classes(sources: Mapping[str, CocoFile], log: FaultLog) -> ClassMap:
 def _categories(source: CocoFile, log: FaultLog) -> Iterator[tuple[int, str, str]]:
     """Id, name and place of each category of one file."""
     seen: dict[int, str] = {}
-    for i, category in enumerate(source.categories):
-        where = f"{source.file}: categories[{i}]"
+    for where, category in source.entries("categories"):
         try:
             category_id = integer(get(category, "id", where), "id", where)
             require_new(category_id, seen, "category", where)
@@ -118,14 +117,17 @@ def _categories(source: CocoFile, log: FaultLog) -> Iterator[tuple[int, str, str
             continue
         seen[category_id] = where
         yield category_id, name, where
-    if not source.categories:
+    if not source.lists["categories"]:
         log.add("malformed-class", f"{source.file}: 'categories' is empty")
 
 
 def _grouping(names: Mapping[int, str], sources: Iterable[CocoFile]) -> list[int]:
     """Categories that only group others, as Roboflow adds one, often with a class's own name."""
-    used = {str(entry.get("category_id")) for source in sources for entry in source.annotations}
-    parents = {str(c.get("supercategory")) for source in sources for c in source.categories}
+    used: set[str] = set()
+    parents: set[str] = set()
+    for source in sources:
+        used.update(str(entry.get("category_id")) for _, entry in source.entries("annotations"))
+        parents.update(str(entry.get("supercategory")) for _, entry in source.entries("categories"))
     left = dict(names)
     for category_id in sorted(names):
         name = names[category_id]
@@ -148,8 +150,7 @@ def _read_split(
 def _read_images(source: CocoFile, log: FaultLog) -> dict[int, LabeledImage]:
     """The images of a file by id, without their boxes."""
     images: dict[int, LabeledImage] = {}
-    for i, entry in enumerate(source.images):
-        where = f"{source.file}: images[{i}]"
+    for where, entry in source.entries("images"):
         try:
             image_id = source.image_id(entry, "id", where)
             name = str(get(entry, "file_name", where))
@@ -187,8 +188,7 @@ def _read_boxes(
     known = ", ".join(map(str, classes.source_ids[:20]))
     boxes: dict[int, list[LabeledBox]] = {}
     seen: set[int] = set()
-    for i, entry in enumerate(source.annotations):
-        where = f"{source.file}: annotations[{i}]"
+    for where, entry in source.entries("annotations"):
         try:
             if "id" in entry:
                 annotation_id = integer(entry["id"], "id", where)

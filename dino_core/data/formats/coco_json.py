@@ -2,58 +2,72 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dino_core.data.faults import FaultLog
+from dino_core.data.formats.json_file import load_json
 from dino_core.errors import DataError
 
-_KEYS = ("images", "annotations", "categories")
+_KINDS = {
+    "images": "malformed-image-entry",
+    "annotations": "malformed-label",
+    "categories": "malformed-class",
+}  # the lists of a file, and the kind of fault of an entry that is no object
 
 
 @dataclass(frozen=True)
 class CocoFile:
-    """The three lists of one annotation file, their shape checked but not their entries.
+    """The three lists of one annotation file; their entries are checked as they are read.
 
     Attributes:
         file: Where they were read.
-        images, annotations, categories: As they stand there.
-        numbers: Of images by their ids, where these are words; counted from 1.
+        lists: Entries by the names of the lists: "images", "annotations", "categories".
+        numbers: A number for each image id where the ids are words, counted from 1; else empty.
     """
 
     file: Path
-    images: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
+    lists: Mapping[str, list[Any]]
     numbers: Mapping[str, int]
 
     @classmethod
-    def load(cls, file: Path, labelled: bool = True) -> CocoFile:
-        """Read a file; one that need not be labelled may have no annotations at all."""
-        try:
-            data = json.loads(file.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{file} line {error.lineno}: not valid JSON ({error.msg})",
-                "the file may be truncated; write or download it again",
-            ) from error
-        except (UnicodeDecodeError, RecursionError) as error:
-            raise DataError(f"{file}: not valid JSON ({error})") from error
+    def load(cls, file: Path, log: FaultLog, labeled: bool = True) -> CocoFile:
+        """Read a file.
+
+        Args:
+            file: The JSON file.
+            log: Records entries that are no JSON objects.
+            labeled: Whether the file must have annotations; a test split needs none.
+
+        Raises:
+            DataError: it is not a COCO file.
+        """
+        data = load_json(file)
         if not isinstance(data, dict):
             raise DataError(
                 f"{file}: expected a JSON object with images, annotations and categories, "
                 f"found a {type(data).__name__}",
                 "a list of results is not a data set" if isinstance(data, list) else "",
             )
-        if not labelled:
+        if not labeled:
             data.setdefault("annotations", [])
-        images, annotations, categories = (_entries(file, data, key) for key in _KEYS)
-        return cls(file, images, annotations, categories, _numbers(images))
+        lists = {name: _list_of(file, data, name) for name in _KINDS}
+        for name, entries in lists.items():
+            for i, entry in enumerate(entries):
+                if not isinstance(entry, dict):
+                    place = f"{file}: {name}[{i}] is {entry!r:.60}, expected an object"
+                    log.add(_KINDS[name], place)
+        found = cls(file, lists, {})
+        return replace(found, numbers=_numbers([e for _, e in found.entries("images")]))
+
+    def entries(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Place and content of each entry of a list, without those that are no objects."""
+        for i, entry in enumerate(self.lists[name]):
+            if isinstance(entry, dict):
+                yield f"{self.file}: {name}[{i}]", entry
 
     def image_id(self, entry: Mapping[str, Any], key: str, where: str) -> int:
         """The integer that stands for an image; 0 for a word that no image has as its id."""
@@ -74,20 +88,17 @@ def _is_integer(text: str) -> bool:
     return text.strip().lstrip("-").isdigit()
 
 
-def _entries(file: Path, data: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """The list `key` of a COCO file; DataError where it is missing or holds other than objects."""
-    if key not in data:
+def _list_of(file: Path, data: Mapping[str, Any], name: str) -> list[Any]:
+    """A list of a COCO file; DataError where it is missing or no list."""
+    if name not in data:
         found = ", ".join(map(str, data)) or "nothing"
         raise DataError(
-            f"{file}: the key '{key}' is missing, found {found}",
+            f"{file}: the key '{name}' is missing, found {found:.200}",
             "a COCO file has images, annotations and categories",
         )
-    entries = data[key]
+    entries = data[name]
     if not isinstance(entries, list):
-        raise DataError(f"{file}: '{key}' is a {type(entries).__name__}, expected a list")
-    for i, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise DataError(f"{file}: {key}[{i}] is {entry!r:.60}, expected an object")
+        raise DataError(f"{file}: '{name}' is a {type(entries).__name__}, expected a list")
     return entries
 
 
@@ -118,7 +129,7 @@ def _is_number(value: Any) -> bool:
 
 
 def read_bbox(entry: Mapping[str, Any], where: str) -> tuple[float, float, float, float]:
-    """x, y, w, h of an annotation: its bbox, else what its outlines fill."""
+    """The box x, y, w, h of an annotation: its bbox, else the box around its outlines."""
     if not entry.get("bbox"):
         outlined = _box_of_outlines(entry.get("segmentation"))
         if outlined is not None:

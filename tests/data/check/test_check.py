@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_core.data.check.findings import KINDS, CheckReport, Finding
-from dino_core.data.check.run import ImagesDecoded, check_steps, quick_findings
+from dino_core.data.check.findings import CheckReport, Finding
+from dino_core.data.check.images import examine_all
+from dino_core.data.check.run import check_dataset, image_files, quick_findings
+from dino_core.data.faults import KINDS
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.data.save import save_dataset
@@ -61,9 +63,9 @@ def coco(yolo: Path, tmp_path: Path) -> Path:
 def check(dataset: DatasetIndex | Path, workers: int = 0) -> CheckReport:
     if isinstance(dataset, Path):
         dataset = load_dataset(dataset, val_split=0.0)
-    *progress, report = check_steps(dataset, workers)
-    assert isinstance(report, CheckReport)
-    assert progress[-1] == ImagesDecoded(report.images_decoded, report.images_decoded)
+    files = image_files(dataset)
+    report = check_dataset(dataset, list(examine_all(files, workers)))
+    assert report.images_decoded == len(files)
     return report
 
 
@@ -149,7 +151,7 @@ def test_unreadable_images_by_header_and_by_content(yolo: Path) -> None:
 def test_missing_image(coco: Path) -> None:
     (coco / "images/train/3.jpg").unlink()
     finding = only(check(coco), "missing-image")
-    assert "3.jpg" in finding.examples[0].detail
+    assert "3.jpg" in finding.examples[0].place
 
 
 def test_exif_rotated_image_is_shown_with_its_boxes(yolo: Path) -> None:
@@ -220,7 +222,7 @@ def test_missing_empty_and_stray_labels(yolo: Path) -> None:
     }  # fmt: skip
     assert names(found["missing-label"]) == [["train/1.jpg"]]
     assert names(found["image-without-boxes"]) == [["train/2.jpg"]]
-    assert "stray.txt" in found["label-without-image"].examples[0].detail
+    assert "stray.txt" in found["label-without-image"].examples[0].place
 
 
 @pytest.mark.parametrize(
@@ -252,12 +254,12 @@ def test_a_clipped_coco_box_is_found_in_its_image(coco: Path) -> None:
     assert finding.examples[0].boxes[0].xyxy_px == (50, 5, 120, 25)
 
 
-def test_several_boxes_outside_count_with_the_first_place(yolo: Path) -> None:
+def test_several_boxes_outside_are_listed_each_with_its_image(yolo: Path) -> None:
     for image in ("train/1", "train/3", "val/7"):
         write_labels(yolo, image, "0 0.05 0.25 0.3 0.3")
     finding = only(check(yolo), "box-outside", 3)
     assert finding.message == "3 boxes reach outside their images and are clipped"
-    assert finding.examples[0].detail.endswith("(the first of 3)")
+    assert names(finding) == [["train/1.jpg"], ["train/3.jpg"], ["val/7.jpg"]]
 
 
 def test_boxes_at_one_place(yolo: Path) -> None:
@@ -281,7 +283,7 @@ def test_class_without_boxes_and_rare_class(yolo: Path) -> None:
     (yolo / "data.yaml").write_text(text.replace("dog]", "dog, emu, fox]"))
     write_labels(yolo, "train/0", "2 0.25 0.25 0.3 0.3")
     write_labels(yolo, "val/6", "3 0.25 0.25 0.3 0.3")
-    found = {f.kind: [e.detail for e in f.examples] for f in check(yolo).findings}
+    found = {f.kind: [e.place for e in f.examples] for f in check(yolo).findings}
     assert found == {
         "class-without-boxes": ["fox: no boxes in train, but 1 in val"],
         "class-imbalance": ["emu: 1 of 24 boxes in train"],
@@ -291,7 +293,7 @@ def test_class_without_boxes_and_rare_class(yolo: Path) -> None:
 def test_split_without_boxes(coco: Path) -> None:
     edit_coco(coco, lambda content: content.update(annotations=[]), "val")
     finding = only(check(coco), "no-boxes")
-    assert finding.examples[0].detail == "val: 3 images, no boxes"
+    assert finding.examples[0].place == "val: 3 images, no boxes"
 
 
 def test_wrong_shape_and_other_size(coco: Path) -> None:
@@ -315,7 +317,7 @@ def test_file_listed_twice(coco: Path) -> None:
 
     edit_coco(coco, repeat)
     finding = only(check(coco), "image-listed-twice")
-    assert finding.examples[0].detail.endswith("0.jpg: 2 times in train")
+    assert finding.examples[0].place.endswith("0.jpg: 2 times in train")
 
 
 def test_voc_image_without_annotation_and_annotation_in_no_list(yolo: Path, tmp_path: Path) -> None:
@@ -323,10 +325,10 @@ def test_voc_image_without_annotation_and_annotation_in_no_list(yolo: Path, tmp_
     save_dataset(load_dataset(yolo), root, "voc")
     assert check(root).findings == ()
     (root / "Annotations" / "7.xml").rename(root / "Annotations" / "elsewhere.xml")
-    found = {f.kind: f.examples[0].detail for f in check(root).findings}
+    found = {f.kind: f.examples[0].place for f in check(root).findings}
     assert found.keys() == {"missing-label", "image-not-listed"}
     assert found["missing-label"].endswith(": 7")
-    assert found["image-not-listed"].endswith("elsewhere.xml")
+    assert found["image-not-listed"].endswith("elsewhere.xml: in no list of images")
 
 
 def test_image_in_no_split(coco: Path) -> None:
@@ -352,16 +354,27 @@ def test_crowds_are_no_boxes_at_fault(coco: Path) -> None:
     assert check(coco).findings == ()
 
 
-def test_outlines_and_unknown_remarks_are_notes(yolo: Path) -> None:
+def test_outlines_are_notes(yolo: Path) -> None:
     write_labels(yolo, "train/1", "0 0.1 0.1 0.4 0.1 0.4 0.4 0.1 0.4")
-    index = load_dataset(yolo)
-    index = replace(index, warnings=(*index.warnings, "something new (with a place)"))
-    report = check(index)
-    assert [(f.kind, f.severity) for f in report.findings] == [
-        ("outline-label", "note"),
-        ("reading", "note"),
+    assert only(check(yolo), "outline-label").severity == "note"
+
+
+def test_the_box_outside_is_shown_on_its_own_image(tmp_path: Path) -> None:
+    """Image 1's box is what image 2's looks like once clipped: only the record tells them apart."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 40} for i in (1, 2)]
+    boxes = {1: [0, 0, 10, 10], 2: [-5, -5, 15, 15]}
+    annotations = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": box} for i, box in boxes.items()
     ]
-    assert report.findings[1].message == "something new (with a place)"
+    (tmp_path / "images/train").mkdir(parents=True)
+    for seed in (1, 2):
+        scene(seed, (40, 40)).save(tmp_path / f"images/train/{seed}.jpg")
+    table = {"images": images, "annotations": annotations,
+             "categories": [{"id": 1, "name": "a"}]}  # fmt: skip
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_train.json").write_text(json.dumps(table))
+    outside = [f for f in check(tmp_path).findings if f.kind == "box-outside"]
+    assert [names(f) for f in outside] == [[["train/2.jpg"]]]
 
 
 def test_quick_findings_open_no_image(yolo: Path) -> None:
@@ -371,7 +384,7 @@ def test_quick_findings_open_no_image(yolo: Path) -> None:
     expected = [f for f in check(index).findings if f.kind in ("missing-label", "box-whole-image")]
     for record in index.splits["train"]:
         os.truncate(record.path, 0)
-    assert quick_findings(index) == expected
+    assert list(quick_findings(index)) == expected
     assert len(expected) == 2
 
 
@@ -383,7 +396,7 @@ def test_gravest_findings_come_first_and_counts_add_up(yolo: Path) -> None:
     assert [report.count(s) for s in ("error", "warning", "note")] == [1, 1, 1]
 
 
-def test_pool_and_one_process_tell_the_same(yolo: Path) -> None:
+def test_pool_and_one_process_agree(yolo: Path) -> None:
     (yolo / "images/train/1.jpg").write_bytes((yolo / "images/train/1.jpg").read_bytes()[:700])
     shutil.copy(yolo / "images/train/4.jpg", yolo / "images/val/40.jpg")
     Image.open(yolo / "images/train/3.jpg").save(yolo / "images/train/30.png")

@@ -9,17 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dino_core.data.check.findings import (
-    KINDS,
-    CheckReport,
-    Collector,
-    Example,
-    MarkedBox,
-    SplitSize,
-)
+from dino_core.data.check.findings import CheckReport, SplitSize, findings_of
 from dino_core.data.check.images import examine
 from dino_core.data.check.report import html_report
 from dino_core.data.check.similar import MAX_DISTANCE, near_pairs, perceptual_hash
+from dino_core.data.faults import KINDS, FaultLog, MarkedBox
 
 
 def test_banding_finds_the_pairs_that_all_pairs_find() -> None:
@@ -96,19 +90,21 @@ class _Page(HTMLParser):
 
 
 def test_the_page_names_every_file_and_needs_no_network(tmp_path: Path) -> None:
-    found = Collector()
+    log = FaultLog()
     paths = [tmp_path / f"a & <b> {i:03d}.jpg" for i in range(40)]
     for path in paths:
         Image.linear_gradient("L").save(path)
     paths[1].write_bytes(b"broken")
     box = MarkedBox((-20.0, 10.0, 50.0, 400.0), 'a "dog"')
     for path in paths:
-        found.add("box-outside", Example(f"{path}: told", (path,), (box,)))
-    found.add("duplicate-image", Example(" = ".join(map(str, paths[:30])), tuple(paths[:30])))
-    found.add("class-without-boxes", Example("emu: no boxes in train"))
-    found.remark("a remark <of> the reader")
+        log.add("box-outside", f"{path}: outside", (path,), (box,))
+    log.add("duplicate-image", " = ".join(map(str, paths[:30])), paths[:30])
+    log.add("class-without-boxes", "emu: no boxes in train")
+    log.add("several-formats", "a remark <of> the reader")
     sizes = {"train": SplitSize(40, 1)}
-    report = CheckReport(tmp_path, "yolo", sizes, {"dog": 1, "emu": 0}, 40, found.findings())
+    report = CheckReport(
+        tmp_path, "yolo", sizes, {"dog": 1, "emu": 0}, 40, findings_of(log.faults())
+    )
     page = _Page()
     text = html_report(report)
     page.feed(text)
@@ -133,5 +129,5 @@ def test_every_kind_has_words_and_a_remedy() -> None:
     for name, kind in KINDS.items():
         assert re.fullmatch(r"[a-z]+(-[a-z]+)*", name)
         assert kind.one != kind.many
-        assert kind.hint or name == "reading"
+        assert kind.hint
         assert len(kind.hint) < 70  # `fix: ...` is one line of a terminal of 80 columns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from datasets import coco_set, coco_table, image_file
 
 from dino_core.data.check.run import quick_findings
 from dino_core.data.formats.coco import write_coco
-from dino_core.data.load import read_dataset
+from dino_core.data.load import load_dataset, read_dataset
 from dino_core.data.save import save_dataset
 from dino_core.errors import DataError
 
@@ -52,9 +53,9 @@ def test_image_ids_may_be_words(tmp_path: Path) -> None:
         (1, "a.jpg", 1),
         (2, "b.jpg", 0),
     ]
-    words, orphan = index.warnings
-    assert words.startswith("1 file has words as ids of its images, which were numbered instead")
-    assert "image_id gone is not among the images" in orphan
+    words, orphan = index.faults
+    assert (words.kind, orphan.kind) == ("ids-are-words", "label-without-image")
+    assert "image_id 'gone' is not among the images" in orphan.place
 
 
 def test_boxes_as_text_and_from_outlines(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_boxes_as_text_and_from_outlines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["a.JPG", "a.png", "a", " a.jpg", "https://x.org/train/a.jpg?token=1", "%61.jpg"]
 )
-def test_image_names_spelt_otherwise(tmp_path: Path, name: str) -> None:
+def test_image_names_spelled_otherwise(tmp_path: Path, name: str) -> None:
     table = coco_table()
     table["images"][0]["file_name"] = name
     coco_set(tmp_path, table)
@@ -91,82 +92,169 @@ def test_annotations_without_image_and_with_the_same_id(tmp_path: Path) -> None:
     coco_set(tmp_path, coco_table(annotations=entries))
     index = read_dataset(tmp_path, "coco")
     assert [len(record.boxes_xyxy_px) for record in index.splits["train"]] == [2, 0]
-    same_id, orphan = index.warnings
+    orphan, same_id = index.warnings
+    assert orphan.startswith("1 label belongs to no image and is left out (")
     assert same_id.startswith("1 annotation has an id that another one has")
     assert "annotations[1] (id 5)" in same_id
-    assert orphan.startswith("1 annotation belongs to no image of its file and was left out")
     assert "annotations[2] (id 6): image_id 8" in orphan
     kinds = {finding.kind: finding.count for finding in quick_findings(index)}
     assert kinds["duplicate-annotation-id"] == kinds["label-without-image"] == 1
 
 
 @pytest.mark.parametrize(
-    ("table", "message"),
+    ("table", "kind", "message"),
     [
-        ("{", r"instances_train\.json line 1: not valid JSON"),
-        ("[]", "found a list"),
-        ({"images": [], "categories": []}, "key 'annotations' is missing, found images"),
-        (coco_table(images={}), "'images' is a dict, expected a list"),
-        (coco_table(images=[3]), r"images\[0\] is 3, expected an object"),
-        (coco_table(categories=[]), "'categories' is empty"),
-        (coco_table(categories=[{"id": 4}]), r"categories\[0\]: the key 'name' is missing"),
+        ("{", "malformed-file", r"instances_train\.json line 1: not valid JSON"),
+        ("[]", "malformed-file", "found a list"),
+        (
+            {"images": [], "categories": []},
+            "malformed-file",
+            "key 'annotations' is missing, found images",
+        ),
+        (coco_table(images={}), "malformed-file", "'images' is a dict, expected a list"),
+        (coco_table(images=[3]), "malformed-image-entry", r"images\[0\] is 3, expected an object"),
+        (coco_table(categories=[]), "malformed-class", "'categories' is empty"),
+        (
+            coco_table(categories=[{"id": 4}]),
+            "malformed-class",
+            r"categories\[0\]: the key 'name' is missing",
+        ),
         (
             coco_table(categories=[{"id": 4, "name": "a"}, {"id": 4, "name": "b"}]),
+            "malformed-class",
             r"categories\[1\]: the category id 4 is used twice",
         ),
         (
-            coco_table(categories=[{"id": 9, "name": "a"}, {"id": 4, "name": "a"}]),
-            "class names are not unique: a",
+            coco_table(images=[{"id": 7}]),
+            "malformed-image-entry",
+            r"images\[0\]: the key 'file_name' is missing",
         ),
-        (coco_table(images=[{"id": 7}]), r"images\[0\]: the key 'file_name' is missing"),
-        (coco_table(images=[{"file_name": "a.jpg"}]), r"images\[0\]: the key 'id' is missing"),
+        (
+            coco_table(images=[{"file_name": "a.jpg"}]),
+            "malformed-image-entry",
+            r"images\[0\]: the key 'id' is missing",
+        ),
         (
             coco_table(images=[{"id": 1.5, "file_name": "a.jpg"}]),
+            "malformed-image-entry",
             r"images\[0\]: id is 1.5, expected an integer",
         ),
         (
             coco_table(images=[{"id": 7, "file_name": "a.jpg"}] * 2),
-            r"images\[1\]: the image id 7 is used twice",
+            "duplicate-id",
+            r"images\[1\]: the image id 7 is that of .*images\[0\] too",
         ),
         (
             coco_table(images=[{"id": 7, "file_name": "a.jpg", "width": 0, "height": 5}]),
+            "malformed-size",
             "size 0x5, expected at least one pixel",
         ),
         (
             coco_table(annotations=[annotation(category_id=5)]),
+            "unknown-class",
             r"annotations\[0\] \(id 5\): category_id 5 is not among the categories",
         ),
-        (coco_table(annotations=[annotation(image_id=8)]), "image_id 8 is not among the images"),
-        (coco_table(annotations=[{"id": 1, "image_id": 7}]), "key 'category_id' is missing"),
+        (
+            coco_table(annotations=[annotation(image_id=8)]),
+            "label-without-image",
+            "image_id 8 is not among the images",
+        ),
+        (
+            coco_table(annotations=[{"id": 1, "image_id": 7}]),
+            "malformed-label",
+            "key 'category_id' is missing",
+        ),
         (
             coco_table(annotations=[{"image_id": 7, "category_id": 9}]),
+            "malformed-label",
             r"annotations\[0\]: the key 'bbox' is missing",
         ),
-        (coco_table(annotations=[annotation(bbox=[1, 2, 3])]), "expected four numbers"),
-        (coco_table(annotations=[annotation(bbox=[1, 2, 3, "x"])]), "expected four numbers"),
-        (coco_table(annotations=[annotation(bbox=[1, 2, 3, True])]), "expected four numbers"),
-        (coco_table(annotations=[annotation(bbox=None)]), "bbox is None"),
-        (coco_table(annotations=[annotation(bbox=[1, 2, float("nan"), 4])]), "must be finite"),
-        (coco_table(annotations=[annotation(bbox=[1, 2, float("inf"), 4])]), "must be finite"),
-        (coco_table(annotations=[annotation(area="big")]), "area is 'big'"),
+        (
+            coco_table(annotations=[annotation(bbox=[1, 2, 3])]),
+            "malformed-label",
+            "expected four numbers",
+        ),
+        (
+            coco_table(annotations=[annotation(bbox=[1, 2, 3, "x"])]),
+            "malformed-label",
+            "expected four numbers",
+        ),
+        (
+            coco_table(annotations=[annotation(bbox=[1, 2, 3, True])]),
+            "malformed-label",
+            "expected four numbers",
+        ),
+        (coco_table(annotations=[annotation(bbox=None)]), "malformed-label", "bbox is None"),
+        (
+            coco_table(annotations=[annotation(bbox=[1, 2, float("nan"), 4])]),
+            "malformed-label",
+            "must be finite",
+        ),
+        (
+            coco_table(annotations=[annotation(bbox=[1, 2, float("inf"), 4])]),
+            "malformed-label",
+            "must be finite",
+        ),
+        (coco_table(annotations=[annotation(area="big")]), "malformed-label", "area is 'big'"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, table: Any, message: str) -> None:
+def test_each_mistake_is_a_fault(tmp_path: Path, table: Any, kind: str, message: str) -> None:
+    file = coco_set(tmp_path, table)
+    faults = [f for f in read_dataset(tmp_path, "coco").faults if f.kind == kind]
+    assert len(faults) >= 1
+    assert re.search(message, faults[0].place) and str(file) in faults[0].place
+
+
+def test_labels_beside_a_malformed_one_are_read(tmp_path: Path) -> None:
+    bad: list[dict[str, Any]] = [
+        annotation(id=1, bbox=[1, 2, 3]),
+        annotation(id=2, bbox=[1, 2, 3, "x"]),
+        annotation(id=3, category_id=5),
+        annotation(id="a"),
+        {"id": 4, "image_id": 7, "bbox": [1, 2, 3, 4]},
+        annotation(id=6, area="big"),
+    ]
+    good = [annotation(id=7, bbox=[5, 6, 7, 8]), annotation(id=8, image_id=3)]
+    coco_set(tmp_path, coco_table(annotations=[*bad, *good]))
+    index = load_dataset(tmp_path, val_split=0)
+    assert [len(record.class_indices) for record in index.splits["train"]] == [1, 1]
+    assert [re.findall(r"annotations\[(\d)\]", f.place) for f in index.faults] == [
+        [str(i)] for i in range(6)
+    ]
+
+
+def test_a_file_that_cannot_be_read_leaves_the_other_splits(tmp_path: Path) -> None:
+    coco_set(tmp_path, coco_table())
+    broken = coco_set(tmp_path, '{"images": [', "val")
+    index = load_dataset(tmp_path)
+    assert index.splits.keys() == {"train", "val"}  # the latter is set apart of train
+    assert [f.kind for f in index.faults] == ["malformed-file", "split-made"]
+    assert f"{broken} line 1: not valid JSON" in index.faults[0].place
+
+
+def test_nothing_usable_is_an_error_that_says_how_much_is_wrong(tmp_path: Path) -> None:
+    coco_set(tmp_path, coco_table(annotations=[annotation(id=i, bbox="x") for i in (1, 2, 3)]))
+    with pytest.raises(DataError, match=r"annotations\[0\] \(id 1\): bbox is 'x'") as caught:
+        load_dataset(tmp_path)
+    assert "dino check" in caught.value.hint and "2 more faults" in caught.value.hint
+
+
+def test_class_names_must_differ(tmp_path: Path) -> None:
+    table = coco_table(categories=[{"id": 9, "name": "a"}, {"id": 4, "name": "a"}])
     coco_set(tmp_path, table)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DataError, match="class names are not unique: a"):
         read_dataset(tmp_path, "coco")
-    assert "instances_train.json" in caught.value.message
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no COCO annotations found"):
+    with pytest.raises(DataError, match="no COCO data set found"):
         read_dataset(tmp_path, "coco")
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     coco_set(tmp_path, coco_table()).write_bytes(b'{"images": "\xff"}')
     with pytest.raises(DataError, match="not valid JSON"):
-        read_dataset(tmp_path, "coco")
+        load_dataset(tmp_path, "coco")
 
 
 def test_categories_must_agree_between_splits(tmp_path: Path) -> None:
@@ -188,9 +276,10 @@ def test_boxes_outside_are_clipped_and_empty_ones_left_out(tmp_path: Path) -> No
         record.boxes_xyxy_px, [[0, 10, 15, 30], [1, 1, 40.005, 30]], atol=1e-5
     )
     clipped, dropped = index.warnings
-    assert clipped.startswith("1 box reaches outside its image and was clipped (")
-    assert "annotations[0] (id 0): corners -5, 10, 15, 60 in an image of 40x30" in clipped
-    assert dropped.startswith("3 boxes have no area inside their images and were left out (first: ")
+    assert clipped.startswith("1 box reaches outside its image and is clipped (")
+    assert "annotations[0] (id 0): corners -5, 10, 15, 60 in " in clipped
+    assert "a.jpg of 40x30" in clipped
+    assert dropped.startswith("3 boxes have no area inside their images and are left out (first: ")
 
 
 def test_missing_and_broken_images_are_left_out(tmp_path: Path) -> None:
@@ -209,8 +298,8 @@ def test_missing_and_broken_images_are_left_out(tmp_path: Path) -> None:
     image_file(folder / "tall.jpg", (30, 40))
     index = read_dataset(tmp_path, "coco")
     assert [r.image_id for r in index.splits["train"]] == [7, 3]
-    missing, broken, shape = index.warnings
-    assert missing.startswith("2 image files are missing and were left out (first: ")
+    broken, missing, shape = index.warnings
+    assert missing.startswith("2 labeled image files are missing and are left out (first: ")
     assert "gone.jpg" in missing
     assert broken.startswith("2 files are not readable images") and "text.jpg" in broken
     assert "40x30 stated" in shape and "tall.jpg is 30x40 upright" in shape
@@ -262,7 +351,7 @@ def test_roboflow_parent_of_the_class_name_itself(tmp_path: Path) -> None:
     assert read_dataset(tmp_path, "coco").classes.names == ("cat", "dog")
 
 
-def test_unread_parts_are_told(tmp_path: Path) -> None:
+def test_unread_parts_are_reported(tmp_path: Path) -> None:
     table = coco_table(annotations=[annotation(segmentation=[[1, 2, 3, 4, 5, 6]]),
                                     annotation(id=6, segmentation=[])])  # fmt: skip
     coco_set(tmp_path, table)
