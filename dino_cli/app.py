@@ -23,11 +23,11 @@ from dino_core.errors import ConfigError
 COMMANDS = {
     "predict": "Find objects in images, folders and videos.",
     "train": "Train or fine-tune a model on your own pictures.",
-    "eval": "Measure a model on labelled images: COCO AP and AR.",
-    "export": "Write a model as ONNX and check it against torch.",
-    "check": "Find what is wrong with labelled data, with pictures.",
-    "convert": "Convert labelled data between COCO, YOLO, Pascal VOC and CSV.",
-    "models": "List models, fetch published ones, look into one, import.",
+    "eval": "Measure a model on labeled images: COCO AP and AR.",
+    "export": "Write a model as a file for another runtime, and verify it.",
+    "check": "Find what is wrong with labeled data, with pictures.",
+    "convert": "Convert labeled data between formats.",
+    "models": "List models, download published ones, show one, import.",
     "env": "Show versions, devices and which kernels run here.",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,15 +33,34 @@ Out = Annotated[
         "--out", metavar="FOLDER", help="Where results go; default runs/VERB.", show_default=False
     ),
 ]
-Format = Annotated[
-    Literal["coco", "yolo", "voc", "csv"] | None,
-    typer.Option("--format", help="Form of the data; default: recognised.", show_default=False),
-]
 
 
 def examples(*lines: str) -> str:
     """The `epilog` of a command: example lines that the help does not rewrap."""
     return "Examples:\n\n\b\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def one_of(option: str, known: Iterable[str], help: str) -> Any:
+    """An option that takes one of `known`, which help and shell completion list."""
+    names = tuple(known)
+
+    def checked(value: str | None) -> str | None:
+        if value is not None and value not in names:
+            hint = nearest(value, names) or f"known: {', '.join(names)}"
+            raise ConfigError(f"{option}: unknown name '{value}'", hint)
+        return value
+
+    def completed(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return typer.Option(
+        option,
+        metavar="|".join(names),
+        help=help,
+        callback=checked,
+        autocompletion=completed,
+        show_default=False,
+    )
 
 
 def comma_separated(text: str | None) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""`dino check`: what is wrong with labelled data, on the terminal, as JSON and as a page."""
+"""`dino check`: what is wrong with labeled data, on the terminal, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from dino_cli import errors, options, output, render
+from dino_cli import data_options, errors, options, output, render
 
 if TYPE_CHECKING:
     from dino_core.data.check.findings import CheckReport, Finding
@@ -31,15 +31,15 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
     )
 )
 def check(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Labelled data: folder or file.")],
+    data: data_options.Data,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 3 on any error or warning; notes are allowed.")
     ] = False,
-    form: options.Format = None,
+    form: data_options.Format = None,
     as_json: options.Json = False,
     out: options.Out = None,
 ) -> None:
-    """Find broken and doubled images, missing or odd labels, and gaps in the classes of DATA.
+    """Find broken and duplicate images, missing or odd labels, and gaps in the classes of DATA.
 
     An error loses data or makes scores meaningless, a warning is most likely a mistake, a note is
     worth knowing. Every image is decoded; nothing in DATA is changed.

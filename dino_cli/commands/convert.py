@@ -1,14 +1,14 @@
-"""`dino convert`: any labelled data set into another form, and what that form could not hold."""
+"""`dino convert`: a labeled data set into another format, and what that format could not hold."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from dino_cli import options, output, render
+from dino_cli import data_options, options, output, render
 from dino_core.errors import ConfigError
 
 app = typer.Typer(**options.SETTINGS)
@@ -21,17 +21,15 @@ app = typer.Typer(**options.SETTINGS)
     )
 )
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of labelled data.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of labeled data.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
-    to: Annotated[
-        Literal["coco", "yolo", "voc", "csv"], typer.Option("--to", help="Form to write.")
-    ],
-    form: options.Format = None,
+    to: data_options.To,
+    form: data_options.Format = None,
     as_json: options.Json = False,
 ) -> None:
-    """Convert labelled data; what the target form cannot hold is listed, never dropped silently."""
+    """Convert labeled data to another format; what that format cannot hold is listed."""
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConfigError(f"{destination}: is there and not empty", "choose a new folder")
+        raise ConfigError(f"{destination}: exists and is not empty", "choose a new folder")
     from dino_core.data.load import load_dataset
     from dino_core.data.save import save_dataset
 

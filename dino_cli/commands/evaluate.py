@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dino_cli import errors, model_view, options, output, render
+from dino_cli import data_options, errors, model_view, options, output, render
 
 if TYPE_CHECKING:
     from dino_core.evaluation.coco_metrics import Metrics
@@ -46,7 +46,7 @@ def evaluate(
     batch: options.Batch = 8,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    form: options.Format = None,
+    form: data_options.Format = None,
     min_ap: Annotated[
         float | None,
         typer.Option("--min-ap", min=0, max=1, help="Exit 5 below this AP.", show_default=False),

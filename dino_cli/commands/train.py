@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from dino_cli import errors, model_view, options, output, processes, render
+from dino_cli import data_options, errors, model_view, options, output, processes, render
 from dino_cli.settings import Settings, model_input, model_overrides, resolve_settings
 from dino_core.config import LOGGERS
 from dino_core.errors import ConfigError
@@ -135,7 +135,7 @@ def train(
         bool, typer.Option("--plan", help="Show what would be done and why; write nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --plan: as JSON.")] = False,
-    form: options.Format = None,
+    form: data_options.Format = None,
     out: options.Out = None,
 ) -> None:
     """Train or fine-tune a model on DATA; `best.safetensors` in the run folder is the result."""

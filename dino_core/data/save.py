@@ -7,7 +7,7 @@ from pathlib import Path
 from dino_core.config import nearest
 from dino_core.data.formats.table import FORMATS
 from dino_core.data.records import DatasetIndex
-from dino_core.errors import ConfigError
+from dino_core.errors import ConfigError, DataError
 
 
 def save_dataset(dataset: DatasetIndex, path: str | Path, format: str) -> list[str]:
@@ -31,4 +31,7 @@ def save_dataset(dataset: DatasetIndex, path: str | Path, format: str) -> list[s
     if format not in FORMATS:
         hint = nearest(format, FORMATS) or f"known: {', '.join(FORMATS)}"
         raise ConfigError(f"unknown data format '{format}'", hint)
-    return FORMATS[format].write(dataset, Path(path))
+    try:
+        return FORMATS[format].write(dataset, Path(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error

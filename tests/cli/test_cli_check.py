@@ -50,7 +50,7 @@ def test_clean_data_pass(clean: Path, capsys: Capture) -> None:
     assert captured.err.splitlines()[-1] == "report in runs/check/report.html"
 
 
-def test_findings_are_told_by_severity_with_their_first_places(
+def test_findings_are_listed_by_severity_with_their_first_places(
     faulty: Path, capsys: Capture
 ) -> None:
     assert run(["check", str(faulty)]) == 0
@@ -61,7 +61,7 @@ def test_findings_are_told_by_severity_with_their_first_places(
     assert lines[at + 3].startswith("      train/0002.jpg: image file is truncated")
     at = lines.index("warnings")
     assert lines[at + 1] == "  1 box reaches outside its image and is clipped"
-    assert "corners 100, 10, 160, 50 in an image of 128x96" in lines[at + 3]
+    assert "annotations[0] (id 1): corners 100, 10, 160, 50 in train/" in lines[at + 3]
     assert lines[-1].startswith("1 error, 1 warning")
 
 
@@ -95,7 +95,7 @@ def test_json_is_all_of_stdout(faulty: Path, capsys: Capture) -> None:
     }
     assert error["examples"][0]["files"] == [str(faulty / "train/0002.jpg")]
     assert warning["kind"] == "box-outside"
-    assert warning["examples"][0]["boxes"] == [{"label": "as labelled", "box": [100, 10, 160, 50]}]
+    assert warning["examples"][0]["boxes"] == [{"label": "as labeled", "box": [100, 10, 160, 50]}]
 
 
 def test_a_second_run_takes_the_next_folder(clean: Path, capsys: Capture) -> None:
@@ -103,16 +103,29 @@ def test_a_second_run_takes_the_next_folder(clean: Path, capsys: Capture) -> Non
     assert Path("runs/check-2/report.html").is_file()
 
 
-def test_duplicate_ids_are_refused_with_their_place(clean: Path, capsys: Capture) -> None:
+def test_duplicate_ids_are_a_finding_with_its_place(clean: Path, capsys: Capture) -> None:
     labels = clean / "annotations" / "instances_train.json"
     content = json.loads(labels.read_text())
     content["images"][1]["id"] = content["images"][0]["id"]
     labels.write_text(json.dumps(content))
+    assert run(["check", str(clean), "--json"]) == 0
+    finding = json.loads(capsys.readouterr().out)["findings"][0]
+    assert (finding["kind"], finding["count"]) == ("duplicate-id", 1)
+    assert "images[1]: the image id 1 is that of images[0] too" in finding["examples"][0]["detail"]
+
+
+def test_nothing_usable_is_listed_whole_and_exits_3(clean: Path, capsys: Capture) -> None:
+    for split in ("train", "val"):
+        labels = clean / "annotations" / f"instances_{split}.json"
+        content = json.loads(labels.read_text())
+        for entry in content["annotations"]:
+            entry["bbox"] = "gone"
+        labels.write_text(json.dumps(content))
     assert run(["check", str(clean), "--json"]) == 3
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["error"] == 3
-    assert "images[1]: the image id 1 is used twice" in answer["message"]
-    assert not Path("runs").exists()
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    malformed = next(f for f in findings if f["kind"] == "malformed-label")
+    assert malformed["count"] == len(malformed["examples"]) > 10
+    assert Path("runs/check/report.html").is_file()
 
 
 def test_wrong_usage(capsys: Capture) -> None:

@@ -22,7 +22,6 @@ from dino_core.data.formats.coco_json import (
 from dino_core.data.formats.images import (
     copy_images,
     unique_names,
-    writing_failed,
 )
 from dino_core.data.formats.labeled import LabeledImage, read_images
 from dino_core.data.formats.layout import image_folders
@@ -158,7 +157,7 @@ def _read_images(source: CocoFile, log: FaultLog) -> dict[int, LabeledImage]:
             log.add_error("malformed-image-entry", error)
             continue
         if image_id in images:
-            first = images[image_id].place
+            first = images[image_id].place.rpartition(": ")[2]
             log.add("duplicate-id", f"{where}: the image id {image_id} is that of {first} too")
             continue
         try:
@@ -229,17 +228,14 @@ def write_coco(index: DatasetIndex, out_dir: Path) -> list[str]:
     """Write annotations/instances_SPLIT.json and images/SPLIT/ below `out_dir`.
 
     Returns: what could not be kept, one sentence each.
-    Raises: DataError if the folder cannot be written.
+    Raises: OSError if the folder cannot be written.
     """
     lost = [*index.unread, *lost_flags(index, "COCO")]
-    try:
-        for split, records in index.splits.items():
-            names = unique_names(records)
-            copy_images(records, names, out_dir / "images" / split, lost)
-            text = json.dumps(_as_coco(index.classes, records, names), ensure_ascii=False)
-            write_text(out_dir / "annotations" / f"instances_{split}.json", text)
-    except OSError as error:
-        raise writing_failed(out_dir, error) from error
+    for split, records in index.splits.items():
+        names = unique_names(records)
+        copy_images(records, names, out_dir / "images" / split, lost)
+        text = json.dumps(_as_coco(index.classes, records, names), ensure_ascii=False)
+        write_text(out_dir / "annotations" / f"instances_{split}.json", text)
     return lost
 
 

@@ -29,7 +29,8 @@ class Format(Generic[Found]):
         read: The data set, with every fault of its labels in `DatasetIndex.faults`. Raises
             DataError only where the data set as a whole cannot be understood.
         write: Writes a data set into a folder, and returns what the format could not hold, one
-            sentence each. Raises DataError where the folder cannot be written.
+            sentence each. Raises OSError where the folder cannot be written, and DataError where
+            the format cannot hold the data set.
         names_classes: Whether what was found names its classes. Where a folder fits several
             formats, one that does goes first.
     """

@@ -92,6 +92,27 @@ def in_splits(root: Path) -> list[tuple[str, Path]]:
     return [(split, folder) for *_, split, folder in sorted(found)]
 
 
+def folders_by_split(root: Path, holds: Callable[[Path], bool]) -> dict[str, Path]:
+    """Split name to the folder of its label files, where each image has a file of its own.
+
+    Args:
+        root: The data set's folder.
+        holds: Whether a folder holds label files of the format in question.
+
+    Returns: Folders by split; the name is empty for one folder that names no split, and nothing is
+        returned where there is none.
+    """
+    found: dict[str, Path] = {}
+    inside = label_folders(root)
+    for split, place in (each for folder in (root, *inside) for each in in_splits(folder)):
+        if split not in found:
+            folder = next(filter(holds, (place, *label_folders(place))), None)
+            found.update({} if folder is None else {split: folder})
+    if not found:
+        found.update([("", folder) for folder in (*inside, root) if holds(folder)][:1])
+    return found
+
+
 def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones; none where it is not there."""
     if not folder.is_dir():

@@ -380,7 +380,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     coco_set(tmp_path / "in", coco_table())
     (tmp_path / "out").write_text("a file where the folder should be")
     with pytest.raises(DataError, match="out: cannot be written"):
-        write_coco(read_dataset(tmp_path / "in", "coco"), tmp_path / "out")
+        save_dataset(read_dataset(tmp_path / "in", "coco"), tmp_path / "out", "coco")
 
 
 @pytest.mark.skipif(not GENERAL.is_dir(), reason="the shared data set is not here")
