@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +12,14 @@ from dino_core.data.formats.table import FORMATS
 
 _TITLES = ", ".join(each.title for each in FORMATS.values())
 
-Data = Annotated[
-    Path,
-    typer.Argument(metavar="DATA", help=f"Labeled data, a folder or file: {_TITLES}."),
-]
+
+def data_argument(**settings: Any) -> Any:
+    """The argument DATA, whose help names the formats."""
+    help = f"Labeled data, a folder or file: {_TITLES}."
+    return typer.Argument(metavar="DATA", help=help, **settings)
+
+
+Data = Annotated[Path, data_argument()]
 Format = Annotated[
     str | None,
     options.one_of("--format", FORMATS, "Format of the data; default: recognized by itself."),

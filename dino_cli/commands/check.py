@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dino_cli import data_options, errors, options, output, render
+from dino_cli import data_options, errors, findings_view, options, output, render
 
 if TYPE_CHECKING:
-    from dino_core.data.check.findings import CheckReport, Finding
+    from dino_core.data.check.findings import CheckReport
     from dino_core.data.records import DatasetIndex
 
 app = typer.Typer(**options.SETTINGS)
 
 _POOL_IMAGES = 100  # fewer are decoded sooner than processes start
-_EXAMPLES = 2
-_STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
 
 
 @app.command(
@@ -93,38 +89,6 @@ def _print_report(report: CheckReport) -> None:
         print(f"{name}: {render.counted(split.images, 'image')}, {boxes}")
     classes = render.counted(len(report.boxes_of_class), "class", "classes")
     print(f"{classes}, format {report.format}")
-    show_findings(report.findings, report.root, sys.stdout)
+    findings_view.show_findings(report.findings, report.root, sys.stdout)
     counts = [render.counted(report.count(s), s) for s in ("error", "warning", "note")]
     print(", ".join(counts) if report.findings else "nothing found")
-
-
-def show_findings(findings: Sequence[Finding], root: Path, stream: TextIO) -> None:
-    """Findings grouped by severity, each with its count and first places, to people."""
-    terminal = render.console(stream)
-    fits = terminal.width if render.is_terminal(stream) else None
-    severity = ""
-    for finding in findings:
-        if finding.severity != severity:
-            severity = finding.severity
-            terminal.print(f"{severity}s", style=_STYLES[severity], markup=False)
-        terminal.print(f"  {finding.message}", markup=False, highlight=False)
-        for line in _places(finding, root):
-            terminal.print(
-                _shortened(f"      {line}", fits), style="dim", markup=False, highlight=False
-            )
-
-
-def _places(finding: Finding, root: Path) -> Iterator[str]:
-    """The remedy and the first places of a finding, relative to the data set."""
-    if finding.hint:
-        yield f"fix: {finding.hint}"
-    for example in finding.examples[:_EXAMPLES]:
-        yield example.place.replace(f"{root}{os.sep}", "")
-    more = len(finding.examples) - _EXAMPLES
-    if more > 0:
-        yield f"... and {more:,} more"
-
-
-def _shortened(line: str, width: int | None) -> str:
-    """Cut at the end to a terminal's width."""
-    return line if width is None or len(line) <= width else f"{line[: width - 3]}..."

@@ -1,24 +1,34 @@
-"""`dino train`: settings from every source into one run of `fit`, shown as it happens."""
+"""`dino train`: settings from every source into one training run, shown as it happens."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from dino_cli import data_options, errors, model_view, options, output, processes, render
+from dino_cli import (
+    data_options,
+    errors,
+    model_view,
+    options,
+    output,
+    processes,
+    render,
+    train_options,
+)
 from dino_cli.settings import Settings, model_input, model_overrides, resolve_settings
 from dino_core.config import LOGGERS
-from dino_core.errors import ConfigError
+from dino_core.errors import ConfigError, DataError
 from dino_core.process import started_by_torchrun
 from dino_core.recipes import find_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from dino_core.data.check.findings import Finding
     from dino_core.data.records import DatasetIndex
@@ -39,116 +49,38 @@ DEFAULT_MODEL = "dino-nano"
 )
 def train(
     context: typer.Context,
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="DATA", help="COCO, YOLO, Pascal VOC or CSV data.", show_default=False
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", metavar="NAME|FILE", help="Default: the recipe's model, else dino-nano."
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option("--weights", metavar="FILE|none", help="Start; default: the model's own."),
-    ] = None,
-    class_alias: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--class-alias",
-            metavar="NEW=OLD",
-            help="DATA's class NEW starts as the model's OLD; repeatable.",
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            "--backbone",
-            metavar="NAME",
-            help="Any timm network with feature maps, in place of the model's; random weights.",
-        ),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Length of run.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Length of run.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.01, help="Length of run.")
-    ] = None,
-    batch: Annotated[
-        str, typer.Option("--batch", metavar="auto|N", help="Images a forward pass.")
-    ] = "auto",
-    accumulate: Annotated[
-        int | None, typer.Option("--accumulate", min=1, help="Forward passes a step.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Rate of the head.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", min=32, help="Long side in pixels.")
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "fp32", "bf16"] | None, typer.Option("--dtype", help="Arithmetic.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = None,
-    devices: Annotated[
-        int | None, typer.Option("--devices", min=1, help="So many GPUs (processes) here.")
-    ] = None,
-    freeze: Annotated[
-        Literal["none", "backbone"] | None, typer.Option("--freeze", help="Keep this part as is.")
-    ] = None,
-    ema: Annotated[bool | None, typer.Option("--ema/--no-ema", help="Average the weights.")] = None,
-    augment: Annotated[
-        Literal["none", "default", "strong", "published"] | None,
-        typer.Option("--augment", help="Random changes of the training images."),
-    ] = None,
-    patience: Annotated[
-        int | None, typer.Option("--patience", min=1, help="Evaluations without gain, then stop.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            "--config", metavar="RECIPE|FILE.toml", help="Published recipe, or tables train, model."
-        ),
-    ] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any setting; repeatable.")
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run folder.")
-    ] = None,
-    logger: Annotated[
-        str | None,
-        typer.Option(
-            "--logger",
-            metavar="NAMES",
-            help="csv, tensorboard, wandb, mlflow; comma-separated.",
-        ),
-    ] = None,
-    val_split: Annotated[
-        float | None,
-        typer.Option("--val-split", min=0, max=0.9, help="Share held out when DATA has no val."),
-    ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Show what would be done and why; write nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --plan: as JSON.")] = False,
-    form: data_options.Format = None,
+    data: train_options.Data = None,
+    model: train_options.Model = None,
+    weights: train_options.Weights = None,
+    class_alias: train_options.ClassAlias = None,
+    backbone: train_options.Backbone = None,
+    epochs: train_options.Epochs = None,
+    steps: train_options.Steps = None,
+    minutes: train_options.Minutes = None,
+    batch: train_options.Batch = "auto",
+    accumulate: train_options.Accumulate = None,
+    lr: train_options.Lr = None,
+    image_size: train_options.ImageSize = None,
+    dtype: train_options.Dtype = None,
+    device: train_options.Device = None,
+    devices: train_options.Devices = None,
+    freeze: train_options.Freeze = None,
+    ema: train_options.Ema = None,
+    augment: train_options.Augment = None,
+    patience: train_options.Patience = None,
+    seed: train_options.Seed = None,
+    config: train_options.Config = None,
+    assignments: train_options.Assignments = None,
+    resume: train_options.Resume = None,
+    logger: train_options.Logger = None,
+    val_split: train_options.ValSplit = None,
+    strict: train_options.Strict = False,
+    plan: train_options.Plan = False,
+    as_json: train_options.PlanJson = False,
+    format: data_options.Format = None,
     out: options.Out = None,
 ) -> None:
-    """Train or fine-tune a model on DATA; `best.safetensors` in the run folder is the result."""
-    if resume is not None and (config is not None or out is not None):
-        raise ConfigError(
-            "--resume takes its settings and folder from the run", "no --config, --out"
-        )
-    if as_json and not plan:
-        raise ConfigError("--json goes with --plan", "a run writes metrics.jsonl and summary.json")
-    if backbone is not None and resume is not None:
-        raise ConfigError("--resume takes the backbone from the run", "leave out --backbone")
-    if plan and resume is not None:
-        raise ConfigError("--plan is for a new run", f"{resume}/config.toml holds that one's plan")
+    """Train or fine-tune a model on DATA; the result is `best.safetensors` in the run folder."""
     given = {
         "epochs": epochs, "steps": steps, "minutes": minutes, "batch": _batch(batch),
         "accumulate": accumulate, "lr": lr, "image_size": image_size, "dtype": dtype,
@@ -156,40 +88,93 @@ def train(
         "seed": seed, "val_split": val_split, "loggers": _loggers(logger),
         "class_aliases": class_alias or None,
     }  # fmt: skip
-    source = _source(config, resume)
-    where = str(resolve_settings(source, given, assignments or []).train.device)
+    asked = _Asked(
+        data, format, model, weights, backbone, config, given, assignments or [], resume, out,
+        strict, plan, as_json, devices,
+    )  # fmt: skip
+    asked.check()
+    where = str(asked.settings(resume).train.device)
     if devices is not None and started_by_torchrun():
         processes.check_devices(devices)
     elif devices is not None and devices > 1 and not plan:
         raise typer.Exit(processes.launch(devices, where, context.obj))
+    with processes.one_of_several(where):
+        _run(asked, where)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line asks for; `given` holds the options that are training settings."""
+
+    data: Path | None
+    format: str | None
+    model: str | None
+    weights: str | None
+    backbone: str | None
+    config: str | None
+    given: Mapping[str, Any]
+    assignments: Sequence[str]
+    resume: Path | None
+    out: Path | None
+    strict: bool
+    plan: bool
+    as_json: bool
+    devices: int | None
+
+    def check(self) -> None:
+        """Raises ConfigError for options that do not go together."""
+        if self.as_json and not self.plan:
+            raise ConfigError(
+                "--json goes with --plan", "a run writes metrics.jsonl and summary.json"
+            )
+        if self.resume is None:
+            return
+        if self.config is not None or self.out is not None:
+            raise ConfigError(
+                "--resume takes its settings and folder from the run", "no --config, --out"
+            )
+        if self.backbone is not None:
+            raise ConfigError("--resume takes the backbone from the run", "leave out --backbone")
+        if self.plan:
+            raise ConfigError(
+                "--plan is for a new run", f"{self.resume}/config.toml holds that run's plan"
+            )
+
+    def settings(self, resume: Path | None) -> Settings:
+        """The settings from every source; those of a resumed run come from its config.toml."""
+        if resume is not None:
+            source: Path | None = _run_config(resume)
+        else:
+            source = find_recipe(self.config) if self.config else None
+        return resolve_settings(source, self.given, self.assignments)
+
+
+def _run(asked: _Asked, device: str) -> None:
+    """Plan or train in this process, which may be one of several."""
     from dino_core.data.check.run import quick_findings
 
-    with processes.one_of_several(where):
-        restarted = processes.decided_once(lambda: processes.restarted_run(out), where)
-        resume = resume or (Path(restarted) if restarted else None)
-        settings = resolve_settings(_source(config, resume), given, assignments or [])
-        name = model or settings.recipe.model or DEFAULT_MODEL
-        dataset = _load(data, form, resume, settings)
-        if resume is None:
-            model_view.ensure(weights or name)
-        own_input = model_input(settings, name, weights, resume is not None)
-        findings = quick_findings(dataset, own_input)
-        if plan:
-            _plan(dataset, findings, settings, name, weights, backbone, out, as_json, devices)
-            return
+    # After torchrun has restarted its processes, they resume the run that they were training.
+    restarted = processes.decided_once(lambda: processes.restarted_run(asked.out), device)
+    resume = asked.resume or (Path(restarted) if restarted else None)
+    settings = asked.settings(resume)
+    model = asked.model or settings.recipe.model or DEFAULT_MODEL
+    dataset = _load(asked, resume, settings)
+    if resume is None:
+        model_view.ensure(asked.weights or model)
+    own_input = model_input(settings, model, asked.weights, resume is not None)
+    findings = quick_findings(dataset, own_input)
+    if asked.strict and any(finding.severity == "error" for finding in findings):
         _show_data(dataset, findings)
-        _train(dataset, settings, name, weights, backbone, resume, out)
-
-
-def _source(config: str | None, resume: Path | None) -> Path | None:
-    """The file of settings: the run's own, or `--config`, a file or a recipe's name."""
-    if resume is not None:
-        return _run_config(resume)
-    return find_recipe(config) if config else None
+        raise DataError(f"{dataset.root}: errors in the data, and --strict is set", "see above")
+    if asked.plan:
+        _plan(asked, settings, model, dataset, findings)
+        return
+    _show_data(dataset, findings)
+    _train(asked, settings, model, dataset, resume)
 
 
 def _batch(text: str) -> int | None:
-    """`auto` lets the plan choose. Raises ConfigError where it is neither that nor a number."""
+    """The number of images; None for `auto`. Raises ConfigError for anything else."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -212,105 +197,98 @@ def _run_config(run: Path) -> Path:
     return path
 
 
-def _load(
-    data: Path | None, form: str | None, resume: Path | None, settings: Settings
-) -> DatasetIndex:
-    """The data set, named on the command line or by the run that goes on."""
+def _load(asked: _Asked, resume: Path | None, settings: Settings) -> DatasetIndex:
+    """The data set, named on the command line or by the run that is resumed."""
     from dino_core.data.load import load_dataset
 
+    data, format = asked.data, asked.format
     if data is None:
         if resume is None or "path" not in settings.data:
             raise ConfigError("no data given", "dino train DATA, a folder or file")
-        data, form = Path(str(settings.data["path"])), form or str(settings.data["format"])
+        data, format = Path(str(settings.data["path"])), format or str(settings.data["format"])
     train = settings.train
-    return load_dataset(data, form, val_split=train.val_split, seed=train.seed)
+    return load_dataset(data, format, val_split=train.val_split, seed=train.seed)
 
 
 def _show_data(dataset: DatasetIndex, findings: Sequence[Finding]) -> None:
-    from dino_cli.commands.check import show_findings
+    from dino_cli.findings_view import show_findings
     from dino_cli.train_view import data_lines
 
     for line in data_lines(dataset):
         render.note(line)
     show_findings(findings, dataset.root, sys.stderr)
+    if any(finding.severity == "error" for finding in findings):
+        render.note("training uses everything else; `dino train --strict` would end here")
 
 
 def _plan(
-    dataset: DatasetIndex,
-    findings: Sequence[Finding],
+    asked: _Asked,
     settings: Settings,
     model: str,
-    weights: str | None,
-    backbone: str | None,
-    out: Path | None,
-    as_json: bool,
-    devices: int | None,
+    dataset: DatasetIndex,
+    findings: Sequence[Finding],
 ) -> None:
-    """Answer `--plan`, for so many processes."""
-    from dino_cli.plan_report import print_plan
+    """Answer `--plan`."""
+    from dino_cli.plan_view import print_plan
     from dino_core.engine.fit import plan_run
 
     event = plan_run(
         settings.train,
         dataset,
-        out=out or output.free_path("train"),
+        out=asked.out or output.free_path("train"),
         model=model,
-        weights=weights,
-        model_config=model_overrides(settings, model, weights, backbone),
-        processes=devices,
+        weights=asked.weights,
+        model_config=model_overrides(settings, model, asked.weights, asked.backbone),
+        processes=asked.devices,
     )
-    print_plan(event, dataset, findings, as_json)
+    print_plan(event, dataset, findings, asked.as_json)
 
 
 def _train(
-    dataset: DatasetIndex,
-    settings: Settings,
-    model: str,
-    weights: str | None,
-    backbone: str | None,
-    resume: Path | None,
-    out: Path | None,
+    asked: _Asked, settings: Settings, model: str, dataset: DatasetIndex, resume: Path | None
 ) -> None:
-    from dino_cli.train_view import train_view
-    from dino_core.engine.events import CheckpointSaved, StepDone
     from dino_core.engine.fit import fit
     from dino_core.engine.run_folder import RunFolder
 
-    model_config = None if resume else model_overrides(settings, model, weights, backbone)
-    with _folder(resume or out, settings.train.device) as folder:
-        run = cast(
-            "Generator[Event, None, None]",  # so that closing it saves the state
-            fit(
-                settings.train,
-                dataset,
-                out=folder.path,
-                model=model,
-                weights=weights,
-                model_config=model_config,
-                resume=resume is not None,
-            ),
+    overrides = None
+    if resume is None:
+        overrides = model_overrides(settings, model, asked.weights, asked.backbone)
+    with _folder(resume or asked.out, settings.train.device) as folder:
+        run = fit(
+            settings.train,
+            dataset,
+            out=folder.path,
+            model=model,
+            weights=asked.weights,
+            model_config=overrides,
+            resume=resume is not None,
         )
         try:
-            with (
-                _ended_as_by_interrupt(),
-                train_view() as view,
-                contextlib.closing(run) as events,
-            ):
-                for event in events:
-                    if isinstance(event, (StepDone, CheckpointSaved)):
-                        folder.keep()
-                    view.show(event)
+            _show(run, folder)
         except KeyboardInterrupt:
             if not RunFolder(folder.path).state.is_file():
                 raise
             folder.keep()
-            render.note(f"interrupted; go on with: dino train --resume {folder.path}")
+            render.note(f"interrupted; resume with: dino train --resume {folder.path}")
             raise typer.Exit(errors.INTERRUPTED) from None
+
+
+def _show(run: Iterator[Event], folder: output.OutputFolder) -> None:
+    """Train, and show each event; closing the generator saves the state."""
+    from dino_cli.train_view import train_view
+    from dino_core.engine.events import CheckpointSaved, StepDone
+
+    generator = cast("Generator[Event, None, None]", run)
+    with _interrupted_by_signals(), train_view() as view, contextlib.closing(generator) as events:
+        for event in events:
+            if isinstance(event, (StepDone, CheckpointSaved)):
+                folder.keep()
+            view.show(event)
 
 
 @contextlib.contextmanager
 def _folder(out: Path | None, device: str) -> Iterator[output.OutputFolder]:
-    """The run's folder, which process 0 of several chooses and makes."""
+    """The run's folder, which process 0 of several chooses and creates."""
     with contextlib.ExitStack() as stack:
         made: list[output.OutputFolder] = []
 
@@ -323,10 +301,10 @@ def _folder(out: Path | None, device: str) -> Iterator[output.OutputFolder]:
 
 
 @contextlib.contextmanager
-def _ended_as_by_interrupt() -> Iterator[None]:
-    """SIGTERM (schedulers, torchrun) and SIGHUP (the terminal is gone) end a run as Ctrl-C does.
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM (schedulers, torchrun) and SIGHUP (a closed terminal) end a run as Ctrl-C does.
 
-    One that is ignored stays so: `nohup` wants no SIGHUP, a script's `&` no SIGINT.
+    A signal that is ignored stays ignored, as `nohup` wants for SIGHUP.
     """
     previous = {}
     for name in ("SIGTERM", "SIGHUP"):

@@ -1,4 +1,4 @@
-"""What `dino train --plan` answers: the plan for people, or as JSON."""
+"""What `dino train --plan` prints: the plan for people, or as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dino_cli.commands.check import show_findings
+from dino_cli.findings_view import show_findings
 from dino_cli.train_view import data_lines, plan_lines
 from dino_core.config import to_dict
 
