@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dino_core.data.faults import FaultLog
 from dino_core.data.formats.images import IMAGE_SUFFIXES, upright_size
-from dino_core.data.formats.yolo_files import label_path
+from dino_core.data.formats.yolo_labels import label_path
 from dino_core.data.records import DatasetIndex
 
 _RARE_BOXES = 10  # fewer than that of a class are too few to learn it
