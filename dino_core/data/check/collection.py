@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dino_core.data.faults import FaultLog
 from dino_core.data.formats.images import IMAGE_SUFFIXES, upright_size
-from dino_core.data.formats.yolo_files import label_path
+from dino_core.data.formats.yolo_labels import label_path
 from dino_core.data.records import DatasetIndex
 
 _RARE_BOXES = 10  # fewer than that of a class are too few to learn it
@@ -62,12 +62,13 @@ def _check_files(dataset: DatasetIndex, log: FaultLog) -> None:
 
 
 def _check_unlisted(dataset: DatasetIndex, log: FaultLog) -> None:
-    """Images that lie beside those of the data set; files that cannot be read are not counted."""
+    """Images that lie beside those of the data set; those that faults name are not counted."""
     listed = {record.path for records in dataset.splits.values() for record in records}
+    known = listed.union(*(fault.paths for fault in dataset.faults))
     for folder in sorted({path.parent for path in listed}):
         for path in sorted(folder.iterdir()):
             is_image = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-            if is_image and path not in listed and upright_size(path) is not None:
+            if is_image and path not in known and upright_size(path) is not None:
                 log.add("image-not-listed", str(path), (path,))
 
 

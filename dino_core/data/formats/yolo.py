@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import yaml
@@ -19,7 +20,8 @@ from dino_core.data.formats.images import (
 )
 from dino_core.data.formats.losses import lost_areas, lost_crowds, lost_flags
 from dino_core.data.formats.record import LabeledBox, make_record
-from dino_core.data.formats.yolo_files import YoloFiles, label_path
+from dino_core.data.formats.yolo_files import YoloFiles
+from dino_core.data.formats.yolo_labels import label_path
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -27,33 +29,39 @@ from dino_core.files import write_text
 
 _FIELDS = "class cx cy w h"
 _LARGEST_FRACTION = 2.0  # a larger coordinate was meant as pixels
+_LARGEST_CLASS = 99_999  # bounds the table of classes that no file names
 _DIGITS = 9  # after the point, in written fractions: 1e-5 px of a 10,000 px image
 
 
 def read_yolo(files: YoloFiles) -> DatasetIndex:
-    """Read a YOLO data set: a folder, with data.yaml or without, or a data.yaml file.
+    """Read a YOLO data set.
 
-    An image without a label file has no boxes. Outlines (polygons) become their boxes. Boxes
-    outside their images are clipped, boxes without area and unreadable images are left out; the
-    index's warnings tell. Images are numbered from 1 in the order of their names.
+    An image without a label file has no boxes. Outlines (polygons) and poses become their boxes.
+    Boxes outside their images are clipped; lines, label files, images and splits that cannot be
+    used are left out and recorded in the faults. Images are numbered from 1 in the order of their
+    names or of their list.
 
     Raises:
-        DataError: a file is missing or malformed, naming the line.
+        DataError: no split has images, no image has a label file, or two classes have one name.
     """
-    for split, images in files.images.items():
-        if not images:
-            raise DataError(f"{files.source}: the {split} split has no images")
+    if not files.images:
+        raise files.missing[0]
     log = FaultLog()
-    for missing in files.missing:
-        log.add("missing-split", missing)
-    count = None if files.names is None else len(files.names)
-    labels = {
-        split: [_read_labels(label_path(image), count, files, log) for image in images]
+    for error in files.missing:
+        log.add_error("missing-split", error)
+    label_files = {image: label_path(image) for split in files.images.values() for image in split}
+    labeled = {
+        split: _read_labels(images, label_files, files, log)
         for split, images in files.images.items()
     }
-    classes = _classes_of(files, labels, log)
-    splits = {split: _read_split(split, files, labels[split], log) for split in files.images}
-    _note_stray_labels(files, log)
+    _log_unlabeled(labeled, files, log)
+    classes = _classes_of(labeled, files, log)
+    splits = {split: _read_images(images, log) for split, images in labeled.items()}
+    for split in [split for split, records in splits.items() if not records]:
+        del splits[split]
+        count = len(files.images[split])
+        log.add("missing-split", f"{files.source}: none of the {count} images of {split} is usable")
+    _log_stray_labels(label_files.values(), log)
     return DatasetIndex(files.root, "yolo", classes, splits, log.faults())
 
 
@@ -64,49 +72,99 @@ def names_classes(files: YoloFiles) -> bool:
 
 @dataclass(frozen=True)
 class _Label:
-    """One line: class index and corners as fractions of the image."""
+    """One line of a label file.
+
+    Attributes:
+        place: File and line.
+        class_index: From 0.
+        corners: x1, y1, x2, y2 as fractions of the image's width and height.
+        shape: What the line holds; outlines and poses are reduced to their box.
+    """
 
     place: str
     class_index: int
     corners: tuple[float, float, float, float]
+    shape: Literal["box", "outline", "pose"]
+
+
+@dataclass(frozen=True)
+class _LabeledImage:
+    """An image, and the lines of its label file that could be read; None where it has no file."""
+
+    image_id: int
+    path: Path
+    label_file: Path
+    labels: Sequence[_Label] | None
 
 
 def _read_labels(
-    file: Path, classes: int | None, files: YoloFiles, log: FaultLog
-) -> list[_Label] | None:
-    """The lines of a label file; None where there is no file."""
+    images: Sequence[Path], label_files: Mapping[Path, Path], files: YoloFiles, log: FaultLog
+) -> list[_LabeledImage]:
+    """The labels of one split.
+
+    An image whose label file cannot be read is left out: as an image without boxes it would teach
+    that nothing is on it.
+    """
+    read = []
+    for image_id, image in enumerate(images, start=1):
+        file = label_files[image]
+        try:
+            text = _text_of(file)
+        except DataError as error:
+            log.add_error("malformed-file", error, (image,))
+            continue
+        labels = None if text is None else _labels_in(text, file, image, files, log)
+        read.append(_LabeledImage(image_id, image, file, labels))
+    return read
+
+
+def _text_of(file: Path) -> str | None:
+    """The content of a label file; None where there is no file."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text ({error})") from error
+        raise DataError(
+            f"{file}: cannot be read as text ({error}), its image is left out"
+        ) from error
+    if "\0" in text:  # zeros where a copy was cut short, or text in UTF-16
+        raise DataError(f"{file}: holds zero bytes and is no text, its image is left out")
+    return text
+
+
+def _labels_in(text: str, file: Path, image: Path, files: YoloFiles, log: FaultLog) -> list[_Label]:
+    """The labels of one file; each line that cannot be used becomes a fault."""
     labels = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        label = _read_line(line.split(), f"{file} line {number}", files.keypoints, log)
-        if classes is not None and label.class_index >= classes:
-            raise DataError(
-                f"{label.place}: class {label.class_index}, but {files.source} names {classes} "
-                f"{'class (0)' if classes == 1 else f'classes (0 to {classes - 1})'}",
-                "classes count from 0",
-            )
+        place = f"{file} line {number}"
+        try:
+            label = _parse_line(line.split(), place, files.keypoints)
+        except DataError as error:
+            log.add_error("malformed-label", error, (image,))
+            continue
+        if files.names is not None and label.class_index >= len(files.names):
+            known = _known_classes(len(files.names))
+            found = f"class {label.class_index}, but {files.source} names {known}"
+            log.add("unknown-class", f"{place}: {found}", (image,))
+            continue
+        if label.shape != "box":
+            log.add(f"{label.shape}-label", place, (image,))
         labels.append(label)
     return labels
 
 
-def _read_line(words: Sequence[str], place: str, keypoints: int, log: FaultLog) -> _Label:
-    numbers = []
-    for word in words:
-        try:
-            numbers.append(float(word))
-        except ValueError:
-            raise DataError(
-                f"{place}: '{word:.40}' is not a number, a YOLO box is {_FIELDS}"
-            ) from None
-    if keypoints and len(numbers) == 5 + keypoints:
-        log.add("pose-label", place)
+def _known_classes(count: int) -> str:
+    return "1 class (0)" if count == 1 else f"{count} classes (0 to {count - 1})"
+
+
+def _parse_line(words: Sequence[str], place: str, keypoints: int) -> _Label:
+    """One label from the words of its line; DataError where it is malformed."""
+    numbers = [_number(word, place) for word in words]
+    is_pose = keypoints > 0 and len(numbers) == 5 + keypoints
+    if is_pose:
         numbers = numbers[:5]
     is_outline = len(numbers) >= 7 and len(numbers) % 2 == 1
     if len(numbers) != 5 and not is_outline:
@@ -115,75 +173,100 @@ def _read_line(words: Sequence[str], place: str, keypoints: int, log: FaultLog) 
     if not all(map(math.isfinite, numbers)):
         raise DataError(f"{place}: '{' '.join(words):.80}' has a number that is not finite")
     class_index = numbers[0]
-    if class_index < 0 or not class_index.is_integer():
-        raise DataError(f"{place}: class is {words[0]}, expected an integer from 0")
+    if not class_index.is_integer() or not 0 <= class_index <= _LARGEST_CLASS:
+        expected = f"expected an integer from 0 to {_LARGEST_CLASS:,}"
+        raise DataError(f"{place}: class is {words[0]:.40}, {expected}")
     if max(map(abs, numbers[1:])) > _LARGEST_FRACTION:
         raise DataError(
             f"{place}: '{' '.join(words[1:]):.80}' is not in 0 to 1",
             "YOLO coordinates are fractions of the image's width and height, not pixels",
         )
     if is_outline:
-        log.add("outline-label", place)
         xs, ys = numbers[1::2], numbers[2::2]
-        corners = (min(xs), min(ys), max(xs), max(ys))
-    else:
-        cx, cy, w, h = numbers[1:]
-        corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    return _Label(place, int(class_index), corners)
+        return _Label(place, int(class_index), (min(xs), min(ys), max(xs), max(ys)), "outline")
+    cx, cy, w, h = numbers[1:]
+    corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+    return _Label(place, int(class_index), corners, "pose" if is_pose else "box")
+
+
+def _number(word: str, place: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        expected = f"a YOLO box is {_FIELDS}"
+        raise DataError(f"{place}: '{word:.40}' is not a number, {expected}") from None
+
+
+def _log_unlabeled(
+    labeled: Mapping[str, Sequence[_LabeledImage]], files: YoloFiles, log: FaultLog
+) -> None:
+    """Record the images of each split in which no image at all has a label file.
+
+    A test split may well be without labels. Where only some images have no label file, a check of
+    the data reports them.
+
+    Raises:
+        DataError: no image of any split has a label file, so the place must be wrong.
+    """
+    everything = [image for images in labeled.values() for image in images]
+    unlabeled = [
+        images
+        for split, images in labeled.items()
+        if split != "test" and images and all(image.labels is None for image in images)
+    ]
+    if unlabeled and all(i.labels is None for i in everything) and not log.has("malformed-file"):
+        raise DataError(
+            f"{files.source}: none of the {len(everything)} images has a label file",
+            f"looked for {unlabeled[0][0].label_file} and the like",
+        )
+    for image in (image for images in unlabeled for image in images):
+        log.add("missing-label", f"{image.path}: no {image.label_file}", (image.path,))
 
 
 def _classes_of(
-    files: YoloFiles, labels: dict[str, list[list[_Label] | None]], log: FaultLog
+    labeled: Mapping[str, Sequence[_LabeledImage]], files: YoloFiles, log: FaultLog
 ) -> ClassMap:
+    """The named classes, or else as many as the labels use, which may be none."""
     names = files.names
     if names is None:
-        used = [label.class_index for split in labels.values() for lines in split if lines
-                for label in lines]  # fmt: skip
+        images = [image for split in labeled.values() for image in split]
+        used = [label.class_index for image in images for label in image.labels or ()]
         names = tuple(f"class_{i}" for i in range(max(used, default=-1) + 1))
-        log.add(
-            "classes-unnamed",
-            f"{files.source}: they are called class_0, class_1 and so on; a data.yaml with names, "
-            "or classes.txt, would name them",
-        )
-    if not names:
-        raise DataError(f"{files.source}: there are no classes", "name them in data.yaml")
+        if names:
+            log.add(
+                "classes-unnamed",
+                f"{files.source}: they are called class_0, class_1 and so on; a data.yaml with "
+                "names, or classes.txt, would name them",
+            )
     try:
         return ClassMap.from_names(names)
     except DataError as error:
         raise DataError(f"{files.source}: {error.message}", error.hint) from error
 
 
-def _read_split(
-    split: str, files: YoloFiles, labels: list[list[_Label] | None], log: FaultLog
-) -> tuple[ImageRecord, ...]:
-    images = files.images[split]
-    if all(lines is None for lines in labels) and split != "test":
-        raise DataError(
-            f"{files.source}: none of the {len(images)} images of {split} has a label file",
-            f"looked for {label_path(images[0])} and the like",
-        )
+def _read_images(images: Iterable[_LabeledImage], log: FaultLog) -> tuple[ImageRecord, ...]:
+    """The records of one split, without the images that are missing or unreadable."""
     records = []
-    for image_id, (image, lines) in enumerate(zip(images, labels, strict=True), start=1):
-        size = upright_size(image) if image.is_file() else None
-        if size is None:
-            _note_unusable(image, log)
-            continue
-        boxes = [LabeledBox(line.place, line.corners, line.class_index) for line in lines or []]
-        records.append(make_record(image_id, image, size, boxes, log, size))
-    if not records:
-        raise DataError(f"{files.source}: no image of {split} can be read, e.g. {images[0]}")
+    for image in images:
+        size = upright_size(image.path) if image.path.is_file() else None
+        if size is not None:
+            boxes = [
+                LabeledBox(label.place, label.corners, label.class_index)
+                for label in image.labels or ()
+            ]
+            records.append(make_record(image.image_id, image.path, size, boxes, log, size))
+        elif image.path.is_file():
+            log.add(
+                "unreadable-image", f"{image.path}: cannot be opened as an image", (image.path,)
+            )
+        else:
+            log.add("missing-image", f"{image.path}: no such file", (image.path,))
     return tuple(records)
 
 
-def _note_unusable(image: Path, log: FaultLog) -> None:
-    if image.is_file():
-        log.add("unreadable-image", f"{image}: left out by the reader", (image,))
-    else:
-        log.add("missing-image", str(image))
-
-
-def _note_stray_labels(files: YoloFiles, log: FaultLog) -> None:
-    expected = {label_path(image) for images in files.images.values() for image in images}
+def _log_stray_labels(label_files: Iterable[Path], log: FaultLog) -> None:
+    """Record the label files beside the expected ones that belong to no image."""
+    expected = set(label_files)
     for folder in sorted({path.parent for path in expected}):
         for file in sorted(folder.glob("*.txt")):
             if "labels" in file.parts and file not in expected and file.name != "classes.txt":
@@ -193,10 +276,13 @@ def _note_stray_labels(files: YoloFiles, log: FaultLog) -> None:
 def write_yolo(index: DatasetIndex, out_dir: Path) -> list[str]:
     """Write data.yaml, images/SPLIT/ and labels/SPLIT/ below `out_dir`.
 
-    Returns: what could not be kept, one sentence each.
-    Raises: DataError if the folder cannot be written.
+    Returns:
+        What the format could not hold, one sentence each.
+
+    Raises:
+        DataError: the folder cannot be written.
     """
-    lost = [*index.unread, *_not_kept(index)]
+    lost = [*index.unread, *_losses(index)]
     try:
         for split, records in index.splits.items():
             names = unique_names(records)
@@ -223,17 +309,17 @@ def _label_text(record: ImageRecord) -> str:
     boxes = record.boxes_xyxy_px[keep].astype(np.float64)
     boxes = boxes / [record.width, record.height, record.width, record.height]
     boxes = boxes.clip(0.0, 1.0)
-    centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     return "".join(
         f"{class_index} {' '.join(f'{v:.{_DIGITS}f}' for v in row)}\n"
         for class_index, row in zip(
-            record.class_indices[keep], np.hstack([centre, size]).tolist(), strict=True
+            record.class_indices[keep], np.hstack([center, size]).tolist(), strict=True
         )
     )
 
 
-def _not_kept(index: DatasetIndex) -> list[str]:
-    """What YOLO text has no place for."""
+def _losses(index: DatasetIndex) -> list[str]:
+    """What YOLO labels cannot hold, one sentence each."""
     lost = lost_crowds(index, "YOLO")
     if index.classes.source_ids != tuple(range(len(index.classes))):
         ids = ", ".join(map(str, index.classes.source_ids[:10]))

@@ -1,4 +1,4 @@
-"""Every form to every other and back: the same boxes, by property tests and by a real set."""
+"""Every format to every other and back: the same boxes, by property tests and real data."""
 
 from __future__ import annotations
 
@@ -6,31 +6,25 @@ import contextlib
 import io
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import record_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dino_core.data.formats.coco import write_coco
-from dino_core.data.formats.csv_table import write_csv
-from dino_core.data.formats.repairs import Repairs, make_record
-from dino_core.data.formats.voc import write_voc
-from dino_core.data.formats.yolo import write_yolo
-from dino_core.data.load import FORMS, load_dataset
+from dino_core.data.formats.table import FORMATS
+from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
+from dino_core.data.save import save_dataset
 from dino_core.detections import ClassMap
 
 BCCD = Path(__file__).parents[3] / "../shared/data/bccd"
-WRITERS: dict[str, Callable[[DatasetIndex, Path], list[str]]] = {
-    "coco": write_coco, "yolo": write_yolo, "voc": write_voc, "csv": write_csv,
-}  # fmt: skip
-# VOC and CSV write each float32 in full; COCO rounds corner and side to 5 digits, YOLO centre and
+# VOC and CSV write each float32 in full; COCO rounds corner and side to 5 digits, YOLO center and
 # side to 9 digits of an image of up to 300 px, and both add them up in float32 (3e-5 at 300).
 TOLERANCE_PX = {"voc": 0.0, "csv": 0.0, "coco": 6e-5, "yolo": 6e-5}
 
@@ -43,31 +37,28 @@ names = (
 
 @st.composite
 def indices(draw: st.DrawFn) -> tuple[DatasetIndex, tuple[int, int]]:
-    """A data set of one image in two splits, with boxes of every class; the image is to come."""
+    """A data set of one image with boxes of every class, not yet written, and its size."""
     width, height = draw(st.integers(4, 300)), draw(st.integers(4, 300))
     labels = draw(st.lists(names, min_size=1, max_size=6))
     boxes = []
     for _ in labels:
         x1 = draw(st.floats(0, width - 1, width=32))
         y1 = draw(st.floats(0, height - 1, width=32))
-        # at least one box must leave the first pixel, or a CSV table looks like fractions
+        # At least one box must leave the first pixel, or a CSV table looks like fractions.
         x2 = draw(st.floats(x1 + 0.5, width)) if boxes else width
         boxes.append([x1, y1, x2, draw(st.floats(y1 + 0.5, height))])
     classes = ClassMap.from_names(sorted(set(labels)))
     flags = draw(st.lists(st.sets(st.sampled_from(["difficult", "truncated", "occluded"])),
                           min_size=len(labels), max_size=len(labels)))  # fmt: skip
-    record = make_record(
-        1, Path("image.png"), (width, height), boxes,
-        [classes.names.index(label) for label in labels], [""] * len(labels), Repairs(),
-        flags=flags,
-    )  # fmt: skip
+    class_indices = [classes.names.index(label) for label in labels]
+    record = record_of(Path("image.png"), (width, height), boxes, class_indices, flags=flags)
     return DatasetIndex(Path("."), "coco", classes, {"train": (record,)}), (width, height)
 
 
 def hair_outside() -> tuple[DatasetIndex, tuple[int, int]]:
     """A box that YOLO's rounding moves 4e-9 px out of its image; found by these tests."""
     boxes, size = [[0, 0, 4, 1], [0, 0, 1, 1.498046875]], (4, 4)
-    record = make_record(1, Path("image.png"), size, boxes, [0, 0], ["", ""], Repairs())
+    record = record_of(Path("image.png"), size, boxes, [0, 0])
     return DatasetIndex(Path("."), "coco", ClassMap.from_names(["a"]), {"train": (record,)}), size
 
 
@@ -81,12 +72,12 @@ def placed(index: DatasetIndex, folder: Path, size: tuple[int, int]) -> DatasetI
 
 
 def assert_same(before: DatasetIndex, after: DatasetIndex, tolerance_px: float) -> None:
-    assert after.classes == before.classes and after.warnings == ()
+    assert after.classes == before.classes and after.faults == ()
     for split, records in before.splits.items():
         for old, new in zip(records, after.splits[split], strict=True):
             assert (new.image_id, new.width, new.height) == (old.image_id, old.width, old.height)
             assert new.class_indices.tolist() == old.class_indices.tolist()
-            # one step of float32 from reading decimals, besides
+            # Reading decimals may add one unit in the last place of float32.
             np.testing.assert_allclose(
                 new.boxes_xyxy_px, old.boxes_xyxy_px, rtol=1.2e-7, atol=tolerance_px + 1e-12
             )
@@ -94,17 +85,17 @@ def assert_same(before: DatasetIndex, after: DatasetIndex, tolerance_px: float) 
 
 @settings(max_examples=48, deadline=None)
 @example(drawn=hair_outside(), pair=("yolo", "voc"))
-@given(drawn=indices(), pair=st.sampled_from(list(product(WRITERS, WRITERS))))
-def test_from_any_form_to_any_other_and_back(
+@given(drawn=indices(), pair=st.sampled_from(list(product(FORMATS, FORMATS))))
+def test_from_any_format_to_any_other_and_back(
     drawn: tuple[DatasetIndex, tuple[int, int]], pair: tuple[str, str]
 ) -> None:
-    form, other = pair
+    first, other = pair
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         index = placed(drawn[0], root / "in", drawn[1])
         steps = []
-        for i, target in enumerate((form, other, form)):
-            lost = WRITERS[target](index, root / f"{i}")
+        for i, target in enumerate((first, other, first)):
+            lost = save_dataset(index, root / f"{i}", target)
             assert all(sentence.split("'")[0].endswith("marks ") for sentence in lost)
             after = load_dataset(root / f"{i}", val_split=0)
             assert after.format == target
@@ -116,7 +107,7 @@ def test_from_any_form_to_any_other_and_back(
                 }
             index = after
             steps.append(after)
-        assert_same(steps[0], steps[2], TOLERANCE_PX[form] + TOLERANCE_PX[other])
+        assert_same(steps[0], steps[2], TOLERANCE_PX[first] + TOLERANCE_PX[other])
 
 
 def decimal(hundredths: int) -> str:
@@ -131,7 +122,7 @@ spans = st.tuples(st.integers(100, 49000), st.integers(0, 1000)).map(lambda s: (
 def test_text_of_voc_and_csv_comes_back(
     rows: list[tuple[str, tuple[int, int], tuple[int, int]]],
 ) -> None:
-    """Corners of two decimals below 500 px: float32 tells six digits apart."""
+    """Corners of two decimals below 500 px, since float32 distinguishes six digits."""
     objects = [(name, *map(decimal, (x1, y1, x2, y2))) for name, (x1, x2), (y1, y2) in rows]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -146,10 +137,11 @@ def test_text_of_voc_and_csv_comes_back(
                 ElementTree.SubElement(box, tag).text = value
         ElementTree.ElementTree(annotation).write(root / "in/a.xml", encoding="utf-8")
         index = load_dataset(root / "in", val_split=0)
-        assert index.warnings == () and write_voc(index, root / "voc") == []
+        assert index.faults == () and save_dataset(index, root / "voc", "voc") == []
         assert voc_objects(root / "voc/Annotations/a.xml") == objects
-        assert write_csv(index, root / "csv") == []
-        assert write_csv(load_dataset(root / "csv", val_split=0), root / "again") == []
+        assert save_dataset(index, root / "csv", "csv") == []
+        again = load_dataset(root / "csv", val_split=0)
+        assert save_dataset(again, root / "again", "csv") == []
         tables = [(root / f / "annotations.csv").read_bytes() for f in ("csv", "again")]
         assert tables[0] == tables[1]
 
@@ -163,8 +155,8 @@ def voc_objects(file: Path) -> list[tuple[str, ...]]:
     ]
 
 
-def test_every_form_has_a_writer() -> None:
-    assert WRITERS.keys() == FORMS.keys()
+def test_every_format_has_a_tolerance() -> None:
+    assert TOLERANCE_PX.keys() == FORMATS.keys()
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="the shared data set is not here")
@@ -172,10 +164,10 @@ def test_real_set_through_coco_and_csv(tmp_path: Path) -> None:
     from pycocotools.coco import COCO
 
     index = load_dataset(BCCD)
-    lost = write_coco(index, tmp_path / "coco")
+    lost = save_dataset(index, tmp_path / "coco", "coco")
     assert lost == ["1131 marks 'truncated' are lost: COCO has no place for them"]
-    write_csv(load_dataset(tmp_path / "coco"), tmp_path / "csv")
-    write_voc(load_dataset(tmp_path / "csv"), tmp_path / "voc")
+    save_dataset(load_dataset(tmp_path / "coco"), tmp_path / "csv", "csv")
+    save_dataset(load_dataset(tmp_path / "csv"), tmp_path / "voc", "voc")
     boxes = 0
     for split in ("train", "val", "test"):
         with contextlib.redirect_stdout(io.StringIO()):

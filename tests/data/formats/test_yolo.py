@@ -1,4 +1,4 @@
-"""YOLO folders: hand-worked files, every kind of mistake, and a lossless way to COCO and back."""
+"""YOLO data sets: hand-worked files, every kind of mistake, and lossless conversion to COCO."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import YOLO_YAML, image_file, text_file, yolo_set
+from datasets import YOLO_YAML, image_file, record_of, text_file, yolo_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dino_core.data.check.run import quick_findings
+from dino_core.data.faults import Fault
 from dino_core.data.formats.coco import write_coco
-from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.formats.yolo import write_yolo
-from dino_core.data.load import read_dataset
+from dino_core.data.load import load_dataset, read_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.data.save import save_dataset
 from dino_core.detections import ClassMap
@@ -47,7 +48,7 @@ def test_hand_worked_set(tmp_path: Path) -> None:
         ("nc: 2", ("class_0", "class_1")),
     ],
 )
-def test_forms_of_class_names(tmp_path: Path, names: str, expected: tuple[str, ...]) -> None:
+def test_spellings_of_class_names(tmp_path: Path, names: str, expected: tuple[str, ...]) -> None:
     yolo_set(tmp_path, yaml=f"train: images/train\nval: images/val\n{names}\n")
     assert read_dataset(tmp_path, "yolo").classes.names == expected
 
@@ -119,25 +120,85 @@ def test_wrong_shape_of_poses_is_named(tmp_path: Path) -> None:
         read_dataset(tmp_path, "yolo")
 
 
+def the_faults(index: DatasetIndex, kind: str) -> list[Fault]:
+    return [fault for fault in index.faults if fault.kind == kind]
+
+
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("kind", "line", "found"),
     [
-        ("0 0.5 0.5 0.5", r"a\.txt line 2: 4 numbers, a YOLO box has 5 \(class cx cy w h\)"),
-        ("0 0.5 0.5 0.5 0.5 0.9", r"line 2: 6 numbers, a YOLO box has 5"),
-        ("0", r"line 2: 1 number, a YOLO box has 5"),
-        ("cat 0.5 0.5 0.5 0.5", r"line 2: 'cat' is not a number"),
-        ("0 0.5 0.5 nan 0.5", "not finite"),
-        ("0.5 0.5 0.5 0.5 0.5", r"class is 0\.5, expected an integer"),
-        ("-1 0.5 0.5 0.5 0.5", "class is -1, expected an integer from 0"),
-        ("2 0.5 0.5 0.5 0.5", r"class 2, but .*data\.yaml names 2 classes \(0 to 1\)"),
-        ("0 120 90 30 40", "fractions of the image's width and height, not pixels"),
+        ("malformed-label", "0 0.5 0.5 0.5", "4 numbers, a YOLO box has 5 (class cx cy w h)"),
+        ("malformed-label", "0 0.5 0.5 0.5 0.5 0.9", "6 numbers, a YOLO box has 5"),
+        ("malformed-label", "0", "1 number, a YOLO box has 5"),
+        ("malformed-label", "cat 0.5 0.5 0.5 0.5", "'cat' is not a number"),
+        ("malformed-label", "0 0,5 0,5 0,5 0,5", "'0,5' is not a number"),
+        ("malformed-label", "0 0.5 0.5 nan 0.5", "a number that is not finite"),
+        ("malformed-label", "inf 0.5 0.5 0.5 0.5", "a number that is not finite"),
+        ("malformed-label", "0.5 0.5 0.5 0.5 0.5", "class is 0.5, expected an integer"),
+        ("malformed-label", "-1 0.5 0.5 0.5 0.5", "class is -1, expected an integer from 0"),
+        ("malformed-label", "1e18 0.5 0.5 0.5 0.5", "class is 1e18, expected an integer from 0"),
+        ("malformed-label", "0 120 90 30 40", "fractions of the image's width and height, not"),
+        ("unknown-class", "2 0.5 0.5 0.5 0.5", "class 2, but {yaml} names 2 classes (0 to 1)"),
     ],
 )
-def test_wrong_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
-    yolo_set(tmp_path, f"0 0.5 0.5 0.5 0.5\n{line}\n")
-    with pytest.raises(DataError, match=message) as caught:
-        read_dataset(tmp_path, "yolo")
-    assert "labels/train/a.txt line 2" in caught.value.message
+def test_a_malformed_line_is_a_fault_and_the_others_are_read(
+    tmp_path: Path, kind: str, line: str, found: str
+) -> None:
+    yolo_set(tmp_path)
+    file = text_file(tmp_path / "labels/train/a.txt", f"0 0.5 0.5 0.5 0.5\n{line}\n1 0 0 1 1\n")
+    index = load_dataset(tmp_path)
+    (fault,) = (fault for fault in index.faults if fault.kind != "box-outside")
+    assert fault.kind == kind and fault.paths == (tmp_path / "images/train/a.jpg",)
+    assert fault.place.startswith(f"{file} line 2: ")
+    assert found.format(yaml=tmp_path / "data.yaml") in fault.place
+    assert index.splits["train"][0].class_indices.tolist() == [0, 1]
+
+
+BROKEN = {
+    "b": ("malformed-label", "0 0.5 0.5 0.5", "4 numbers"),
+    "c": ("malformed-label", "dog 0.5 0.5 0.5 0.5", "'dog' is not a number"),
+    "d": ("malformed-label", "0 0.5 0.5 nan 0.5", "not finite"),
+    "e": ("malformed-label", "1.5 0.5 0.5 0.5 0.5", "class is 1.5"),
+    "f": ("malformed-label", "0 320 240 64 48", "not pixels"),
+    "g": ("unknown-class", "7 0.5 0.5 0.5 0.5", "class 7"),
+}
+
+
+@pytest.mark.parametrize("with_yaml", [True, False])
+def test_six_kinds_of_malformed_labels_in_six_files_are_all_listed(
+    tmp_path: Path, with_yaml: bool
+) -> None:
+    yolo_set(tmp_path, yaml=YOLO_YAML if with_yaml else None)
+    text_file(tmp_path / "classes.txt", "cat\ndog\n")
+    images = []
+    for name, (_, line, _) in BROKEN.items():
+        images.append(image_file(tmp_path / f"images/train/{name}.jpg"))
+        text_file(tmp_path / f"labels/train/{name}.txt", f"\n0 0.5 0.5 0.25 0.5\n{line}\n")
+    index = load_dataset(tmp_path)
+    expected = list(zip(BROKEN.items(), images, strict=True))
+    assert len(index.faults) == 6
+    for fault, ((name, (kind, _, found)), image) in zip(index.faults, expected, strict=True):
+        assert (fault.kind, fault.paths) == (kind, (image,))
+        assert fault.place.startswith(f"{tmp_path / f'labels/train/{name}.txt'} line 3: ")
+        assert found in fault.place
+    assert [r.path.stem for r in index.splits["train"]] == list("abcdefg")
+    for record in index.splits["train"][1:]:
+        np.testing.assert_allclose(record.boxes_xyxy_px, [[15, 5, 25, 15]])
+    counts = {finding.kind: finding.count for finding in quick_findings(index)}
+    assert (counts["malformed-label"], counts["unknown-class"]) == (5, 1)
+
+
+def test_all_labels_malformed_is_an_error_only_where_they_are_used(tmp_path: Path) -> None:
+    yolo_set(tmp_path, "0 1 2\nx 0.5 0.5 0.5 0.5\n")
+    index = read_dataset(tmp_path)
+    assert len(the_faults(index, "malformed-label")) == 4
+    with pytest.raises(DataError, match=r"labels/train/a\.txt line 1: 3 numbers") as caught:
+        load_dataset(tmp_path)
+    assert "3 more faults" in caught.value.hint
+    (tmp_path / "data.yaml").unlink()
+    assert read_dataset(tmp_path).classes.names == ()  # none is named and none is used
+    with pytest.raises(DataError, match="line 1: 3 numbers"):
+        load_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +214,6 @@ def test_wrong_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
         ("train: images/train\nnames: [a, b]\nnc: many", "nc is 'many'"),
         ("train: images/train\nnames: {1: a, 2: b}", "names has the keys 1, 2, expected 0 to 1"),
         ("train: images/train\nnames: a", "expected a list of class names"),
-        ("train: images/train\nnames: []", "there are no classes"),
         ("train: images/train\nnames: [a, a]", "class names are not unique: a"),
     ],
 )
@@ -164,12 +224,83 @@ def test_wrong_yaml_is_named(tmp_path: Path, yaml: str, message: str) -> None:
     assert "data.yaml" in caught.value.message
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_a_split_that_is_not_there_is_left_out(tmp_path: Path, split: str) -> None:
-    yolo_set(tmp_path, "", f"train: images/train\n{split}: ../{split}/images\nnames: [a, b]")
-    index = read_dataset(tmp_path, "yolo")
-    assert list(index.splits) == ["train"]
-    assert f"'{split}' is ../{split}/images, which is not there: no" in index.warnings[0]
+def test_neither_names_nor_labels_leave_no_class(tmp_path: Path) -> None:
+    yolo_set(tmp_path, "", "train: images/train\nnames: []")
+    with pytest.raises(DataError, match="there are no labels, so no class is known"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("../gone/images", "is ../gone/images, which is not there (looked for"),
+        ("empty", "is empty, which has no images"),
+        ("{a: b}", "is {'a': 'b'}, expected a folder"),
+        ("data.yaml", "is data.yaml, expected a folder or a .txt list"),
+        ("binary.txt", "binary.txt: cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_split_that_is_not_there_is_left_out(
+    tmp_path: Path, split: str, place: str, found: str
+) -> None:
+    other = "val" if split == "train" else "train"
+    yolo_set(tmp_path, yaml=f"{other}: images/{other}\n{split}: {place}\nnames: [a, b]")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    index = load_dataset(tmp_path, val_split=0)
+    assert list(index.splits) == [other] and len(index.splits[other]) == 1
+    (fault,) = index.faults
+    assert fault.kind == "missing-split" and found in fault.place
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_label_files_is_listed(tmp_path: Path, split: str) -> None:
+    yolo_set(tmp_path)
+    (tmp_path / f"labels/{split}/a.txt").unlink()
+    index = load_dataset(tmp_path)
+    (fault,) = index.faults
+    image, labels = tmp_path / f"images/{split}/a.jpg", tmp_path / f"labels/{split}/a.txt"
+    assert (fault.kind, fault.paths) == ("missing-label", (image,))
+    assert fault.place == f"{image}: no {labels}"
+    findings = {finding.kind: finding.count for finding in quick_findings(index)}
+    assert findings["missing-label"] == findings["no-boxes"] == 1
+
+
+LISTS = "train: train.txt\nval: val.txt\nnames: [cat, dog]\n"
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """A data set of one image per split, each named in a list."""
+    yolo_set(tmp_path, yaml=LISTS)
+    for split in ("train", "val"):
+        text_file(tmp_path / f"{split}.txt", f"images/{split}/a.jpg\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["missing-image", "unreadable-image"])
+def test_a_split_without_usable_images_is_left_out(listed: Path, kind: str) -> None:
+    image = listed / "images/val/a.jpg"
+    image.unlink() if kind == "missing-image" else image.write_bytes(b"")
+    index = load_dataset(listed, val_split=0)
+    assert list(index.splits) == ["train"] and len(index.splits["train"]) == 1
+    broken, split = index.faults
+    assert (broken.kind, broken.paths) == (kind, (image,)) and str(image) in broken.place
+    assert split.kind == "missing-split"
+    assert split.place == f"{listed / 'data.yaml'}: none of the 1 images of val is usable"
+
+
+@pytest.mark.parametrize("kind", ["missing-image", "unreadable-image"])
+def test_no_usable_image_at_all_is_an_error(listed: Path, kind: str) -> None:
+    for split in ("train", "val"):
+        image = listed / f"images/{split}/a.jpg"
+        image.unlink() if kind == "missing-image" else image.write_bytes(b"")
+    index = read_dataset(listed)
+    assert index.splits == {} and len(the_faults(index, kind)) == 2
+    with pytest.raises(DataError, match=r"images/train/a\.jpg: ") as caught:
+        load_dataset(listed)
+    assert "1 more fault" in caught.value.hint
 
 
 @pytest.mark.parametrize("place", ["/kaggle/input/x/images/train", r"C:\Users\me\x\images\train"])
@@ -183,7 +314,7 @@ def test_paths_of_another_machine(tmp_path: Path, place: str) -> None:
 def test_no_label_file_at_all_is_an_error(tmp_path: Path) -> None:
     image_file(tmp_path / "images/train/a.jpg")
     text_file(tmp_path / "data.yaml", "train: images/train\nnames: [a]")
-    with pytest.raises(DataError, match="none of the 1 images of train has a label file") as caught:
+    with pytest.raises(DataError, match="none of the 1 images has a label file") as caught:
         read_dataset(tmp_path, "yolo")
     assert str(Path("labels/train/a.txt")) in caught.value.hint
 
@@ -197,23 +328,41 @@ def test_no_images_and_no_set(tmp_path: Path) -> None:
         read_dataset(tmp_path, "yolo")
 
 
+def test_a_bare_split_without_images_is_left_out(tmp_path: Path) -> None:
+    yolo_set(tmp_path, yaml=None)
+    (tmp_path / "images/val/a.jpg").unlink()
+    index = read_dataset(tmp_path, "yolo")
+    assert list(index.splits) == ["train"]
+    (fault,) = the_faults(index, "missing-split")
+    assert fault.place == f"{tmp_path / 'images/val'}: the val split has no images"
+
+
 def test_unreadable_images_and_stray_labels(tmp_path: Path) -> None:
     yolo_set(tmp_path)
-    text_file(tmp_path / "images/train/b.jpg", "no image")
-    text_file(tmp_path / "labels/train/c.txt", "0 0.5 0.5 0.5 0.5")
-    first, second = read_dataset(tmp_path, "yolo").warnings
-    assert "not a readable image" in first and "b.jpg" in first
-    assert "belongs to no image" in second and "c.txt" in second
-    (tmp_path / "images/train/a.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match="no image of train can be read"):
-        read_dataset(tmp_path, "yolo")
+    image = text_file(tmp_path / "images/train/b.jpg", "no image")
+    stray = text_file(tmp_path / "labels/train/c.txt", "0 0.5 0.5 0.5 0.5")
+    index = read_dataset(tmp_path, "yolo")
+    assert index.faults == (
+        Fault("unreadable-image", f"{image}: cannot be opened as an image", (image,)),
+        Fault("label-without-image", str(stray)),
+    )
+    assert [record.path.name for record in index.splits["train"]] == ["a.jpg"]
 
 
-def test_label_file_that_is_not_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe0\x00", b"\x00" * 40, "0 0.5 0.5 0.5 0.5".encode("utf-16-le")]
+)
+def test_a_label_file_that_is_not_text_leaves_out_its_image(tmp_path: Path, content: bytes) -> None:
     yolo_set(tmp_path)
-    (tmp_path / "labels/train/a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"a\.txt: cannot be read as text"):
-        read_dataset(tmp_path, "yolo")
+    image = image_file(tmp_path / "images/train/b.jpg")
+    file = tmp_path / "labels/train/b.txt"
+    file.write_bytes(content)
+    index = load_dataset(tmp_path)
+    (fault,) = index.faults
+    assert (fault.kind, fault.paths) == ("malformed-file", (image,))
+    assert fault.place.startswith(f"{file}: ")
+    assert [record.path.name for record in index.splits["train"]] == ["a.jpg"]
+    assert "image-not-listed" not in {finding.kind for finding in quick_findings(index)}
 
 
 def test_outlines_become_boxes(tmp_path: Path) -> None:
@@ -232,8 +381,8 @@ def test_boxes_outside_are_clipped(tmp_path: Path) -> None:
 
 def test_what_yolo_cannot_hold_is_listed(tmp_path: Path) -> None:
     path = image_file(tmp_path / "a.jpg")
-    record = make_record(
-        17, path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], ["", ""], Repairs(),
+    record = record_of(
+        path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], 17,
         is_crowd=[False, True], areas=[55.0, None],
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
@@ -250,8 +399,7 @@ def test_images_of_one_name_are_kept_apart(tmp_path: Path) -> None:
     paths = [image_file(tmp_path / folder / name) for folder, name in
              (("x", "a.jpg"), ("y", "a.png"), ("y", "A.jpg"))]  # fmt: skip
     records = tuple(
-        make_record(i + 1, path, (40, 20), [[i, 0, 10, 10]], [0], [""], Repairs())
-        for i, path in enumerate(paths)
+        record_of(path, (40, 20), [[i, 0, 10, 10]], [0], i + 1) for i, path in enumerate(paths)
     )
     index = DatasetIndex(tmp_path, "coco", ClassMap.from_names(["a"]), {"train": records})
     lost = save_dataset(index, tmp_path / "out", "yolo")
@@ -286,7 +434,7 @@ def test_round_trip(data: st.DataObject, class_names: list[str], size: tuple[int
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         path = image_file(root / "in/image.png", size)
-        record = make_record(1, path, size, boxes, labels, [""] * len(boxes), Repairs())
+        record = record_of(path, size, boxes, labels)
         classes = ClassMap.from_names(class_names)
         index = DatasetIndex(root, "coco", classes, {"train": (record,), "val": (record,)})
         assert write_yolo(index, root / "yolo") == []

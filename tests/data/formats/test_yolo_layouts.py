@@ -1,4 +1,4 @@
-"""Where YOLO sets keep images, labels, lists and class names: every layout that is known."""
+"""Where YOLO data sets keep images, labels, lists and class names: every known layout."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def test_a_folder_for_each_split_with_labels_beside(tmp_path: Path, names: str |
 def test_one_folder_without_class_names(tmp_path: Path) -> None:
     image_file(tmp_path / "a.jpg")
     text_file(tmp_path / "a.txt", "a caption of five words\n")
-    with pytest.raises(DataError, match="no data set recognised"):
+    with pytest.raises(DataError, match="no data set recognized"):
         load_dataset(tmp_path)
     text_file(tmp_path / "a.txt", "0 0.5 0.5 0.25 0.5\n")
     assert len(load_dataset(tmp_path, val_split=0).splits["train"]) == 1
 
 
 def test_lists_of_bare_folders(tmp_path: Path) -> None:
-    """As CVAT exports Darknet's form: its lists name a folder that is not there."""
+    """As CVAT exports the Darknet format: its lists name a folder that is not there."""
     for stem in ("a", "b", "c"):
         image_file(tmp_path / f"obj_train_data/{stem}.jpg")
         text_file(tmp_path / f"obj_train_data/{stem}.txt", "0 0.5 0.5 0.25 0.5\n")
@@ -134,9 +134,24 @@ def test_lists_of_images_and_labels_beside_them(tmp_path: Path) -> None:
     text_file(tmp_path / "data.yaml", "train: train.txt\nnames: [x]")
     index = read_dataset(tmp_path, "yolo")
     assert [len(r.class_indices) for r in index.splits["train"]] == [1, 0]
-    assert "gone.jpg" in index.warnings[0] and "missing" in index.warnings[0]
+    (fault,) = index.faults
+    gone = tmp_path / "photos/gone.jpg"
+    assert (fault.kind, fault.paths) == ("missing-image", (gone,)) and str(gone) in fault.place
 
 
 def test_several_folders_for_one_split(tmp_path: Path) -> None:
     yolo_set(tmp_path, yaml="train: [images/train, images/val]\nnames: [a, b]")
     assert len(read_dataset(tmp_path, "yolo").splits["train"]) == 2
+
+
+def test_labels_in_the_images_folder_of_a_split(tmp_path: Path) -> None:
+    """data.yaml may name the folder that holds images/ and labels/ of a split."""
+    image_file(tmp_path / "train/images/a.jpg")
+    text_file(tmp_path / "train/labels/a.txt", "0 0.5 0.5 0.5 0.5")
+    image_file(tmp_path / "train/previews/a.jpg")
+    text_file(tmp_path / "data.yaml", "train: train\nnames: [x]")
+    paths = [record.path for record in read_dataset(tmp_path, "yolo").splits["train"]]
+    assert paths == [tmp_path / "train/images/a.jpg"]
+    other = image_file(tmp_path / "train/b.jpg")
+    paths = [record.path for record in read_dataset(tmp_path, "yolo").splits["train"]]
+    assert other in paths and len(paths) == 3

@@ -1,0 +1,91 @@
+"""Where the YOLO label file of an image lies, and which folders of images have such files."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+from pathlib import Path
+
+from dino_core.data.formats.images import with_suffixes
+from dino_core.data.formats.layout import folders_in
+
+_IMAGES = re.compile(r"(JPEG)?images?|imgs?|photos?|pictures?|frames?", re.IGNORECASE)
+_LABELS, _OTHER_LABELS = ("labels",), ("annotations", "annotation", "label")
+
+
+def label_path(image: Path) -> Path:
+    """The label file of an image: images/ becomes labels/ in its path, else it lies beside it."""
+    name = f"{image.stem}.txt"
+    beside = image.with_name(name)
+    mirrored = [folder / name for folder in _mirrored(image.parent, *_LABELS, *_OTHER_LABELS)]
+    there = (file for file in (*mirrored, beside) if file.is_file())
+    return next(there, mirrored[0] if mirrored else beside)
+
+
+def image_folders_in(root: Path) -> list[Path]:
+    """The folders in `root` that are named after images, such as images/ or JPEGImages/."""
+    return [folder for folder in folders_in(root) if _IMAGES.fullmatch(folder.name)]
+
+
+def has_labels(images: Path) -> bool:
+    """Whether a folder of images has a folder of YOLO labels.
+
+    A folder named labels/ may be empty, while one by another name must hold a YOLO label, since
+    other formats use these names too.
+    """
+    return any(map(_may_hold_labels, _mirrored(images, *_LABELS))) or any(
+        any(map(_starts_as_label, folder.rglob("*.txt")))
+        for folder in _mirrored(images, *_OTHER_LABELS)
+    )
+
+
+def labels_lie_beside(folder: Path) -> bool:
+    """Whether an image has a text file of its name beside it whose first line is a YOLO label."""
+    return any(
+        _starts_as_label(file)
+        and any(file.with_name(name).is_file() for name in with_suffixes(file.stem))
+        for file in folder.rglob("*.txt")
+    )
+
+
+@cache
+def _mirrored(images: Path, *words: str) -> list[Path]:
+    """The folders of labels that a folder of images may have, e.g. labels/ for images/."""
+    parts = list(images.parts)
+    last = len(parts) - 1
+    i = next((i for i in range(last, -1, -1) if _IMAGES.fullmatch(parts[i])), last)
+    match = _IMAGES.search(parts[i]) if parts else None  # train_images too
+    if match is None:
+        return []
+    names = []
+    for word in words:
+        cases = (word.capitalize(), word) if match[0][0].isupper() else (word, word.capitalize())
+        names += [parts[i][: match.start()] + case + parts[i][match.end() :] for case in cases]
+    return [Path(*parts[:i], name, *parts[i + 1 :]) for name in names]
+
+
+def _may_hold_labels(folder: Path) -> bool:
+    """Whether a folder of labels exists, if only its parent, and is not all of another format."""
+    if not folder.is_dir() and folder.parent.name.lower() in _LABELS:
+        folder = folder.parent
+    if not folder.is_dir():
+        return False
+    of_others = False
+    for path in folder.rglob("*"):
+        if path.suffix.lower() == ".txt":
+            return True
+        of_others = of_others or path.suffix.lower() in {".xml", ".json", ".csv"}
+    return not of_others
+
+
+def _starts_as_label(file: Path) -> bool:
+    try:
+        with file.open(encoding="utf-8-sig") as stream:
+            words = stream.readline(1000).split()
+    except (OSError, UnicodeDecodeError):
+        return False
+    try:
+        return len(words) >= 5 and words[0].isdigit() and all(map(math.isfinite, map(float, words)))
+    except ValueError:
+        return False
