@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from datasets import image_file, text_file
+from datasets import image_file, record_of, text_file
 
 from dino_core.data.formats.csv_table import read_csv, write_csv
-from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.load import load_dataset, read_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.data.save import save_dataset
@@ -267,10 +266,8 @@ def test_repairs_are_noted_with_their_line(tmp_path: Path) -> None:
 
 def test_written_table(tmp_path: Path) -> None:
     path = image_file(tmp_path / "a b.jpg")
-    record = make_record(
-        1, path, (40, 20), [[0.1, 0, 10, 12.25], [0, 0, 40, 20]], [1, 0], ["", ""], Repairs()
-    )
-    empty = make_record(2, image_file(tmp_path / "c.jpg"), (40, 20), [], [], [], Repairs())
+    record = record_of(path, (40, 20), [[0.1, 0, 10, 12.25], [0, 0, 40, 20]], [1, 0])
+    empty = record_of(image_file(tmp_path / "c.jpg"), (40, 20), image_id=2)
     classes = ClassMap.from_names(['a, "b"', "dog"])
     index = DatasetIndex(tmp_path, "coco", classes, {"train": (record, empty), "val": (record,)})
     assert write_csv(index, tmp_path / "out") == []
@@ -291,8 +288,8 @@ def test_written_table(tmp_path: Path) -> None:
 
 def test_what_csv_cannot_hold_is_listed(tmp_path: Path) -> None:
     path = image_file(tmp_path / "a.jpg")
-    record = make_record(
-        17, path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], ["", ""], Repairs(),
+    record = record_of(
+        path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], 17,
         is_crowd=[False, True], areas=[55.0, None], flags=[{"difficult"}, set()],
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
@@ -312,7 +309,7 @@ def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
     text_file(tmp_path / "out", "a file where the folder should be")
     with pytest.raises(DataError, match="out: cannot be written"):
         write_csv(index, tmp_path / "out")
-    record = make_record(1, tmp_path / "in/a.jpg", (40, 20), [], [], [], Repairs())
+    record = record_of(tmp_path / "in/a.jpg", (40, 20))
     empty = DatasetIndex(tmp_path, "coco", index.classes, {"train": (record,)})
     with pytest.raises(DataError, match="there are no boxes, so CSV could not name the classes"):
         write_csv(empty, tmp_path / "new")

@@ -19,7 +19,6 @@ from PIL import Image
 
 from dino_core.data.formats.coco import write_coco
 from dino_core.data.formats.csv_table import write_csv
-from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.formats.voc import write_voc
 from dino_core.data.formats.yolo import write_yolo
 from dino_core.data.load import FORMS, load_dataset
@@ -56,18 +55,15 @@ def indices(draw: st.DrawFn) -> tuple[DatasetIndex, tuple[int, int]]:
     classes = ClassMap.from_names(sorted(set(labels)))
     flags = draw(st.lists(st.sets(st.sampled_from(["difficult", "truncated", "occluded"])),
                           min_size=len(labels), max_size=len(labels)))  # fmt: skip
-    record = make_record(
-        1, Path("image.png"), (width, height), boxes,
-        [classes.names.index(label) for label in labels], [""] * len(labels), Repairs(),
-        flags=flags,
-    )  # fmt: skip
+    indices = [classes.names.index(label) for label in labels]
+    record = record_of(Path("image.png"), (width, height), boxes, indices, flags=flags)
     return DatasetIndex(Path("."), "coco", classes, {"train": (record,)}), (width, height)
 
 
 def hair_outside() -> tuple[DatasetIndex, tuple[int, int]]:
     """A box that YOLO's rounding moves 4e-9 px out of its image; found by these tests."""
     boxes, size = [[0, 0, 4, 1], [0, 0, 1, 1.498046875]], (4, 4)
-    record = make_record(1, Path("image.png"), size, boxes, [0, 0], ["", ""], Repairs())
+    record = record_of(Path("image.png"), size, boxes, [0, 0])
     return DatasetIndex(Path("."), "coco", ClassMap.from_names(["a"]), {"train": (record,)}), size
 
 

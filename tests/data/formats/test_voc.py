@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import image_file, text_file
+from datasets import image_file, record_of, text_file
 
-from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.formats.voc import read_voc, write_voc
 from dino_core.data.load import load_dataset, read_dataset
 from dino_core.data.records import DatasetIndex
@@ -298,8 +297,8 @@ def test_written_files(tmp_path: Path) -> None:
 
 def test_what_voc_cannot_hold_is_listed(tmp_path: Path) -> None:
     path = image_file(tmp_path / "a.jpg")
-    record = make_record(
-        17, path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], ["", ""], Repairs(),
+    record = record_of(
+        path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], 17,
         is_crowd=[False, True], areas=[55.0, None],
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
@@ -317,7 +316,7 @@ def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
     text_file(tmp_path / "out", "a file where the folder should be")
     with pytest.raises(DataError, match="out: cannot be written"):
         write_voc(index, tmp_path / "out")
-    record = make_record(1, tmp_path / "in/JPEGImages/a.jpg", (40, 20), [], [], [], Repairs())
+    record = record_of(tmp_path / "in/JPEGImages/a.jpg", (40, 20))
     empty = DatasetIndex(tmp_path, "coco", index.classes, {"train": (record,)})
     with pytest.raises(DataError, match="there are no boxes, so VOC could not name the classes"):
         write_voc(empty, tmp_path / "new")
