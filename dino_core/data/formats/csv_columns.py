@@ -90,7 +90,8 @@ _SPLIT_FIRST = Columns((), 11, 1, 2, (3, 4, 7, 8), "corners", split=0)
 def split_line(line: str) -> tuple[str, list[str]]:
     """The delimiter and the fields of a table's first line.
 
-    The delimiter is the one that gives the most fields. There are none where the line is not text, or is one enormous field.
+    The delimiter is the one that gives the most fields. There are none where the line is not text,
+    or is one enormous field.
     """
     split = {delimiter: _fields(line, delimiter) for delimiter in _DELIMITERS}
     return max(split.items(), key=lambda each: len(each[1]))

@@ -176,7 +176,7 @@ def _split_rows(
 
 def _require_fields(fields: Sequence[str], columns: Columns) -> None:
     if any("\n" in fields[i] for i in columns.read if i < len(fields)):
-        raise DataError("a field goes on in the next line", "close its quotation marks")
+        raise DataError("a field spans several lines", "close its quotation marks")
     if len(fields) < columns.count or any(fields[columns.count :]):
         raise DataError(
             f"{len(fields)} fields, expected {columns.count}",

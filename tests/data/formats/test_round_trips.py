@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import record_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from dino_core.data.formats.coco import write_coco
 from dino_core.data.formats.csv_table import write_csv
+from dino_core.data.formats.table import FORMATS
 from dino_core.data.formats.voc import write_voc
 from dino_core.data.formats.yolo import write_yolo
-from dino_core.data.load import FORMS, load_dataset
+from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.detections import ClassMap
 
@@ -160,7 +162,7 @@ def voc_objects(file: Path) -> list[tuple[str, ...]]:
 
 
 def test_every_form_has_a_writer() -> None:
-    assert WRITERS.keys() == FORMS.keys()
+    assert WRITERS.keys() == FORMATS.keys()
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="the shared data set is not here")
