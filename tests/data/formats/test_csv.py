@@ -272,7 +272,8 @@ def test_six_malformed_rows_in_three_tables_are_all_listed(tmp_path: Path) -> No
     expected: dict[str, str] = {}
     for i, split in enumerate(("train", "val", "test")):
         (row, found), (other, also_found) = MALFORMED_ROWS[2 * i : 2 * i + 2]
-        text_file(tmp_path / f"{split}.csv", TABLE + f"{row}\na.jpg,dog,3,4,5,6\n{other}\n")
+        good = "a.jpg,dog,3,4,5,6\n"
+        text_file(tmp_path / f"{split}.csv", f"{TABLE}{row}\n{good}{other}\n{good}")
         expected |= {f"{split}.csv line 3": found, f"{split}.csv line 5": also_found}
     for name in ("a.jpg", "b.jpg"):
         image_file(tmp_path / "images" / name)
@@ -283,7 +284,7 @@ def test_six_malformed_rows_in_three_tables_are_all_listed(tmp_path: Path) -> No
     assert all(found_at[place].startswith(found) for place, found in expected.items())
     for records in index.splits.values():
         boxes = {record.path.name: len(record.boxes_xyxy_px) for record in records}
-        assert boxes.pop("b.jpg", 0) == 0 and boxes == {"a.jpg": 2}
+        assert boxes.pop("b.jpg", 0) == 0 and boxes == {"a.jpg": 3}
     findings = {finding.kind: finding.count for finding in quick_findings(index)}
     assert findings["malformed-label"] == 6
 
