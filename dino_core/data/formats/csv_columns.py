@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 _DELIMITERS = ",;\t|"
@@ -69,7 +70,7 @@ class Columns:
     size: tuple[int, int] | None = None
     split: int | None = None
 
-    @property
+    @cached_property
     def read(self) -> frozenset[int]:
         """The fields that are read."""
         read = (self.image, self.label, *self.box, *(self.size or ()), self.split)

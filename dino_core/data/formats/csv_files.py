@@ -136,7 +136,7 @@ def read_table(file: Path, log: FaultLog) -> CsvTable:
 
 
 class _Lines:
-    """The lines of a text for `csv.reader`; `taken` of them are taken, and may be put back."""
+    """The lines of a text for `csv.reader`; set `taken` to a smaller number to read some again."""
 
     def __init__(self, text: str) -> None:
         self._lines = list(io.StringIO(text, newline=""))

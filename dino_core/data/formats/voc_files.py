@@ -16,9 +16,7 @@ VOC_LAYOUT = (
     "Annotations/*.xml with JPEGImages/ and, for splits, ImageSets/Main/{train,val,test}.txt, "
     "or {train,valid}/*.xml beside the images"
 )
-
-
-_FIRST_FILES = 10  # the first file of a folder may be malformed
+_FIRST_FILES = 10  # These are looked at to recognize the format, since one may be malformed.
 
 
 @dataclass(frozen=True)
