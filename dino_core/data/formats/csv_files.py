@@ -1,82 +1,49 @@
-"""The CSV tables of a data set: where they lie, their delimiter, their columns and their rows."""
+"""The CSV tables of a data set: where they lie, and their rows."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from dino_core.data.formats.layout import (
-    ROBOFLOW_CSV,
-    find_annotations,
-    split_in,
-    split_of,
-)
+from dino_core.data.faults import FaultLog
+from dino_core.data.formats.csv_columns import Columns, columns_of, number, split_line
+from dino_core.data.formats.layout import ROBOFLOW_CSV, find_annotations, split_in, split_of
 from dino_core.errors import DataError
 
 CSV_LAYOUT = (
-    "a .csv file with one box a row, e.g. filename,class,xmin,ymin,xmax,ymax and maybe split, "
+    "a .csv file with one box per row, e.g. filename,class,xmin,ymin,xmax,ymax and maybe split, "
     "or {train,valid}/_annotations.csv"
 )
-_SUFFIXES = (".csv", ".tsv")
-_DELIMITERS = ",;\t|"
-_MOST_FRACTION = 1.001  # rounding may push x + w over 1
-# Names of columns, lower case, letters and digits only.
-_IMAGE = (
-    "filename", "image", "imagepath", "imgpath", "imagename", "path", "filepath", "file", "img",
-    "imagefile", "imgname", "imageid", "imgid", "frame",
-)  # fmt: skip
-_LABEL = (
-    "class", "label", "name", "classname", "category", "categoryname", "labelname", "object",
-    "classid", "categoryid", "labelid",
-)  # fmt: skip
-_CORNERS = (
-    ("xmin", "x1", "left"),
-    ("ymin", "y1", "top"),
-    ("xmax", "x2", "right"),
-    ("ymax", "y2", "bottom"),
-)
-_START = (("x", "bboxx", *_CORNERS[0]), ("y", "bboxy", *_CORNERS[1]))
-_CENTRE = (("xcenter", "xcentre", "centerx", "cx"), ("ycenter", "ycentre", "centery", "cy"))
-_EXTENT = (("w", "bboxw", "bboxwidth", "boxwidth"), ("h", "bboxh", "bboxheight", "boxheight"))
-_WHOLE_BOX = ("bbox", "box", "boundingbox")  # "[x, y, w, h]" in one field
-_SIZE = (("width", "imagewidth", "imgwidth"), ("height", "imageheight", "imgheight"))
-_SPLIT = ("split", "subset", "set", "partition")
 ONLY_CLASS = "object"
-
-BoxForm = Literal["corners", "start and size", "centre and size"]
+_SUFFIXES = (".csv", ".tsv")
+_MOST_FRACTION = 1.001  # rounding may push x + w over 1
+_NO_SPLIT = ("", "UNASSIGNED")  # the second is AutoML's
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """Which field of a row is what; `names` are the header's, empty where there is none."""
+class CsvFiles:
+    """What there is to read: the data set's folder or file, and split name to table."""
 
-    names: tuple[str, ...]
-    count: int
-    image: int
-    label: int | None
-    box: tuple[int, ...]  # four, or one that holds all four numbers
-    box_form: BoxForm
-    size: tuple[int, int] | None = None
-    split: int | None = None
-
-
-# Tables without header: RetinaNet's, the same with the class second, makesense.ai's, AutoML's.
-_CLASS_LAST = _Columns((), 6, 0, 5, (1, 2, 3, 4), "corners")
-_CLASS_SECOND = _Columns((), 6, 0, 1, (2, 3, 4, 5), "corners")
-_CLASS_FIRST = _Columns((), 8, 5, 0, (1, 2, 3, 4), "start and size", (6, 7))
-_SPLIT_FIRST = _Columns((), 11, 1, 2, (3, 4, 7, 8), "corners", split=0)
+    root: Path
+    tables: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
 class CsvRow:
-    """One row: a box, or an image without boxes where `xyxy` is None."""
+    """One row: a box, or an image without boxes where `xyxy` is None.
+
+    Attributes:
+        place: File and line.
+        image: The image's file name, as stated.
+        label: The class; empty where there is no box.
+        xyxy: Corners, in pixels or, as the whole table, in fractions of the image's size.
+        stated_wh: Width and height of the image; None where they are not stated.
+        split: The row's own split; None where it states none.
+    """
 
     place: str
     image: str
@@ -88,25 +55,22 @@ class CsvRow:
 
 @dataclass(frozen=True)
 class CsvTable:
-    """One file: its rows, and how many of them fill each column that is not read.
+    """One file.
 
-    Boxes all within the first pixel, and not whole, are fractions of the image's size. Where no
-    column tells a class, all boxes are of the class `ONLY_CLASS`.
+    Attributes:
+        file: Its path.
+        rows: Those that can be read, in file order.
+        unread: Name of each column that is not read to the number of rows that fill it.
+        in_fractions: Whether the boxes are fractions of the image's size: they all lie within the
+            first pixel, and are not whole numbers.
+        names_classes: Whether a column states the class; else all boxes are of `ONLY_CLASS`.
     """
 
     file: Path
     rows: tuple[CsvRow, ...]
     unread: Mapping[str, int]
     in_fractions: bool
-    tells_classes: bool
-
-
-@dataclass(frozen=True)
-class CsvFiles:
-    """What there is to read: the data set's folder or file, and split name to table."""
-
-    root: Path
-    tables: Mapping[str, Path]
+    names_classes: bool
 
 
 def find_csv(path: Path) -> CsvFiles | None:
@@ -129,76 +93,23 @@ def _tables_of_boxes(files: Sequence[Path]) -> Sequence[Path]:
 def _holds_boxes(file: Path) -> bool:
     try:
         with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-            first = _split_line(stream.readline(4096))
+            _, first = split_line(stream.readline(4096))
     except OSError:
-        return True  # let the reader say what is wrong
-    return _columns_of(first) is not None
+        return True  # The reader reports what is wrong with the file.
+    return columns_of(first) is not None
 
 
-def _split_line(line: str) -> list[str]:
-    """The fields of the first line, by the delimiter that gives the most."""
-    return max((_fields(line, d) for d in _DELIMITERS), key=len)
+def read_table(file: Path, log: FaultLog) -> CsvTable:
+    """Read one table; rows that cannot be read are left out.
 
+    A row whose box or class cannot be read still names its image, so the image stays.
 
-def _fields(line: str, delimiter: str) -> list[str]:
-    try:
-        return [field.strip() for field in next(csv.reader([line], delimiter=delimiter), [])]
-    except csv.Error:  # no text, or one enormous field
-        return []
-
-
-def _columns_of(first: Sequence[str]) -> _Columns | None:
-    """The columns that a first line tells; None if it is no table of boxes."""
-    names = tuple(name.lower().replace(" ", "_").replace("-", "_") for name in first)
-    plain = [re.sub(r"[\W_]", "", name) for name in names]
-
-    def column(known: Sequence[str]) -> int | None:
-        return next((plain.index(name) for name in known if name in plain), None)
-
-    def columns(*known: Sequence[str]) -> list[int | None]:
-        return [column(each) for each in known]
-
-    image, label, split = columns(_IMAGE, _LABEL, _SPLIT)
-    size = columns(*_SIZE)
-    if image is None:
-        return _headerless(first)
-    box = columns(*_CORNERS)
-    form: BoxForm = "corners"
-    if None in box:
-        centre, extent = columns(*_CENTRE), columns(*_EXTENT)
-        if None in extent:  # width and height are the box's
-            extent, size = size, [None, None]
-        form = "start and size" if None in centre else "centre and size"
-        box = [*(columns(*_START) if None in centre else centre), *extent]
-    whole = column(_WHOLE_BOX)
-    if None in box and whole is not None:
-        box, size, form = [whole], columns(*_SIZE), "start and size"
-    fields = tuple(field for field in box if field is not None)
-    if len(fields) != len(box):
-        return None
-    width, height = size
-    size_wh = None if width is None or height is None else (width, height)
-    return _Columns(names, len(names), image, label, fields, form, size_wh, split)
-
-
-def _headerless(first: Sequence[str]) -> _Columns | None:
-    """The columns of a table whose first line is already a row of an image, a box and its class."""
-    numbers = [i for i, text in enumerate(first) if _number(text) is not None]
-    if len(first) == 6 and first[0]:
-        if set(_CLASS_LAST.box) <= set(numbers) or not any(first[1:]):
-            return _CLASS_LAST
-        return _CLASS_SECOND if set(_CLASS_SECOND.box) <= set(numbers) else None
-    if len(first) == 8 and numbers == [1, 2, 3, 4, 6, 7]:
-        return _CLASS_FIRST
-    return _SPLIT_FIRST if len(first) == 11 and numbers == [3, 4, 7, 8] else None
-
-
-def read_table(file: Path) -> CsvTable:
-    """Read one table.
+    Args:
+        file: The table.
+        log: Records malformed rows and sizes, each with its line.
 
     Raises:
-        DataError: it cannot be read, its columns are unknown, or a row is malformed, naming the
-            line.
+        DataError: the file cannot be read as text, or its columns are unknown.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -206,121 +117,175 @@ def read_table(file: Path) -> CsvTable:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: cannot be read as text ({error})", "save it as UTF-8") from error
-    line = text.partition("\n")[0]
-    first = _split_line(line)
-    columns = _columns_of(first)
+    delimiter, first = split_line(text.partition("\n")[0])
+    columns = columns_of(first)
     if columns is None:
         raise DataError(
             f"{file} line 1: the columns are {', '.join(first) or 'none':.120}, "
-            "which do not tell an image, a class and a box",
-            "expected e.g. filename,class,xmin,ymin,xmax,ymax",
+            "expected those of an image and a box",
+            "e.g. filename,class,xmin,ymin,xmax,ymax",
         )
-    delimiter = next(d for d in _DELIMITERS if _fields(line, d) == first)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows: list[CsvRow] = []
     unread: Counter[str] = Counter()
-    try:
-        for fields in reader:
-            fields = [field.strip() for field in fields]
-            if not any(fields) or (columns.names and reader.line_num == 1):
-                continue
-            rows.append(_read_row(fields, columns, f"{file} line {reader.line_num}"))
+    for line, fields in _split_rows(file, text, delimiter, columns, log):
+        row = _read_row(fields, columns, f"{file} line {line}", log)
+        if row is not None:
+            rows.append(row)
             unread.update(_unread(fields, columns))
-    except csv.Error as error:
-        raise DataError(f"{file} line {reader.line_num}: not valid CSV ({error})") from error
     return CsvTable(file, tuple(rows), unread, _in_fractions(rows), columns.label is not None)
 
 
-def _read_row(fields: list[str], columns: _Columns, place: str) -> CsvRow:
-    expected = columns.count
-    if len(fields) < expected or any(fields[expected:]):
+class _Lines:
+    """The lines of a text for `csv.reader`; set `taken` to a smaller number to read some again."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = list(io.StringIO(text, newline=""))
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self.taken == len(self._lines):
+            raise StopIteration
+        self.taken += 1
+        return self._lines[self.taken - 1]
+
+
+def _split_rows(
+    file: Path, text: str, delimiter: str, columns: Columns, log: FaultLog
+) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each row that can be split into the right number of fields."""
+    lines = _Lines(text)
+    reader = csv.reader(lines, delimiter=delimiter)
+    while True:
+        line = lines.taken + 1
+        try:
+            fields = [field.strip() for field in next(reader)]
+            if (line > 1 or not columns.names) and any(fields):
+                _require_fields(fields, columns)
+                yield line, fields
+        except StopIteration:
+            return
+        except (csv.Error, DataError) as error:
+            log.add("malformed-label", f"{file} line {line}: {error}")
+            # A quotation mark that is never closed makes one row of all lines that follow, so the
+            # next row is looked for in the next line.
+            lines.taken = line
+
+
+def _require_fields(fields: Sequence[str], columns: Columns) -> None:
+    if any("\n" in fields[i] for i in columns.read if i < len(fields)):
+        raise DataError("a field spans several lines", "close its quotation marks")
+    if len(fields) < columns.count or any(fields[columns.count :]):
         raise DataError(
-            f"{place}: {len(fields)} fields, expected {expected}",
-            "a field that holds the delimiter must be in quotes",
+            f"{len(fields)} fields, expected {columns.count}",
+            "a field that holds the delimiter must be in quotation marks",
         )
-    image = fields[columns.image]
-    if not image:
-        raise DataError(f"{place}: the image's name is empty", "every row needs its image")
-    box = _box_of(fields, columns, place)
-    if columns.label is not None:
-        label = fields[columns.label]
-    else:
-        label = ONLY_CLASS if box is not None else ""
-    if box is not None:
-        if not label:
-            raise DataError(f"{place}: the box has no class", "every box needs its class")
-    elif label:
+
+
+def _read_row(fields: Sequence[str], columns: Columns, place: str, log: FaultLog) -> CsvRow | None:
+    """One row, without its box where that cannot be read; None where its image is not known."""
+    try:
+        image = fields[columns.image]
+        if not image:
+            raise DataError(f"{place}: the image's name is empty", "every row needs its image")
+        split = _read_split(fields, columns, place)
+    except DataError as error:
+        log.add_error("malformed-label", error)
+        return None
+    try:
+        label, xyxy = _read_label(fields, columns, place)
+    except DataError as error:
+        log.add_error("malformed-label", error)
+        label, xyxy = "", None
+    try:
+        stated_wh = _read_size(fields, columns, place)
+    except DataError as error:
+        log.add_error("malformed-size", error)
+        stated_wh = None
+    return CsvRow(place, image, label, xyxy, stated_wh, split)
+
+
+def _read_split(fields: Sequence[str], columns: Columns, place: str) -> str | None:
+    if columns.split is None or fields[columns.split] in _NO_SPLIT:
+        return None
+    word = fields[columns.split]
+    split = split_in(word)
+    if split is None:
+        raise DataError(f"{place}: the split is '{word:.40}', expected train, val or test")
+    return split
+
+
+def _read_label(
+    fields: Sequence[str], columns: Columns, place: str
+) -> tuple[str, tuple[float, float, float, float] | None]:
+    """Class and corners; an empty class and None for an image without boxes."""
+    xyxy = _read_box(fields, columns, place)
+    if columns.label is None:
+        return ("" if xyxy is None else ONLY_CLASS), xyxy
+    label = fields[columns.label]
+    if xyxy is not None and not label:
+        raise DataError(f"{place}: the box has no class", "every box needs its class")
+    if xyxy is None and label:
         raise DataError(
             f"{place}: the class is '{label:.40}', but the box is empty",
             "leave the class empty too for an image without boxes",
         )
-    size = None
-    if columns.size is not None and all(fields[i] for i in columns.size):
-        width, height = (int(_checked(fields[i], i, columns, place)) for i in columns.size)
-        if width < 1 or height < 1:
-            raise DataError(f"{place}: size {width}x{height}, expected at least one pixel")
-        size = (width, height)
-    return CsvRow(place, image, label, box, size, _split_of_row(fields, columns, place))
+    return label, xyxy
 
 
-def _box_of(
-    fields: list[str], columns: _Columns, place: str
+def _read_box(
+    fields: Sequence[str], columns: Columns, place: str
 ) -> tuple[float, float, float, float] | None:
-    """The corners that a row tells; None where all its box's fields are empty."""
+    """The corners; None where all fields of the box are empty."""
     cells = [fields[i] for i in columns.box]
     if not any(cells):
         return None
     if len(cells) == 1:
-        numbers = [_number(text) for text in cells[0].strip("[]()").replace(",", " ").split()]
-        found = [number for number in numbers if number is not None]
-        if len(found) != len(numbers) or len(found) != 4:
-            raise DataError(
-                f"{place}: {columns.names[columns.box[0]]} is '{cells[0]:.60}', expected four "
-                "numbers [x, y, w, h]"
-            )
+        numbers = _four_numbers(cells[0], f"{place}: {columns.name_of(columns.box[0])}")
     else:
-        found = [_checked(fields[i], i, columns, place) for i in columns.box]
-    a, b, c, d = found
-    if columns.box_form == "corners":
+        numbers = [_pixels(fields, i, columns, place) for i in columns.box]
+    a, b, c, d = numbers
+    if columns.box_layout == "corners":
         return a, b, c, d
-    if columns.box_form == "centre and size":
+    if columns.box_layout == "center and size":
         a, b = a - c / 2, b - d / 2
     return a, b, a + c, b + d
 
 
-def _checked(text: str, column: int, columns: _Columns, place: str) -> float:
-    value = _number(text)
+def _four_numbers(text: str, what: str) -> list[float]:
+    words = text.strip("[]()").replace(",", " ").split()
+    numbers = [value for value in map(number, words) if value is not None]
+    if len(words) != 4 or len(numbers) != 4:
+        raise DataError(f"{what} is '{text:.60}', expected four numbers [x, y, w, h]")
+    return numbers
+
+
+def _read_size(fields: Sequence[str], columns: Columns, place: str) -> tuple[int, int] | None:
+    """Width and height as stated; None where one of them is empty."""
+    if columns.size is None or not all(fields[i] for i in columns.size):
+        return None
+    width, height = (int(_pixels(fields, i, columns, place)) for i in columns.size)
+    if width < 1 or height < 1:
+        raise DataError(f"{place}: size {width}x{height}, expected at least one pixel")
+    return (width, height)
+
+
+def _pixels(fields: Sequence[str], field: int, columns: Columns, place: str) -> float:
+    value = number(fields[field])
     if value is None:
-        name = columns.names[column] if columns.names else f"field {column + 1}"
-        raise DataError(f"{place}: {name} is '{text:.40}', expected a number of pixels")
+        found = f"{columns.name_of(field)} is '{fields[field]:.40}'"
+        raise DataError(f"{place}: {found}, expected a number of pixels")
     return value
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _split_of_row(fields: list[str], columns: _Columns, place: str) -> str | None:
-    if columns.split is None or fields[columns.split] in ("", "UNASSIGNED"):  # AutoML's word
-        return None
-    split = split_in(fields[columns.split])
-    if split is None:
-        raise DataError(
-            f"{place}: the split is '{fields[columns.split]:.40}', expected train, val or test"
-        )
-    return split
-
-
-def _unread(fields: Sequence[str], columns: _Columns) -> list[str]:
-    read = {columns.image, columns.label, *columns.box, *(columns.size or ()), columns.split}
-    return [name for i, name in enumerate(columns.names) if i not in read and fields[i]]
+def _unread(fields: Sequence[str], columns: Columns) -> list[str]:
+    """The names of columns that are filled but not read."""
+    return [name for i, name in enumerate(columns.names) if i not in columns.read and fields[i]]
 
 
 def _in_fractions(rows: Sequence[CsvRow]) -> bool:
-    numbers = [number for row in rows if row.xyxy is not None for number in row.xyxy]
-    whole = all(number.is_integer() for number in numbers)
+    numbers = [value for row in rows if row.xyxy is not None for value in row.xyxy]
+    whole = all(value.is_integer() for value in numbers)
     return bool(numbers) and not whole and max(numbers) <= _MOST_FRACTION

@@ -1,8 +1,8 @@
-"""CSV tables of boxes, one a row, to and from the neutral form.
+"""CSV tables with one box per row, to and from the neutral form.
 
-Read are TensorFlow's and Roboflow's tables, RetinaNet's without header, Open Images' (fractions of
-the image's size), and others that name their columns in a common way. Corners are pixels counted
-from 0, taken as they are.
+The reader knows TensorFlow's and Roboflow's tables, RetinaNet's without header, Open Images' (in
+fractions of the image's size), and others that name their columns in a common way. Corners are
+pixels counted from 0 and are taken as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dino_core.data.faults import FaultLog
@@ -47,44 +47,53 @@ _HEADER = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax
 
 
 def read_csv(files: CsvFiles) -> DatasetIndex:
-    """Read a CSV data set: a folder (see `CSV_LAYOUT`) or one table.
+    """Read a CSV data set.
 
-    Classes are the names found, sorted. A row with an empty box is an image without boxes. Images
-    are numbered from 1 in the order of their first rows. The split is that of the row, else of the
-    table's name or folder, else "train".
+    Classes are the names found, sorted; none where no box can be read. A row with an empty box is
+    an image without boxes. Images are numbered from 1 in the order of their first rows. The split
+    is that of the row, else of the table's name or folder, else "train". What cannot be used
+    (tables, rows, sizes, images) is left out and recorded in the faults.
 
     Raises:
-        DataError: a file is missing or malformed, naming the line.
+        DataError: no image of a split is there.
     """
-    tables = {split: read_table(file) for split, file in files.tables.items()}
-    rows = [row for table in tables.values() for row in table.rows]
-    names = sorted({row.label for row in rows if row.label})
-    if not names:
-        first = next(iter(files.tables.values()))
-        raise DataError(
-            f"{first}: none of its {len(rows)} rows has a box", "classes are known by their boxes"
-        )
-    classes = ClassMap.from_names(names)
+    log = FaultLog()
+    tables = _read_tables(files, log)
+    names = sorted({row.label for table in tables.values() for row in table.rows if row.label})
     index_of = {name: i for i, name in enumerate(names)}
     root = files.root if files.root.is_dir() else root_of(files.root)
-    log = FaultLog()
     splits: dict[str, tuple[ImageRecord, ...]] = {}
     for split in SPLIT_NAMES:
-        for source, images in _images_of(split, tables):
-            first_id = len(splits.get(split, ())) + 1
-            if source.in_fractions:
-                log.add("boxes-in-fractions", str(source.file))
-            if not source.tells_classes:
-                log.add("classes-unnamed", f"{source.file}: boxes are called '{ONLY_CLASS}'")
-            labelled = [
-                _labelled(i, r, index_of, source.in_fractions)
-                for i, r in enumerate(images, start=first_id)
+        count = 0
+        for table, images in _images_of(split, tables):
+            labeled = [
+                _labeled(image_id, rows, index_of, table.in_fractions, log)
+                for image_id, rows in enumerate(images, start=count + 1)
             ]
-            folders = image_folders(root, source.file, split)
-            records = read_images(labelled, folders, source.file, log)
+            count += len(images)
+            folders = image_folders(root, table.file, split)
+            records = read_images(labeled, folders, table.file, log)
             splits[split] = (*splits.get(split, ()), *records)
     unread = _unread(tables.values())
+    classes = ClassMap.from_names(names)
     return DatasetIndex(files.root, "csv", classes, splits, log.faults(), unread)
+
+
+def _read_tables(files: CsvFiles, log: FaultLog) -> dict[str, CsvTable]:
+    """Split name to table; files that are no table of boxes are left out."""
+    tables: dict[str, CsvTable] = {}
+    for split, file in files.tables.items():
+        try:
+            table = read_table(file, log)
+        except DataError as error:
+            log.add_error("malformed-file", error)
+            continue
+        if table.in_fractions:
+            log.add("boxes-in-fractions", str(file))
+        if not table.names_classes:
+            log.add("classes-unnamed", f"{file}: boxes are called '{ONLY_CLASS}'")
+        tables[split] = table
+    return tables
 
 
 def _images_of(
@@ -102,30 +111,44 @@ def _images_of(
     return found
 
 
-def _labelled(
-    image_id: int, rows: list[CsvRow], index_of: Mapping[str, int], in_fractions: bool
+def _labeled(
+    image_id: int,
+    rows: Sequence[CsvRow],
+    index_of: Mapping[str, int],
+    in_fractions: bool,
+    log: FaultLog,
 ) -> LabeledImage:
     first = rows[0]
-    for row in rows:
-        if row.stated_wh != first.stated_wh:
-            raise DataError(
-                f"{row.place}: the size of {row.image} is {_size_text(row)} here and "
-                f"{_size_text(first)} at {first.place}",
-                "all rows of an image must state the same size",
-            )
     boxes = [
         LabeledBox(row.place, row.xyxy, index_of[row.label]) for row in rows if row.xyxy is not None
     ]
-    names = (first.image,)
-    return LabeledImage(image_id, names, first.place, first.stated_wh, boxes, in_fractions)
+    stated_wh = _stated_size(rows, log)
+    return LabeledImage(image_id, (first.image,), first.place, stated_wh, boxes, in_fractions)
+
+
+def _stated_size(rows: Sequence[CsvRow], log: FaultLog) -> tuple[int, int] | None:
+    """The size that the rows of an image state; None where they contradict each other."""
+    sized = [row for row in rows if row.stated_wh is not None]
+    if not sized:
+        return None
+    first = sized[0]
+    others = [row for row in sized if row.stated_wh != first.stated_wh]
+    if not others:
+        return first.stated_wh
+    here, there = _size_text(others[0]), _size_text(first)
+    log.add(
+        "malformed-size",
+        f"{others[0].place}: the size of {first.image} is {here} here and {there} at {first.place}",
+    )
+    return None
 
 
 def _size_text(row: CsvRow) -> str:
-    return "empty" if row.stated_wh is None else f"{row.stated_wh[0]}x{row.stated_wh[1]}"
+    return "x".join(map(str, row.stated_wh or ()))
 
 
 def _unread(tables: Iterable[CsvTable]) -> tuple[str, ...]:
-    """Columns beyond the neutral form: for converters to tell."""
+    """The columns that the neutral form has no place for; converters report them."""
     counts: Counter[str] = Counter()
     for table in tables:
         counts.update(table.unread)
@@ -135,8 +158,11 @@ def _unread(tables: Iterable[CsvTable]) -> tuple[str, ...]:
 def write_csv(index: DatasetIndex, out_dir: Path) -> list[str]:
     """Write annotations.csv, with a split column, and images/SPLIT/ below `out_dir`.
 
-    Returns: what could not be kept, one sentence each.
-    Raises: DataError if the folder cannot be written, or no box would name a class.
+    Returns:
+        What could not be kept, one sentence each.
+
+    Raises:
+        DataError: the folder cannot be written, or there is no box, so that no class is named.
     """
     require_boxes(index, "CSV")
     lost = [

@@ -1,15 +1,15 @@
-"""Pascal VOC xml to and from the neutral form.
+"""Pascal VOC XML to and from the neutral form.
 
 VOC counts pixels from 1 and includes the last one ("The top-left pixel in the image has
-coordinates (1,1)", VOC2012 devkit; its VOCevaldet.m takes xmax - xmin + 1 as width), so a box
-covers xmin - 1 to xmax on the axis that the neutral form has, whose zero is the image's edge.
+coordinates (1,1)", VOC2012 devkit; its VOCevaldet.m takes xmax - xmin + 1 as width). In the neutral
+form, where 0 is the edge of the image, a box therefore covers xmin - 1 to xmax.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -47,41 +47,47 @@ from dino_core.files import write_text
 
 
 def read_voc(files: VocFiles) -> DatasetIndex:
-    """Read a Pascal VOC data set: a folder (see `VOC_LAYOUT`).
+    """Read a Pascal VOC data set.
 
-    Classes are the names found, sorted. Objects marked difficult or truncated are kept with their
-    marks. Images are numbered from 1 in the order of their list, else of their files. A file
-    is about the image of its own name, else about the one that it states.
+    Classes are the names found, sorted; none where no object can be read. Objects marked difficult,
+    truncated or occluded keep these flags. Images are numbered from 1 in the order of their list,
+    else of their files. A file describes the image of its own name, else the one that it states.
+    What cannot be used (files, objects, sizes, images) is left out and recorded in the faults.
 
     Raises:
-        DataError: a file is missing or malformed, naming the line.
+        DataError: no image of a split is there.
     """
     log = FaultLog(files.faults)
-    annotations = {
-        split: [read_annotation(file) for file in members]
-        for split, members in files.splits.items()
-    }
-    everything = [a for members in annotations.values() for a in members]
-    names = sorted({found.name for a in everything for found in a.objects})
-    if not names:
-        raise DataError(
-            f"{files.root}: none of its {len(everything)} annotation files has an <object>",
-            "classes are known by their objects",
-        )
-    classes = ClassMap.from_names(names)
+    annotations = {split: _read_files(members, log) for split, members in files.splits.items()}
+    objects = [
+        found for members in annotations.values() for each in members for found in each.objects
+    ]
+    names = sorted({found.name for found in objects})
     index_of = {name: i for i, name in enumerate(names)}
-    splits = {}
+    splits: dict[str, tuple[ImageRecord, ...]] = {}
     for split, members in annotations.items():
-        folder = members[0].file.parent
-        images = (_labelled(i, a, index_of, log) for i, a in enumerate(members, start=1))
+        if not members:
+            continue
+        images = [_labeled(i, each, index_of, log) for i, each in enumerate(members, start=1)]
         folders = image_folders(files.root, members[0].file, split)
-        splits[split] = read_images(images, folders, folder, log)
-    unread = _unread(found for a in everything for found in a.objects)
-    return DatasetIndex(files.root, "voc", classes, splits, log.faults(), unread)
+        splits[split] = read_images(images, folders, members[0].file.parent, log)
+    classes = ClassMap.from_names(names)
+    return DatasetIndex(files.root, "voc", classes, splits, log.faults(), _unread(objects))
 
 
-def _labelled(
-    image_id: int, annotation: VocAnnotation, index_of: dict[str, int], log: FaultLog
+def _read_files(files: Iterable[Path], log: FaultLog) -> list[VocAnnotation]:
+    """The annotation files that can be read."""
+    annotations = []
+    for file in files:
+        try:
+            annotations.append(read_annotation(file, log))
+        except DataError as error:
+            log.add_error("malformed-file", error)
+    return annotations
+
+
+def _labeled(
+    image_id: int, annotation: VocAnnotation, index_of: Mapping[str, int], log: FaultLog
 ) -> LabeledImage:
     stem, stated = annotation.file.stem, annotation.filename
     names = with_suffixes(stem)
@@ -95,7 +101,7 @@ def _labelled(
 
 
 def _corners(found: VocObject, log: FaultLog) -> tuple[float, float, float, float]:
-    """Corners on the axis whose zero is the image's edge."""
+    """Corners in pixels from the edge of the image; a box from 0 is taken to start there."""
     x1, y1, x2, y2 = found.corners
     if 0 <= min(x1, y1) < 1 - ROUNDING_PX:
         log.add("box-from-zero", found.place)
@@ -104,7 +110,7 @@ def _corners(found: VocObject, log: FaultLog) -> tuple[float, float, float, floa
 
 
 def _unread(objects: Iterable[VocObject]) -> tuple[str, ...]:
-    """What the objects hold beyond the neutral form, e.g. parts: for converters to tell."""
+    """What objects hold that the neutral form has no place for, e.g. parts; for converters."""
     counts = Counter(tag for found in objects for tag in found.unread)
     return tuple(f"{n} objects have a '{tag}', which is not kept" for tag, n in counts.items())
 
@@ -112,10 +118,13 @@ def _unread(objects: Iterable[VocObject]) -> tuple[str, ...]:
 def write_voc(index: DatasetIndex, out_dir: Path) -> list[str]:
     """Write Annotations/, JPEGImages/ and ImageSets/Main/SPLIT.txt below `out_dir`.
 
-    Corners are written with as many digits as they have, also where others round to whole pixels.
+    Corners are written in full, although other tools often round them to whole pixels.
 
-    Returns: what could not be kept, one sentence each.
-    Raises: DataError if the folder cannot be written, or no box would name a class.
+    Returns:
+        What could not be kept, one sentence each.
+
+    Raises:
+        DataError: the folder cannot be written, or there is no box, so that no class is named.
     """
     require_boxes(index, "VOC")
     lost = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ VOC_LAYOUT = (
     "Annotations/*.xml with JPEGImages/ and, for splits, ImageSets/Main/{train,val,test}.txt, "
     "or {train,valid}/*.xml beside the images"
 )
+_FIRST_FILES = 10  # These are looked at to recognize the format, since one may be malformed.
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class VocFiles:
     Attributes:
         root: The data set's folder.
         splits: Split name to its annotation files.
-        faults: Listed images without annotations, and annotations in no list.
+        faults: What is wrong with the lists of splits: lists that cannot be read or name nothing
+            that is there, images without annotations or listed twice, annotations in no list.
     """
 
     root: Path
@@ -37,7 +39,7 @@ def find_voc(path: Path) -> VocFiles | None:
     """The annotation files of a Pascal VOC data set; None where a path holds none.
 
     Raises:
-        DataError: there are several data sets, or the lists name nothing that is there.
+        DataError: there are several data sets, or no list names an image that is there.
     """
     roots = [root for root in _roots(path) if _annotation_folders(root)]
     if not roots:
@@ -67,7 +69,7 @@ def _roots(path: Path) -> list[Path]:
 
 
 def _annotation_folders(root: Path) -> dict[str, Path]:
-    """Split name to annotation folder; the name is empty where the folder tells no split."""
+    """Split name to annotation folder; the name is empty where the folder's names no split."""
     found: dict[str, Path] = {}
     inside = label_folders(root)
     for split, place in (each for folder in (root, *inside) for each in in_splits(folder)):
@@ -81,20 +83,21 @@ def _annotation_folders(root: Path) -> dict[str, Path]:
 
 
 def _holds_voc(folder: Path, deep: bool = True) -> bool:
-    """Whether the first xml file of a folder looks like a VOC annotation."""
-    first = next(iter(_xml_files(folder, deep)), None)
-    if first is None:
-        return False
+    """Whether one of the first XML files of a folder looks like a VOC annotation."""
+    return any(map(_looks_like_voc, _xml_files(folder, deep)[:_FIRST_FILES]))
+
+
+def _looks_like_voc(file: Path) -> bool:
     try:
-        with first.open("rb") as stream:
-            start = stream.read(4096).replace(b"\0", b"")
+        with file.open("rb") as stream:
+            start = stream.read(4096).replace(b"\0", b"")  # UTF-16 has a zero in each letter
     except OSError:
-        return True  # let the reader say what is wrong
+        return True  # The reader reports what is wrong with the file.
     return f"<{ROOT}>".encode() in start or f"<{ROOT} ".encode() in start
 
 
 def _xml_files(folder: Path, deep: bool = True) -> list[Path]:
-    """The xml files of a folder; where it has none and `deep`, those of the folders in it."""
+    """The XML files of a folder; where it has none and `deep`, those of the folders in it."""
     files = sorted(file for file in folder.glob("*.xml") if not file.name.startswith("."))
     if deep and not files:
         return [file for inner in folders_in(folder) for file in _xml_files(inner)]
@@ -102,16 +105,27 @@ def _xml_files(folder: Path, deep: bool = True) -> list[Path]:
 
 
 def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict[str, list[Path]]:
-    """The annotation files of each list; files in no list are noted, empty lists passed over."""
+    """The annotation files of each list; lists that name none that is there are left out."""
     known = {file.stem: file for file in _xml_files(annotations)}
-    splits = {}
+    splits: dict[str, list[Path]] = {}
+    trouble: DataError | None = None
     for split, file in lists.items():
-        stems = _read_list(file, known, annotations, log)
-        if stems:
-            splits[split] = [known[stem] for stem in stems]
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            trouble = trouble or DataError(f"{file}: cannot be read ({error})")
+            log.add("malformed-file", f"{file}: cannot be read ({error})")
+            continue
+        members = _members(file, lines, known, log)
+        if members:
+            splits[split] = members
+        elif any(map(str.strip, lines)):
+            place = f"{file}: none of its images has an annotation file in {annotations}"
+            trouble = trouble or DataError(place)
+            log.add("missing-split", place)
     if not splits:
-        file = next(iter(lists.values()))
-        raise DataError(f"{file.parent}: the lists name no images")
+        folder = next(iter(lists.values())).parent
+        raise trouble or DataError(f"{folder}: the lists name no images")
     used = {file for members in splits.values() for file in members}
     for file in known.values():
         if file not in used:
@@ -119,33 +133,22 @@ def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict
     return splits
 
 
-def _read_list(
-    file: Path, known: Mapping[str, Path], annotations: Path, log: FaultLog
-) -> list[str]:
-    """The image ids of one list that have an annotation file, in its order."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from error
-    listed: dict[str, int] = {}
-    missing = ""
+def _members(
+    file: Path, lines: Sequence[str], known: Mapping[str, Path], log: FaultLog
+) -> list[Path]:
+    """The annotation files of one list, in its order, each once."""
+    first_line: dict[str, int] = {}
     for number, line in enumerate(map(str.strip, lines), start=1):
         stem = _stem_of(line, known)
-        if stem in listed:
-            raise DataError(
-                f"{file} line {number}: {stem} is listed twice, first in line {listed[stem]}"
-            )
-        if stem is not None:
-            listed[stem] = number
+        place = f"{file} line {number}"
+        if stem in first_line:
+            first = first_line[stem]
+            log.add("image-listed-twice", f"{place}: {stem} is also in line {first}")
+        elif stem is not None:
+            first_line[stem] = number
         elif line:
-            missing = missing or line
-            log.add("missing-label", f"{file} line {number}: {line:.80}")
-    if missing and not listed:
-        raise DataError(
-            f"{file}: none of its images has an annotation file, e.g. {missing:.80}",
-            f"looked in {annotations}",
-        )
-    return list(listed)
+            log.add("missing-label", f"{place}: {line:.80}")
+    return [known[stem] for stem in first_line]
 
 
 def _stem_of(line: str, known: Mapping[str, Path]) -> str | None:

@@ -1,7 +1,7 @@
-"""One Pascal VOC annotation file: its elements, each checked as it is taken, with its line.
+"""One Pascal VOC annotation file: its elements, each checked as it is read, with its line.
 
-Parsed by expat, as xml.etree is, but keeping line numbers and refusing document types, whose
-entities can read other files or grow without bound.
+Expat parses the file, as it does for xml.etree, but here line numbers are kept, and document types
+are refused, since their entities can read other files or grow without bound.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
+from dino_core.data.faults import FaultLog
 from dino_core.errors import DataError
 
 ROOT = "annotation"
@@ -41,7 +42,15 @@ class Element:
 
 @dataclass(frozen=True)
 class VocObject:
-    """One object: corners as written, pixels counted from 1, the last one included."""
+    """One object.
+
+    Attributes:
+        place: File and line.
+        name: Its class.
+        corners: xmin, ymin, xmax, ymax as written: pixels counted from 1, the last one included.
+        flags: Those of `FLAGS` that are set.
+        unread: Tags of what else it holds.
+    """
 
     place: str
     name: str
@@ -52,13 +61,13 @@ class VocObject:
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """What one file tells.
+    """What one file states.
 
     Attributes:
-        file: The xml file.
+        file: The XML file.
         filename: The image's name as stated, without folders; may be empty.
-        stated_wh: Width and height as stated; None where they are missing or 0.
-        objects: In file order.
+        stated_wh: Width and height as stated; None where they are missing, 0 or malformed.
+        objects: Those that can be read, in file order.
     """
 
     file: Path
@@ -67,21 +76,37 @@ class VocAnnotation:
     objects: tuple[VocObject, ...]
 
 
-def read_annotation(file: Path) -> VocAnnotation:
-    """Read one annotation file.
+def read_annotation(file: Path, log: FaultLog) -> VocAnnotation:
+    """Read one annotation file; objects that cannot be read are left out.
+
+    Args:
+        file: The XML file.
+        log: Records malformed objects and a malformed size, each with its line.
 
     Raises:
-        DataError: it cannot be read or is no VOC annotation, naming the line.
+        DataError: the file cannot be read or is no VOC annotation; the message names the line.
     """
     root = _parse(file)
     if root.tag != ROOT:
         raise DataError(
             f"{file} line {root.line}: the root element is <{root.tag:.40}>, expected <{ROOT}>",
-            "every xml file there must be a Pascal VOC annotation",
+            "every XML file there must be a Pascal VOC annotation",
         )
     filename = root.text_of("filename").replace("\\", "/").rpartition("/")[2]
-    objects = [_object(child, file) for child in root.children if child.tag == "object"]
-    return VocAnnotation(file, filename, _size(root, file), tuple(objects))
+    try:
+        stated_wh = _size(root, file)
+    except DataError as error:
+        log.add_error("malformed-size", error)
+        stated_wh = None
+    objects = []
+    for child in root.children:
+        if child.tag != "object":
+            continue
+        try:
+            objects.append(_object(child, file))
+        except DataError as error:
+            log.add_error("malformed-label", error)
+    return VocAnnotation(file, filename, stated_wh, tuple(objects))
 
 
 def _parse(file: Path) -> Element:
@@ -121,7 +146,7 @@ def _parse(file: Path) -> Element:
             f"{file} line {error.lineno}: not valid XML ({expat.ErrorString(error.code)})",
             "the file may be truncated; write or download it again",
         ) from error
-    except (ValueError, LookupError) as error:  # an encoding that expat does not know
+    except (ValueError, LookupError) as error:  # Expat does not know the file's encoding.
         raise DataError(f"{file} line 1: not readable ({error})", "save it as UTF-8") from error
     return document.children[0]
 
@@ -181,7 +206,7 @@ def _corner(box: Element, tag: str, file: Path) -> float:
 
 
 def _is_set(text: str) -> bool:
-    """Whether a mark is set: 1, as the devkit writes, or another number or word for it."""
+    """Whether a flag is set: 1, as the devkit writes, or another number or word for it."""
     try:
         return float(text) > 0
     except ValueError:

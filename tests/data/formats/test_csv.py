@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from datasets import image_file, text_file
+from datasets import image_file, record_of, text_file
 
-from dino_core.data.formats.csv_table import read_csv, write_csv
-from dino_core.data.formats.repairs import Repairs, make_record
+from dino_core.data.check.run import quick_findings
+from dino_core.data.formats.csv_table import write_csv
 from dino_core.data.load import load_dataset, read_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.data.save import save_dataset
@@ -16,6 +16,12 @@ from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 
 TABLE = "filename,class,xmin,ymin,xmax,ymax\na.jpg,dog,1.5,2,10,20\n"
+
+
+def faults_of(index: DatasetIndex) -> list[tuple[str, str]]:
+    """Kind and place of each fault, places without the folder of the data."""
+    root = index.root if index.root.is_dir() else index.root.parent
+    return [(fault.kind, fault.place.replace(f"{root}/", "")) for fault in index.faults]
 
 
 def csv_set(root: Path, text: str = TABLE) -> Path:
@@ -106,7 +112,7 @@ def test_tables_without_classes(tmp_path: Path, text: str) -> None:
     index = read_dataset(file, "csv")
     assert index.classes.names == ("object",)
     assert [r.boxes_xyxy_px.tolist() for r in index.splits["train"]] == [[[1, 2, 11, 10]], []]
-    assert index.warnings == (f"1 table tells no classes; its boxes are called 'object' ({file})",)
+    assert faults_of(index) == [("classes-unnamed", "boxes.csv: boxes are called 'object'")]
 
 
 @pytest.mark.parametrize("size", ["", "40,20", "80,40"])
@@ -124,8 +130,8 @@ def test_fractions_of_the_image(tmp_path: Path, text: str, size: str) -> None:
     index = read_dataset(csv_set(tmp_path, text), "csv")
     (record,) = index.splits["train"]
     assert record.boxes_xyxy_px.tolist() == [[10, 0, 20, 20]] and record.areas.tolist() == [200]
-    assert any("fractions of the image's width and height" in note for note in index.warnings)
-    assert len(index.warnings) == (2 if size == "80,40" else 1)
+    kinds = [kind for kind, _ in faults_of(index)]
+    assert kinds == ["boxes-in-fractions", *(["other-size"] if size == "80,40" else [])]
 
 
 def test_tables_of_automl(tmp_path: Path) -> None:
@@ -135,9 +141,10 @@ def test_tables_of_automl(tmp_path: Path) -> None:
         "UNASSIGNED,gs://bucket/c.jpg,,,,,,,,,",
     ]
     image_file(tmp_path / "c.jpg")
-    index = read_csv(csv_set(tmp_path, "\n".join(rows)))
+    index = read_dataset(csv_set(tmp_path, "\n".join(rows)), "csv")
     boxes = {s: [r.boxes_xyxy_px.tolist() for r in rs] for s, rs in index.splits.items()}
     assert boxes == {"train": [[[10, 0, 20, 20]], []], "val": [[[10, 0, 20, 20]]]}
+    assert faults_of(index) == [("boxes-in-fractions", "boxes.csv")]  # once for both splits
 
 
 def test_boxes_of_one_pixel_are_no_fractions(tmp_path: Path) -> None:
@@ -195,58 +202,164 @@ def test_tables_of_several_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "found"),
     [
-        ("", "line 1: the columns are none, which do not tell an image, a class and a box"),
-        ("x" * 200_000, "line 1: the columns are none"),
-        ("filename,xmin,ymin\n", "line 1: the columns are filename, xmin, ymin"),
-        (TABLE + "b.jpg,cat,1,2,3\n", "line 3: 5 fields, expected 6"),
-        (TABLE + "b.jpg,cat,1,2,3,4,5\n", "line 3: 7 fields, expected 6"),
-        (TABLE + "b.jpg,cat,1,two,3,4\n", "line 3: ymin is 'two', expected a number of pixels"),
-        (TABLE + "b.jpg,cat,1,2,inf,4\n", "line 3: xmax is 'inf', expected a number"),
-        (TABLE + "b.jpg,cat,1,2,,4\n", "line 3: xmax is '', expected a number"),
-        (TABLE + "b.jpg,,1,2,3,4\n", "line 3: the box has no class"),
-        (TABLE + "b.jpg,cat,,,,\n", "line 3: the class is 'cat', but the box is empty"),
-        (TABLE + ",cat,1,2,3,4\n", "line 3: the image's name is empty"),
-        (
-            'image,bbox\na.jpg,"[1, 2, 3]"\n',
-            r"line 2: bbox is '\[1, 2, 3\]', expected four numbers",
-        ),
+        ("", "none"),
+        ("x" * 200_000, "none"),
+        ("filename,xmin,ymin\n", "filename, xmin, ymin"),
+    ],
+)
+def test_unknown_columns_are_named(tmp_path: Path, text: str, found: str) -> None:
+    index = read_dataset(csv_set(tmp_path, text), "csv")
+    ((kind, place),) = faults_of(index)
+    expected = f"boxes.csv line 1: the columns are {found}, expected those of an image and a box"
+    assert kind == "malformed-file" and place.startswith(expected)
+    assert index.classes == ClassMap((), ()) and not index.splits
+    with pytest.raises(DataError, match=r"boxes\.csv line 1: the columns are"):
+        load_dataset(tmp_path / "boxes.csv")
+
+
+MALFORMED_ROWS = [
+    ("b.jpg,cat,1,2,3", "5 fields, expected 6"),
+    ("b.jpg,cat,1,two,3,4", "ymin is 'two', expected a number of pixels"),
+    ("b.jpg,,1,2,3,4", "the box has no class"),
+    ("b.jpg,cat,,,,", "the class is 'cat', but the box is empty"),
+    (",cat,1,2,3,4", "the image's name is empty"),
+    ('"b.jpg,cat,1,2,3,4', "a field spans several lines"),
+    ("b.jpg,cat,1,2,3,4,5", "7 fields, expected 6"),
+    ("b.jpg,cat,1,2,inf,4", "xmax is 'inf', expected a number of pixels"),
+    ("b.jpg,cat,1,2,,4", "xmax is '', expected a number of pixels"),
+    ('b.jpg,"cat,1,2,3,4', "a field spans several lines"),
+    ('b.jpg,cat,1,2,3,"4', "a field spans several lines"),
+    (f"b.jpg,{'x' * 140_000},1,2,3,4", "field larger than field limit (131072)"),
+]
+
+
+@pytest.mark.parametrize(("row", "found"), MALFORMED_ROWS)
+def test_a_malformed_row_leaves_the_others(tmp_path: Path, row: str, found: str) -> None:
+    text = TABLE + f"{row}\na.jpg,dog,3,4,5,6\nc.jpg,dog,5,6,7,8\n"
+    image_file(tmp_path / "c.jpg")
+    index = read_dataset(csv_set(tmp_path, text), "csv")
+    ((kind, place),) = faults_of(index)
+    assert kind == "malformed-label" and place.startswith(f"boxes.csv line 3: {found}")
+    boxes = {r.path.name: r.boxes_xyxy_px.tolist() for r in index.splits["train"]}
+    # An image whose box alone cannot be read stays, as in all formats.
+    assert boxes.pop("b.jpg", []) == []
+    assert boxes == {"a.jpg": [[1.5, 2, 10, 20], [3, 4, 5, 6]], "c.jpg": [[5, 6, 7, 8]]}
+    assert index.classes.names == ("dog",)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('image,bbox\na.jpg,"[1, 2, 3]"\n', "line 2: bbox is '[1, 2, 3]', expected four numbers"),
         ("image,bbox\na.jpg,big\n", "line 2: bbox is 'big', expected four numbers"),
-        ("a.jpg,1,2,3,4,cat\nb.jpg,1,2,x,4,cat\n", "line 2: field 4 is 'x', expected a number"),
+        ("b.jpg,1,2,3,4,cat\na.jpg,1,2,x,4,cat\n", "line 2: field 4 is 'x', expected a number"),
         (
             "filename,class,x,y,w,h,split\na.jpg,cat,1,2,3,4,often\n",
             "line 2: the split is 'often', expected train, val or test",
         ),
+    ],
+)
+def test_malformed_rows_of_other_tables(tmp_path: Path, text: str, place: str) -> None:
+    index = read_dataset(csv_set(tmp_path, text), "csv")
+    (found,) = (place for kind, place in faults_of(index) if kind == "malformed-label")
+    assert found.startswith(f"boxes.csv {place}")
+
+
+def test_six_malformed_rows_in_three_tables_are_all_listed(tmp_path: Path) -> None:
+    """A data set has one table per split, so each has two of the six."""
+    expected: dict[str, str] = {}
+    for i, split in enumerate(("train", "val", "test")):
+        (row, found), (other, also_found) = MALFORMED_ROWS[2 * i : 2 * i + 2]
+        good = "a.jpg,dog,3,4,5,6\n"
+        text_file(tmp_path / f"{split}.csv", f"{TABLE}{row}\n{good}{other}\n{good}")
+        expected |= {f"{split}.csv line 3": found, f"{split}.csv line 5": also_found}
+    for name in ("a.jpg", "b.jpg"):
+        image_file(tmp_path / "images" / name)
+    index = read_dataset(tmp_path, "csv")
+    assert [kind for kind, _ in faults_of(index)] == ["malformed-label"] * 6
+    found_at = {place.split(": ", 1)[0]: place.split(": ", 1)[1] for _, place in faults_of(index)}
+    assert found_at.keys() == expected.keys()
+    assert all(found_at[place].startswith(found) for place, found in expected.items())
+    for records in index.splits.values():
+        boxes = {record.path.name: len(record.boxes_xyxy_px) for record in records}
+        assert boxes.pop("b.jpg", 0) == 0 and boxes == {"a.jpg": 3}
+    findings = {finding.kind: finding.count for finding in quick_findings(index)}
+    assert findings["malformed-label"] == 6
+
+
+SIZED = "filename,class,x,y,w,h,width,height\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("a.jpg,cat,1,2,3,4,0,20\n", "line 2: size 0x20, expected at least one pixel"),
+        ("a.jpg,cat,1,2,3,4,40,tall\n", "line 2: height is 'tall', expected a number of pixels"),
         (
-            "filename,class,x,y,w,h,width,height\na.jpg,cat,1,2,3,4,0,20\n",
-            "line 2: size 0x20, expected at least one pixel",
-        ),
-        (
-            "filename,class,x,y,w,h,width,height\na.jpg,cat,1,2,3,4,40,20\na.jpg,cat,1,2,3,4,20,40",
-            r"line 3: the size of a\.jpg is 20x40 here and 40x20 at .* line 2",
-        ),
-        ("filename,class,xmin,ymin,xmax,ymax\na.jpg,,,,,\n", "none of its 1 rows has a box"),
-        (
-            "filename,class,xmin,ymin,xmax,ymax\nx.jpg,dog,1,2,3,4\n",
-            r"none of its 1 images was found, e\.g\. x\.jpg",
+            "a.jpg,cat,1,2,3,4,40,20\na.jpg,cat,1,2,3,4,80,40\n",
+            "line 3: the size of a.jpg is 80x40 here and 40x20 at ",
         ),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
-    file = csv_set(tmp_path, text)
-    with pytest.raises(DataError, match=message) as caught:
+def test_a_malformed_size_is_ignored(tmp_path: Path, text: str, place: str) -> None:
+    index = read_dataset(csv_set(tmp_path, SIZED + text), "csv")
+    ((kind, found),) = faults_of(index)
+    assert kind == "malformed-size" and found.startswith(f"boxes.csv {place}")
+    boxes = index.splits["train"][0].boxes_xyxy_px.tolist()
+    assert boxes == [[1, 2, 4, 6]] * text.count("\n")
+
+
+def test_an_empty_size_beside_a_stated_one_is_no_fault(tmp_path: Path) -> None:
+    text = SIZED + "a.jpg,cat,2,4,6,8,,\na.jpg,cat,2,4,6,8,80,40\n"
+    index = read_dataset(csv_set(tmp_path, text), "csv")
+    assert [kind for kind, _ in faults_of(index)] == ["other-size"]
+    assert index.splits["train"][0].boxes_xyxy_px.tolist() == [[1, 2, 4, 6]] * 2
+
+
+def test_tables_without_any_box_or_image(tmp_path: Path) -> None:
+    header = TABLE.splitlines()[0]
+    index = read_dataset(csv_set(tmp_path, f"{header}\na.jpg,,,,,\n"), "csv")
+    assert index.classes == ClassMap((), ()) and len(index.splits["train"]) == 1
+    with pytest.raises(DataError, match="there are no labels, so no class is known"):
+        load_dataset(tmp_path / "boxes.csv")
+    file = csv_set(tmp_path, f"{header}\nx.jpg,dog,1,2,3,4\n")
+    with pytest.raises(DataError, match=r"none of its 1 images was found, e\.g\. x\.jpg"):
         read_dataset(file, "csv")
-    assert str(file) in caught.value.message
 
 
 def test_text_that_is_not_utf8_and_nothing_there(tmp_path: Path) -> None:
     csv_set(tmp_path).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"boxes\.csv: cannot be read as text") as caught:
-        read_dataset(tmp_path / "boxes.csv", "csv")
-    assert caught.value.hint == "save it as UTF-8"
-    with pytest.raises(DataError, match="no CSV table of boxes found"):
+        load_dataset(tmp_path / "boxes.csv", "csv")
+    assert "save it as UTF-8" in caught.value.message
+    with pytest.raises(DataError, match="no CSV data set found"):
         read_dataset(tmp_path, "csv")
+
+
+def test_a_table_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
+    for folder in ("train", "valid", "test"):
+        text_file(tmp_path / folder / "_annotations.csv", TABLE)
+        image_file(tmp_path / folder / "a.jpg")
+    (tmp_path / "valid/_annotations.csv").write_bytes(TABLE.encode() + b"\xff.jpg,,,,,\n")
+    text_file(tmp_path / "test/_annotations.csv", "a,b\n1,2\n")
+    index = load_dataset(tmp_path, val_split=0)
+    assert {split: len(records) for split, records in index.splits.items()} == {"train": 1}
+    assert [(kind, place.partition(" ")[0]) for kind, place in faults_of(index)] == [
+        ("malformed-file", "valid/_annotations.csv:"),
+        ("malformed-file", "test/_annotations.csv"),
+    ]
+
+
+def test_image_ids_are_unique_over_the_tables_of_a_split(tmp_path: Path) -> None:
+    header, row = f"{TABLE.splitlines()[0]},split", "dog,1,2,3,4,train"
+    text_file(tmp_path / "train.csv", f"{header}\ngone.jpg,{row}\na.jpg,{row}\n")
+    text_file(tmp_path / "val.csv", f"{header}\nb.jpg,{row}\n")
+    for name in ("a.jpg", "b.jpg"):
+        image_file(tmp_path / name)
+    records = read_dataset(tmp_path, "csv").splits["train"]
+    assert [(r.image_id, r.path.name) for r in records] == [(2, "a.jpg"), (3, "b.jpg")]
 
 
 def test_repairs_are_noted_with_their_line(tmp_path: Path) -> None:
@@ -260,17 +373,18 @@ def test_repairs_are_noted_with_their_line(tmp_path: Path) -> None:
     index = read_dataset(csv_set(tmp_path, text), "csv")
     boxes = [record.boxes_xyxy_px.tolist() for record in index.splits["train"]]
     assert boxes == [[[0, 0, 20, 20]], [[10, 5, 20, 10]]]
-    empty, clipped, scaled, missing = sorted(index.warnings, key=lambda w: "line 3" not in w)
-    assert "no area" in empty and "line 2" in clipped
-    assert "line 4: 80x40 stated" in scaled and "line 5: gone.jpg" in missing
+    assert [(kind, place.partition(":")[0]) for kind, place in faults_of(index)] == [
+        ("box-outside", "boxes.csv line 2"),
+        ("box-degenerate", "boxes.csv line 3"),
+        ("other-size", "boxes.csv line 4"),
+        ("missing-image", "boxes.csv line 5"),
+    ]
 
 
 def test_written_table(tmp_path: Path) -> None:
     path = image_file(tmp_path / "a b.jpg")
-    record = make_record(
-        1, path, (40, 20), [[0.1, 0, 10, 12.25], [0, 0, 40, 20]], [1, 0], ["", ""], Repairs()
-    )
-    empty = make_record(2, image_file(tmp_path / "c.jpg"), (40, 20), [], [], [], Repairs())
+    record = record_of(path, (40, 20), [[0.1, 0, 10, 12.25], [0, 0, 40, 20]], [1, 0])
+    empty = record_of(image_file(tmp_path / "c.jpg"), (40, 20), image_id=2)
     classes = ClassMap.from_names(['a, "b"', "dog"])
     index = DatasetIndex(tmp_path, "coco", classes, {"train": (record, empty), "val": (record,)})
     assert write_csv(index, tmp_path / "out") == []
@@ -291,8 +405,8 @@ def test_written_table(tmp_path: Path) -> None:
 
 def test_what_csv_cannot_hold_is_listed(tmp_path: Path) -> None:
     path = image_file(tmp_path / "a.jpg")
-    record = make_record(
-        17, path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], ["", ""], Repairs(),
+    record = record_of(
+        path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], 17,
         is_crowd=[False, True], areas=[55.0, None], flags=[{"difficult"}, set()],
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
@@ -303,8 +417,9 @@ def test_what_csv_cannot_hold_is_listed(tmp_path: Path) -> None:
     assert images == "train: image ids are lost, CSV knows images by name"
     assert areas.startswith("1 areas are lost")
     assert flags == "1 marks 'difficult' are lost: CSV has no place for them"
-    for write in (index.to_coco, index.to_yolo):
-        assert any("'difficult'" in sentence for sentence in write(tmp_path / write.__name__))
+    for name in ("coco", "yolo"):
+        lost = save_dataset(index, tmp_path / name, name)
+        assert any("'difficult'" in sentence for sentence in lost)
 
 
 def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
@@ -312,7 +427,7 @@ def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
     text_file(tmp_path / "out", "a file where the folder should be")
     with pytest.raises(DataError, match="out: cannot be written"):
         write_csv(index, tmp_path / "out")
-    record = make_record(1, tmp_path / "in/a.jpg", (40, 20), [], [], [], Repairs())
+    record = record_of(tmp_path / "in/a.jpg", (40, 20))
     empty = DatasetIndex(tmp_path, "coco", index.classes, {"train": (record,)})
     with pytest.raises(DataError, match="there are no boxes, so CSV could not name the classes"):
         write_csv(empty, tmp_path / "new")

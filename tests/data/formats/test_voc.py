@@ -1,4 +1,4 @@
-"""Pascal VOC: hand-worked files, every layout and mistake, and a real set by another reader."""
+"""Pascal VOC: hand-worked files, every layout and mistake, and real data by another reader."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import image_file, text_file
+from datasets import image_file, record_of, text_file
 
-from dino_core.data.formats.repairs import Repairs, make_record
-from dino_core.data.formats.voc import read_voc, write_voc
+from dino_core.data.check.run import quick_findings
+from dino_core.data.formats.voc import write_voc
 from dino_core.data.load import load_dataset, read_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.data.save import save_dataset
@@ -147,82 +147,162 @@ def test_trainval_alone_is_train(tmp_path: Path) -> None:
     assert {s: len(r) for s, r in index.splits.items()} == {"train": 2, "test": 1}
 
 
-def test_what_lists_and_files_do_not_share_is_noted(tmp_path: Path) -> None:
+def faults_of(index: DatasetIndex) -> list[tuple[str, str]]:
+    """Kind and place of each fault, places without the folder of the data."""
+    return [(fault.kind, fault.place.replace(f"{index.root}/", "")) for fault in index.faults]
+
+
+def test_what_lists_and_files_do_not_share_is_a_fault(tmp_path: Path) -> None:
     index = read_dataset(listed_set(tmp_path, train="a 1\nnope\n"), "voc")
     assert [r.path.stem for r in index.splits["train"]] == ["a"]
-    absent, unlisted = index.warnings
-    assert absent.startswith("1 listed image has no annotation file") and "line 2: nope" in absent
-    assert unlisted.startswith("2 annotation files are in no list") and "b b.xml" in unlisted
+    assert faults_of(index) == [
+        ("missing-label", "ImageSets/Main/train.txt line 2: nope"),
+        ("image-not-listed", "Annotations/b b.xml: in no list of images"),
+        ("image-not-listed", "Annotations/c.xml: in no list of images"),
+    ]
+
+
+def test_an_image_listed_twice_is_read_once(tmp_path: Path) -> None:
+    index = read_dataset(listed_set(tmp_path, train="a\nc\nJPEGImages/a.jpg\nb b\n"), "voc")
+    assert [r.path.stem for r in index.splits["train"]] == ["a", "c", "b b"]
+    place = "ImageSets/Main/train.txt line 3: a is also in line 1"
+    assert faults_of(index) == [("image-listed-twice", place)]
+
+
+def test_a_list_that_cannot_be_used_leaves_the_other_splits(tmp_path: Path) -> None:
+    listed_set(tmp_path, train="a\nb b\nc\n", val="x\ny\n")
+    (tmp_path / "ImageSets/Main/test.txt").write_bytes(b"\xff\xfe\xff")
+    index = read_dataset(tmp_path, "voc")
+    assert {split: len(records) for split, records in index.splits.items()} == {"train": 3}
+    *unlabeled, split, unreadable = faults_of(index)
+    assert unlabeled == [
+        ("missing-label", "ImageSets/Main/val.txt line 1: x"),
+        ("missing-label", "ImageSets/Main/val.txt line 2: y"),
+    ]
+    place = "ImageSets/Main/val.txt: none of its images has an annotation file in Annotations"
+    assert split == ("missing-split", place)
+    assert unreadable[0] == "malformed-file"
+    assert unreadable[1].startswith("ImageSets/Main/test.txt: cannot be read")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\nc\na\n", r"train\.txt line 3: a is listed twice, first in line 1"),
-        ("x\ny\n", r"train\.txt: none of its images has an annotation file, e\.g\. x"),
+        ("x\ny\n", r"train\.txt: none of its images has an annotation file in .*Annotations"),
         ("\n", "the lists name no images"),
     ],
 )
-def test_wrong_lists_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_no_list_that_can_be_used_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_dataset(listed_set(tmp_path, train=text), "voc")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("<annotation>\n<object>\n", r"line 3: not valid XML \(no element found\)"),
-        ("<annotation>\n<size></sise></annotation>", r"line 2: not valid XML \(mismatched tag\)"),
-        ("<annotation> &nope; </annotation>", r"line 1: not valid XML \(undefined entity\)"),
-        (
-            "<!DOCTYPE annotation [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>\n"
-            "<annotation>&x;</annotation>",
-            r"line 1: a document type \(<!DOCTYPE annotation\), .* is refused",
-        ),
-        ("<?xml version='1.0' encoding='nope'?><annotation> </annotation>", "line 1: not"),
-        (annotation("<object>\n<name/>\n</object>"), r"line 4: the object has no <name>"),
-        (
-            annotation(thing(), "<object><name>cat</name><robndbox/></object>"),
-            r"line 5: the object 'cat' has no <bndbox>, found name, robndbox",
-        ),
-        (
-            annotation("<object><name>cat</name><bndbox><xmin>1</xmin></bndbox></object>"),
-            r"line 4: <bndbox> has no <ymin>, found xmin",
-        ),
-        (annotation(thing(box=(1, "two", 3, 4))), "line 4: ymin is 'two', expected a number"),
-        (annotation(thing(box=(1, 2, "nan", 4))), "line 4: xmax is 'nan', expected a number"),
-        (
-            annotation(thing(), size="<size>\n<width>wide</width></size>"),
-            "line 3: width is 'wide', expected a number of pixels",
-        ),
-    ],
-)
-def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
-        read_dataset(voc_set(tmp_path, text), "voc")
-    assert str(tmp_path / "Annotations/a.xml") in caught.value.message
+MALFORMED_FILES = [
+    ("<annotation>\n<object>\n", "line 3: not valid XML (no element found)"),
+    ("<annotation>\n<size></sise></annotation>", "line 2: not valid XML (mismatched tag)"),
+    ("<annotation> &nope; </annotation>", "line 1: not valid XML (undefined entity)"),
+    (
+        "<!DOCTYPE annotation [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>\n"
+        "<annotation>&x;</annotation>",
+        "line 1: a document type (<!DOCTYPE annotation), which could declare entities, is refused",
+    ),
+    ("<?xml version='1.0' encoding='nope'?><annotation> </annotation>", "line 1: not readable"),
+    ("<note/>", "line 1: the root element is <note>, expected <annotation>"),
+    ("", "line 1: not valid XML (no element found)"),
+]
+MALFORMED_OBJECTS = [
+    ("<object>\n<name/>\n</object>", "line 5: the object has no <name>"),
+    (
+        "<object><name>dog</name><robndbox/></object>",
+        "line 5: the object 'dog' has no <bndbox>, found name, robndbox",
+    ),
+    (
+        "<object><name>dog</name><bndbox>\n<xmin>1</xmin></bndbox></object>",
+        "line 5: <bndbox> has no <ymin>, found xmin",
+    ),
+    ("<object>\n<name>dog</name>\n<bndbox/></object>", "line 7: <bndbox> has no <xmin>, found no"),
+    (thing("dog", (1, "two", 3, 4)), "line 5: ymin is 'two', expected a number"),
+    (thing("dog", (1, 2, "nan", 4)), "line 5: xmax is 'nan', expected a number"),
+]
+
+
+@pytest.mark.parametrize(("text", "place"), MALFORMED_FILES)
+def test_a_malformed_file_is_left_out_with_its_image(tmp_path: Path, text: str, place: str) -> None:
+    voc_set(tmp_path, text)
+    image_file(tmp_path / "JPEGImages/b.jpg")
+    text_file(tmp_path / "Annotations/b.xml", annotation(thing(), filename="b.jpg"))
+    index = load_dataset(tmp_path, val_split=0)
+    ((kind, found),) = faults_of(index)
+    assert kind == "malformed-file" and found.startswith(f"Annotations/a.xml {place}")
+    assert [r.path.name for r in index.splits["train"]] == ["b.jpg"]
+
+
+@pytest.mark.parametrize(("text", "place"), MALFORMED_OBJECTS)
+def test_a_malformed_object_leaves_the_others(tmp_path: Path, text: str, place: str) -> None:
+    index = read_dataset(voc_set(tmp_path, annotation(thing(), text, thing())), "voc")
+    ((kind, found),) = faults_of(index)
+    assert kind == "malformed-label" and found.startswith(f"Annotations/a.xml {place}")
+    assert index.splits["train"][0].boxes_xyxy_px.tolist() == [[0, 0, 10, 20]] * 2
+    assert index.classes.names == ("cat",)
+
+
+@pytest.mark.parametrize("width", ["wide", "nan", "inf"])
+def test_a_malformed_size_is_ignored(tmp_path: Path, width: str) -> None:
+    size = f"<size>\n<width>{width}</width><height>20</height></size>"
+    index = read_dataset(voc_set(tmp_path, annotation(thing(), size=size)), "voc")
+    place = f"Annotations/a.xml line 3: width is '{width}', expected a number of pixels"
+    assert faults_of(index) == [("malformed-size", place)]
+    assert index.splits["train"][0].boxes_xyxy_px.tolist() == [[0, 0, 10, 20]]
+
+
+def test_six_malformed_labels_in_six_files_are_all_listed(tmp_path: Path) -> None:
+    texts = [(annotation(thing(), text, thing()), place) for text, place in MALFORMED_OBJECTS[:5]]
+    for i, (text, _) in enumerate([*texts, MALFORMED_FILES[0]]):
+        image_file(tmp_path / f"JPEGImages/{i}.jpg")
+        text_file(tmp_path / f"Annotations/{i}.xml", text)
+    index = read_dataset(tmp_path, "voc")
+    expected = [f"Annotations/{i}.xml {place}" for i, (_, place) in enumerate(texts)]
+    expected.append(f"Annotations/5.xml {MALFORMED_FILES[0][1]}")
+    found = faults_of(index)
+    assert [kind for kind, _ in found] == ["malformed-label"] * 5 + ["malformed-file"]
+    assert all(f.startswith(e) for (_, f), e in zip(found, expected, strict=True))
+    assert [len(r.boxes_xyxy_px) for r in index.splits["train"]] == [2] * 5
+    findings = {finding.kind: finding.count for finding in quick_findings(index)}
+    assert findings["malformed-label"] == 5 and findings["malformed-file"] == 1
+
+
+def test_a_split_of_malformed_files_leaves_the_other_splits(tmp_path: Path) -> None:
+    for split, text in (("train", annotation(thing())), ("val", "<annotation>")):
+        image_file(tmp_path / f"{split}/a.jpg")
+        text_file(tmp_path / f"{split}/a.xml", text)
+    index = read_dataset(tmp_path, "voc")
+    assert list(index.splits) == ["train"]
+    assert [kind for kind, _ in faults_of(index)] == ["malformed-file"]
+
+
+def test_a_set_without_any_object_has_faults_and_no_classes(tmp_path: Path) -> None:
+    voc_set(tmp_path, annotation("<object><name>cat</name></object>"))
+    index = read_dataset(tmp_path, "voc")
+    assert index.classes == ClassMap((), ()) and len(index.splits["train"]) == 1
+    assert [kind for kind, _ in faults_of(index)] == ["malformed-label"]
+    with pytest.raises(DataError, match=r"a\.xml line 4: the object 'cat' has no <bndbox>"):
+        load_dataset(tmp_path)
+    text_file(tmp_path / "Annotations/a.xml", annotation())
+    with pytest.raises(DataError, match="there are no labels, so no class is known"):
+        load_dataset(tmp_path)
 
 
 def test_entities_that_grow_without_bound_are_refused(tmp_path: Path) -> None:
     laughs = "".join(f"<!ENTITY l{i + 1} '{f'&l{i};' * 10}'>" for i in range(12))
     text = f"<!DOCTYPE a [<!ENTITY l0 'ha'>{laughs}]><annotation>&l12;</annotation>"
     with pytest.raises(DataError, match="document type") as caught:
-        read_dataset(voc_set(tmp_path, text), "voc")
-    assert caught.value.hint == "remove the <!DOCTYPE ...> from the file"
+        load_dataset(voc_set(tmp_path, text), "voc")
+    assert "remove the <!DOCTYPE ...> from the file" in caught.value.message
 
 
-def test_other_xml_among_annotations(tmp_path: Path) -> None:
-    voc_set(tmp_path)
-    text_file(tmp_path / "Annotations/b.xml", "<note/>")
-    with pytest.raises(DataError, match=r"b\.xml line 1: the root element is <note>, expected"):
-        read_dataset(tmp_path, "voc")
-
-
-def test_no_set_and_no_objects(tmp_path: Path) -> None:
+def test_no_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no Pascal VOC data set found"):
         read_dataset(tmp_path, "voc")
-    with pytest.raises(DataError, match="none of its 1 annotation files has an <object>"):
-        read_voc(voc_set(tmp_path, annotation()))
 
 
 def test_other_encodings(tmp_path: Path) -> None:
@@ -243,9 +323,9 @@ def test_the_image_decides_its_size(tmp_path: Path) -> None:
     index = read_dataset(tmp_path, "voc")
     boxes = {r.path.stem: r.boxes_xyxy_px.tolist() for r in index.splits["train"]}
     assert boxes == {"a": [[0, 0, 10, 20]], "half": [[0, 0, 5, 10]], "none": [[0, 0, 10, 20]]}
-    scaled, shape = index.warnings
-    assert scaled.startswith("1 image has another size than stated; its boxes were scaled")
-    assert "80x40 stated" in scaled and "tall.xml: 20x40 stated" in shape
+    (scaled, half), (shape, tall) = faults_of(index)
+    assert scaled == "other-size" and half.startswith("Annotations/half.xml: 80x40 stated")
+    assert shape == "wrong-shape" and tall.startswith("Annotations/tall.xml: 20x40 stated")
 
 
 def test_images_by_their_own_name_or_the_stated_one(tmp_path: Path) -> None:
@@ -263,17 +343,19 @@ def test_images_by_their_own_name_or_the_stated_one(tmp_path: Path) -> None:
     index = read_dataset(tmp_path, "voc")
     found = [r.path.name for r in index.splits["train"]]
     assert found == ["a.JPG", "b.png", "stated.jpg", "d.jpeg"]
-    assert "e.xml" in index.warnings[0] and "missing" in index.warnings[0]
+    assert faults_of(index) == [("missing-image", "train/e.xml: e.jpg")]
 
 
 def test_boxes_that_are_repaired(tmp_path: Path) -> None:
     text = annotation(*(thing(box=b) for b in ((0, 0, 9, 9), (1, 1, 99, 9), (9, 9, 3, 12))))
     index = read_dataset(voc_set(tmp_path, text), "voc")
     assert index.splits["train"][0].boxes_xyxy_px.tolist() == [[0, 0, 9, 9], [0, 0, 40, 9]]
-    zero, clipped, empty = index.warnings
-    assert zero.startswith("1 box starts at 0, but VOC counts pixels from 1") and "line 4" in zero
-    assert clipped.startswith("1 box reaches outside") and "line 5" in clipped
-    assert empty.startswith("1 box has no area") and "line 6" in empty
+    assert [(kind, place.partition(":")[0]) for kind, place in faults_of(index)] == [
+        ("box-from-zero", "Annotations/a.xml line 4"),
+        ("box-outside", "Annotations/a.xml line 5"),
+        ("box-degenerate", "Annotations/a.xml line 6"),
+    ]
+    assert [len(fault.boxes) for fault in index.faults] == [0, 1, 1]
 
 
 def test_written_files(tmp_path: Path) -> None:
@@ -298,8 +380,8 @@ def test_written_files(tmp_path: Path) -> None:
 
 def test_what_voc_cannot_hold_is_listed(tmp_path: Path) -> None:
     path = image_file(tmp_path / "a.jpg")
-    record = make_record(
-        17, path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], ["", ""], Repairs(),
+    record = record_of(
+        path, (40, 20), [[0, 0, 10, 10], [0, 0, 40, 20]], [0, 1], 17,
         is_crowd=[False, True], areas=[55.0, None],
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
@@ -317,7 +399,7 @@ def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
     text_file(tmp_path / "out", "a file where the folder should be")
     with pytest.raises(DataError, match="out: cannot be written"):
         write_voc(index, tmp_path / "out")
-    record = make_record(1, tmp_path / "in/JPEGImages/a.jpg", (40, 20), [], [], [], Repairs())
+    record = record_of(tmp_path / "in/JPEGImages/a.jpg", (40, 20))
     empty = DatasetIndex(tmp_path, "coco", index.classes, {"train": (record,)})
     with pytest.raises(DataError, match="there are no boxes, so VOC could not name the classes"):
         write_voc(empty, tmp_path / "new")
