@@ -54,6 +54,12 @@ KINDS: Mapping[str, Kind] = {
         "labeled image files are missing and are left out",
         "add the file or remove its labels",
     ),
+    "missing-split": Kind(
+        "error",
+        "split is named, but its images are not there",
+        "splits are named, but their images are not there",
+        "put the images where they are looked for, or correct the place",
+    ),
     "malformed-file": Kind(
         "error",
         "label file cannot be read and is left out",
@@ -113,12 +119,6 @@ KINDS: Mapping[str, Kind] = {
         "split has no boxes",
         "splits have no boxes",
         "label its images: there is nothing to learn from or measure by",
-    ),
-    "missing-split": Kind(
-        "warning",
-        "split is named but not there",
-        "splits are named but not there",
-        "correct its place in the data's description",
     ),
     "near-duplicate-across-splits": Kind(
         "warning",

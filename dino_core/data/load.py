@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dino_core.config import TrainConfig, nearest
-from dino_core.data.faults import KINDS, Fault
+from dino_core.data.faults import Fault
 from dino_core.data.formats.table import FORMATS
 from dino_core.data.records import DatasetIndex, SetApart
 from dino_core.data.split import stratified_split
@@ -131,7 +131,8 @@ def _visible(folder: Path) -> list[Path]:
 _LOSING = frozenset(
     {
         "malformed-file", "malformed-label", "malformed-image-entry", "malformed-class",
-        "unknown-class", "label-without-image", "missing-image", "unreadable-image", "wrong-shape",
+        "unknown-class", "label-without-image", "missing-split", "missing-image",
+        "unreadable-image", "wrong-shape",
     }
 )  # kinds of fault by which labels are left out  # fmt: skip
 
@@ -148,8 +149,8 @@ def unusable(index: DatasetIndex) -> DataError | None:
     if not losses:
         return DataError(f"{index.root}: there are no labels, so no class is known")
     more = sum(fault.count for fault in losses) - losses[0].count
-    hint = f"`dino check {index.root}` lists {more} more faults" if more else ""
-    return DataError(losses[0].place, hint or KINDS[losses[0].kind].hint)
+    faults = f"{more:,} more fault{'' if more == 1 else 's'}"
+    return DataError(losses[0].place, f"`dino check {index.root}` lists {faults}" if more else "")
 
 
 def with_val(index: DatasetIndex, how: SetApart) -> DatasetIndex:

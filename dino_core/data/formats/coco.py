@@ -60,10 +60,11 @@ def read_coco(found: CocoFiles) -> DatasetIndex:
         if sources[split].numbers:
             log.add("ids-are-words", str(file))
     classes = _join_classes(sources, log)
-    splits = {
-        split: _read_split(source, image_folders(found.root, source.file, split), classes, log)
-        for split, source in sources.items()
-    }
+    splits: dict[str, tuple[ImageRecord, ...]] = {}
+    for split, source in sources.items():
+        folders = image_folders(found.root, source.file, split)
+        if records := _read_split(source, folders, classes, log):
+            splits[split] = records
     unread = _unread(sources.values())
     return DatasetIndex(found.root, "coco", classes, splits, log.faults(), unread)
 

@@ -53,9 +53,6 @@ def read_csv(files: CsvFiles) -> DatasetIndex:
     an image without boxes. Images are numbered from 1 in the order of their first rows. The split
     is that of the row, else of the table's name or folder, else "train". What cannot be used
     (tables, rows, sizes, images) is left out and recorded in the faults.
-
-    Raises:
-        DataError: no image of a split is there.
     """
     log = FaultLog()
     tables = _read_tables(files, log)
@@ -72,8 +69,8 @@ def read_csv(files: CsvFiles) -> DatasetIndex:
             ]
             count += len(images)
             folders = image_folders(root, table.file, split)
-            records = read_images(labeled, folders, table.file, log)
-            splits[split] = (*splits.get(split, ()), *records)
+            if records := read_images(labeled, folders, table.file, log):
+                splits[split] = (*splits.get(split, ()), *records)
     unread = _unread(tables.values())
     classes = ClassMap.from_names(names)
     return DatasetIndex(files.root, "csv", classes, splits, log.faults(), unread)

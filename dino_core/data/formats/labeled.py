@@ -16,7 +16,6 @@ from dino_core.data.formats.images import (
 )
 from dino_core.data.formats.record import LabeledBox, make_record
 from dino_core.data.records import ImageRecord
-from dino_core.errors import DataError
 
 _SAME_ASPECT = 0.01  # sizes whose aspect differs by less are one image at two resolutions
 
@@ -28,7 +27,7 @@ class LabeledImage:
     Attributes:
         image_id: Unique in its split.
         names: File names it may have, the likeliest first; they may hold folders.
-        place: File and line or entry, for errors and notes.
+        place: File and line or entry, for faults.
         stated_wh: Width and height as stated; None where they are not.
         boxes: In file order.
         in_fractions: Whether the boxes are fractions of width and height instead of pixels.
@@ -47,26 +46,26 @@ def read_images(
 ) -> tuple[ImageRecord, ...]:
     """The records of one split.
 
-    Images that are missing, unreadable or of another shape than stated are left out, with a note.
-    Where none is in the usual folders, they are looked for by name in all others.
+    Images that are missing, unreadable or of another shape than stated are left out. Where none is
+    in the usual folders, they are looked for by name in all others; where none is found there
+    either, the split is missing.
 
     Args:
-        images: What the labels tell.
+        images: What the labels say.
         folders: Where image files may lie, most specific first; one holds all others.
-        source: The label file or folder, for errors.
+        source: The label file or folder, for faults.
         log: Records images that are missing or do not fit.
-
-    Raises:
-        DataError: none of the images is there.
     """
     images = list(images)
     paths = _find_images(images, folders)
     if images and not any(paths):
         looked = ", ".join(map(str, folders))
-        raise DataError(
-            f"{source}: none of its {len(images)} images was found, e.g. {images[0].names[0]}",
-            f"looked in {looked}",
+        log.add(
+            "missing-split",
+            f"{source}: none of its {len(images)} images was found, e.g. {images[0].names[0]} "
+            f"(looked in {looked})",
         )
+        return ()
     records: list[ImageRecord] = []
     for image, path in zip(images, paths, strict=True):
         if path is None:
@@ -82,26 +81,30 @@ def _find_images(images: Sequence[LabeledImage], folders: Sequence[Path]) -> lis
     """The file of each image, None for those that are not there."""
     usual = list(folders)
     paths = [_find_image(image.names, usual) for image in images]
-    spelt = [[] if path else _spellings(image) for path, image in zip(paths, images, strict=True)]
-    paths = [path or _find_image(names, usual) for path, names in zip(paths, spelt, strict=True)]
+    others = [
+        [] if path else _other_names(image) for path, image in zip(paths, images, strict=True)
+    ]
+    paths = [path or _find_image(names, usual) for path, names in zip(paths, others, strict=True)]
     if any(paths) or not folders:
         return paths
     everything: dict[str, list[Path]] = {}
     for path in list_images(min(folders, key=lambda folder: len(folder.parts))):
         everything.setdefault(path.name, []).append(path)
-    bare = ([PurePosixPath(name).name for name in names] for names in spelt)
+    bare = ([PurePosixPath(name).name for name in names] for names in others)
     found = [next((everything[n] for n in names if n in everything), []) for names in bare]
     return [several[0] if len(several) == 1 else None for several in found]
 
 
-def _spellings(image: LabeledImage) -> list[str]:
+def _other_names(image: LabeledImage) -> list[str]:
     """What the names of an image that is not there may stand for: no URL, another suffix."""
-    spelt = []
+    spellings = []
     for name in image.names:
         path = PurePosixPath(unquote(name.partition("?")[0]).replace("\\", "/").strip())
         stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
-        spelt += [str(path.with_name(each)) for each in (path.name, *with_suffixes(stem)) if stem]
-    return spelt
+        spellings += [
+            str(path.with_name(each)) for each in (path.name, *with_suffixes(stem)) if stem
+        ]
+    return spellings
 
 
 def _find_image(names: Sequence[str], folders: list[Path]) -> Path | None:

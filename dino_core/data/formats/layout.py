@@ -18,7 +18,7 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     split: (*words, *map(str.capitalize, words), *map(str.upper, words))
     for split, words in _SPLIT_WORDS.items()
 }
-_CONTENTS = {  # what a split's folder may say besides
+_CONTENTS = {  # what else the name of a split's folder may say
     "image", "images", "img", "imgs", "photo", "photos", "label", "labels", "annotation",
     "annotations", "xml", "csv", "coco", "set", "data", "dataset", "split", "folder", "zip",
 }  # fmt: skip
@@ -37,7 +37,7 @@ def find_annotations(
     suffixes: Sequence[str],
     choose: Callable[[Sequence[Path]], Sequence[Path]],
 ) -> dict[str, Path]:
-    """Split name to annotation file of a folder; `choose` tells those of a form from others.
+    """Split name to annotation file of a folder; `choose` picks those of one format.
 
     They may lie in Roboflow's places, all together, or alone in each split's folder.
 
@@ -73,7 +73,7 @@ def label_folders(root: Path) -> list[Path]:
 
 
 def in_splits(root: Path) -> list[tuple[str, Path]]:
-    """Each split with the folders of `root` that its name tells.
+    """Each split with the folders of `root` whose names mean it.
 
     Those named just as a split come first; names that say more ("train2017", "Train Set") follow.
     A lone folder that says more may be the whole set ("test-data"), and is no split.
@@ -146,7 +146,7 @@ def _lists_in(folder: Path) -> dict[str, Path]:
 
 
 def by_split(files: Iterable[Path]) -> dict[str, Path]:
-    """Split name to annotation file, by their names; a lone file whose name tells none is train.
+    """Split name to annotation file, by their names; a lone file whose name means none is train.
 
     Raises:
         DataError: two files claim the same split.
@@ -170,7 +170,7 @@ def by_split(files: Iterable[Path]) -> dict[str, Path]:
 
 
 def split_of(file: Path) -> str | None:
-    """The split that an annotation file's name or, in Roboflow's layout, its folder tells."""
+    """The split that an annotation file's name or, in Roboflow's layout, its folder means."""
     if file.name in _ROBOFLOW_FILES:
         folder = file.parent.name.lower()
         return next((split for split, names in SPLIT_NAMES.items() if folder in names), None)
@@ -178,10 +178,10 @@ def split_of(file: Path) -> str | None:
 
 
 def split_in(name: str) -> str | None:
-    """The split that a word of a file or folder name tells, e.g. "instances_val2017"; one only."""
+    """The split that a word of a file or folder name means, e.g. "instances_val2017"; one only."""
     words = _words(name)
-    told = [split for split, names in SPLIT_NAMES.items() if not words.isdisjoint(names)]
-    return told[0] if len(told) == 1 else None
+    meant = [split for split, names in SPLIT_NAMES.items() if not words.isdisjoint(names)]
+    return meant[0] if len(meant) == 1 else None
 
 
 def _words(name: str) -> set[str]:

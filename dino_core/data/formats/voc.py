@@ -53,9 +53,6 @@ def read_voc(files: VocFiles) -> DatasetIndex:
     truncated or occluded keep these flags. Images are numbered from 1 in the order of their list,
     else of their files. A file describes the image of its own name, else the one that it states.
     What cannot be used (files, objects, sizes, images) is left out and recorded in the faults.
-
-    Raises:
-        DataError: no image of a split is there.
     """
     log = FaultLog(files.faults)
     annotations = {split: _read_files(members, log) for split, members in files.splits.items()}
@@ -70,7 +67,8 @@ def read_voc(files: VocFiles) -> DatasetIndex:
             continue
         images = [_labeled(i, each, index_of, log) for i, each in enumerate(members, start=1)]
         folders = image_folders(files.root, members[0].file, split)
-        splits[split] = read_images(images, folders, members[0].file.parent, log)
+        if records := read_images(images, folders, members[0].file.parent, log):
+            splits[split] = records
     classes = ClassMap.from_names(names)
     return DatasetIndex(files.root, "voc", classes, splits, log.faults(), _unread(objects))
 

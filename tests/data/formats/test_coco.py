@@ -305,12 +305,16 @@ def test_missing_and_broken_images_are_left_out(tmp_path: Path) -> None:
     assert "40x30 stated" in shape and "tall.jpg is 30x40 upright" in shape
 
 
-def test_all_images_missing_is_an_error(tmp_path: Path) -> None:
+def test_a_split_without_its_images_is_missing(tmp_path: Path) -> None:
     table = coco_table(images=[{"id": 7, "file_name": "x.jpg"}])
     coco_set(tmp_path, table)
-    with pytest.raises(DataError, match=r"none of its 1 images was found, e\.g\. x\.jpg") as caught:
-        read_dataset(tmp_path, "coco")
-    assert str(tmp_path / "images" / "train") in caught.value.hint
+    found = r"none of its 1 images was found, e\.g\. x\.jpg \(looked in .*images/train"
+    with pytest.raises(DataError, match=found):
+        load_dataset(tmp_path, "coco")
+    coco_set(tmp_path, coco_table(), "val")
+    index = load_dataset(tmp_path)
+    assert list(index.splits) == ["val"]
+    assert [f.kind for f in index.faults if f.kind != "label-without-image"] == ["missing-split"]
 
 
 def test_sizes_come_from_the_upright_file(tmp_path: Path) -> None:

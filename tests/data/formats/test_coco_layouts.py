@@ -98,7 +98,7 @@ def test_images_in_unusual_folders_are_found_by_name(tmp_path: Path) -> None:
     (tmp_path / "shots/2021").mkdir()
     (deep / "a.jpg").rename(tmp_path / "shots/2021/b.jpg")  # two of that name: which is meant?
     with pytest.raises(DataError, match="none of its 2 images was found"):
-        read_dataset(tmp_path, "coco")
+        load_dataset(tmp_path, "coco")
 
 
 def test_a_file_whose_name_tells_no_split_is_train(tmp_path: Path) -> None:

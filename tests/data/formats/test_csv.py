@@ -326,7 +326,7 @@ def test_tables_without_any_box_or_image(tmp_path: Path) -> None:
         load_dataset(tmp_path / "boxes.csv")
     file = csv_set(tmp_path, f"{header}\nx.jpg,dog,1,2,3,4\n")
     with pytest.raises(DataError, match=r"none of its 1 images was found, e\.g\. x\.jpg"):
-        read_dataset(file, "csv")
+        load_dataset(file, "csv")
 
 
 def test_text_that_is_not_utf8_and_nothing_there(tmp_path: Path) -> None:
@@ -411,12 +411,12 @@ def test_what_csv_cannot_hold_is_listed(tmp_path: Path) -> None:
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
     crowd, unused, ids, images, areas, flags = save_dataset(index, tmp_path / "out", "csv")
-    assert crowd == "1 crowd boxes were left out: CSV cannot mark them as crowds"
+    assert crowd == "1 crowd box left out: CSV cannot mark crowds"
     assert unused == "classes without boxes are lost (dog): CSV knows classes by their boxes"
     assert ids == "the class ids (3) are lost: CSV knows classes by name, in sorted order"
     assert images == "train: image ids are lost, CSV knows images by name"
-    assert areas.startswith("1 areas are lost")
-    assert flags == "1 marks 'difficult' are lost: CSV has no place for them"
+    assert areas.startswith("areas of 1 box are lost")
+    assert flags == "the flag 'difficult' of 1 box is lost: CSV has no place for it"
     for name in ("coco", "yolo"):
         lost = save_dataset(index, tmp_path / name, name)
         assert any("'difficult'" in sentence for sentence in lost)

@@ -386,11 +386,11 @@ def test_what_voc_cannot_hold_is_listed(tmp_path: Path) -> None:
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
     crowd, unused, ids, images, areas = save_dataset(index, tmp_path / "out", "voc")
-    assert crowd == "1 crowd boxes were left out: VOC cannot mark them as crowds"
+    assert crowd == "1 crowd box left out: VOC cannot mark crowds"
     assert unused == "classes without boxes are lost (dog): VOC knows classes by their boxes"
     assert ids == "the class ids (3) are lost: VOC knows classes by name, in sorted order"
     assert images == "train: image ids are lost, VOC knows images by name"
-    assert areas.startswith("1 areas are lost")
+    assert areas.startswith("areas of 1 box are lost")
     assert len(read_dataset(tmp_path / "out", "voc").splits["train"][0].class_indices) == 1
 
 

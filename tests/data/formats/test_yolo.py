@@ -300,7 +300,7 @@ def test_no_usable_image_at_all_is_an_error(listed: Path, kind: str) -> None:
     assert index.splits == {} and len(the_faults(index, kind)) == 2
     with pytest.raises(DataError, match=r"images/train/a\.jpg: ") as caught:
         load_dataset(listed)
-    assert "1 more fault" in caught.value.hint
+    assert "3 more faults" in caught.value.hint
 
 
 @pytest.mark.parametrize("place", ["/kaggle/input/x/images/train", r"C:\Users\me\x\images\train"])
@@ -387,10 +387,10 @@ def test_what_yolo_cannot_hold_is_listed(tmp_path: Path) -> None:
     )  # fmt: skip
     index = DatasetIndex(tmp_path, "coco", ClassMap(("cat", "dog"), (3, 8)), {"train": (record,)})
     crowd, ids, images, areas = save_dataset(index, tmp_path / "out", "yolo")
-    assert crowd.startswith("1 crowd boxes were left out")
+    assert crowd.startswith("1 crowd box left out")
     assert ids == "the class ids (3, 8) became 0 to 1"
     assert images.startswith("train: image ids and order are lost")
-    assert areas.startswith("1 areas are lost")
+    assert areas.startswith("areas of 1 box are lost")
     label = (tmp_path / "out/labels/train/a.txt").read_text()
     assert label == "0 0.125000000 0.250000000 0.250000000 0.500000000\n"
 
