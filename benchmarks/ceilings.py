@@ -1,4 +1,4 @@
-"""What this machine does at most: matrix products, convolutions, copies in memory and cache."""
+"""The machine's ceilings: matrix products, convolutions, copies in memory and in the cache."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Ceilings:
     """The highest rates seen so far.
 
     Attributes:
-        rates: By name ("matmul fp32", "memory copy", ...): FLOPs a second of products, bytes read
-            and written a second of copies.
+        rates: By name ("matmul fp32", "memory copy", ...). Products are in FLOPs per second, copies
+            in bytes read and written per second.
     """
 
     def __init__(self, tiny: bool) -> None:
@@ -35,7 +35,7 @@ class Ceilings:
         self.rates = dict.fromkeys(self._calls, 0.0)
 
     def measure(self) -> None:
-        """Try each a few times more."""
+        """Measure each ceiling a few more times."""
         with torch.inference_mode():
             for name, (amount, call) in self._calls.items():
                 shortest = min(seconds(call) for _ in range(TRIES))
@@ -49,7 +49,7 @@ def _matmul(dtype: torch.dtype, tiny: bool) -> tuple[float, Callable[[], object]
 
 
 def _convolution(dtype: torch.dtype, tiny: bool) -> tuple[float, Callable[[], object]]:
-    """3x3, in channels last."""
+    """A 3x3 convolution in channels last."""
     height, width = TINY_CONV_HW if tiny else CONV_HW
     conv = nn.Conv2d(CONV_CHANNELS, CONV_CHANNELS, 3, padding=1, dtype=dtype)
     image = torch.randn(1, CONV_CHANNELS, height, width).to(dtype)
@@ -64,7 +64,7 @@ def _memory_copy(tiny: bool) -> tuple[float, Callable[[], object]]:
 
 
 def _cache_copy() -> tuple[float, Callable[[], object]]:
-    """By one thread; such caches are the cores' own, so that n threads copy n times as much."""
+    """Copy by one thread. Each core has such a cache, so n threads copy n times as much."""
     source, target = (ctypes.create_string_buffer(CACHED_BYTES) for _ in range(2))
 
     def copy() -> None:

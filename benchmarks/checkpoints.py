@@ -1,12 +1,13 @@
 """How long does a published checkpoint take to import and to load, and what memory does it need?
 
-    python benchmarks/checkpoints.py           # a minute; wants a quiet machine
-    python benchmarks/checkpoints.py --tiny    # tries the script itself: a tiny network for Swin-L
+    python benchmarks/checkpoints.py           # a minute; needs a quiet machine
+    python benchmarks/checkpoints.py --tiny    # a quick try with a tiny network in place of Swin-L
 
 A file of random weights, as the official code saves it, is imported by `dino models import`
-(process start to exit) and the result is loaded (from the end of `import torch` to a network that
-is ready). One 800x1066 image runs through `dino-swinl-4scale` as prediction runs it, which includes
-building the network. Every run has a process of its own; the peak memory is that of the worst.
+(timed from process start to exit). The result is loaded (timed from the end of `import torch` until
+the network is ready). One 800x1066 image runs through `dino-swinl-4scale` as in prediction, which
+includes building the network. Every run has a process of its own, and the peak memory is the
+largest of them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ COLUMNS = {"what": "what", "time": "median_s", "peak": "peak_gb", "goal": "goal"
 
 
 def write_official_file(path: Path) -> None:
-    """R50 of 4 scales as the official code saves it: weights, optimiser and arguments."""
+    """Save an R50 with 4 scales as the official code does: weights, optimizer and arguments."""
     generator = torch.Generator().manual_seed(0)
     shapes: dict[str, list[int]] = json.loads((GOLDEN / "keys_4scale_r50.json").read_text())
     aliases: dict[str, list[str]] = json.loads((GOLDEN / "aliases_4scale_r50.json").read_text())
@@ -42,7 +43,7 @@ def write_official_file(path: Path) -> None:
 
 
 def import_file(source: Path) -> float:
-    """Peak memory of `dino models import`, called as a person does."""
+    """Return the peak memory of `dino models import`, called from the command line."""
     out = source.with_name("imported.safetensors")
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "dino_cli", "models", "import", str(source), str(out)]
@@ -53,7 +54,7 @@ def import_file(source: Path) -> float:
 
 
 def load(path: Path) -> float:
-    """Peak memory with a network that is ready; its imports are a part of what is timed."""
+    """Return the peak memory with a loaded network; the imports are part of the timed code."""
     from dino_core.checkpoints.io import build_model, load_checkpoint
 
     build_model(load_checkpoint(path))
@@ -61,7 +62,7 @@ def load(path: Path) -> float:
 
 
 def forward(variant: str) -> float:
-    """Peak memory of one image's forward pass with random weights; "tiny" is a tiny network."""
+    """Return the peak memory of one image's forward pass; "tiny" is a tiny network."""
     from subjects import pictures, random_model
 
     from dino_core.inference.torch_runtime import TorchRuntime
@@ -74,7 +75,7 @@ def forward(variant: str) -> float:
 
 
 def measure(action: str, subject: str) -> Row:
-    """Seconds and memory of one action, in this process."""
+    """Return seconds and memory of one action in this process."""
     start = time.perf_counter()
     if action == "import":
         peak = import_file(Path(subject))
@@ -86,7 +87,7 @@ def measure(action: str, subject: str) -> Row:
 
 
 def run_all(args: argparse.Namespace, folder: Path) -> list[Row]:
-    """A row for each action, every run in a new process."""
+    """Return a row for each action, with every run in a new process."""
     official = folder / "official.pth"
     write_official_file(official)
     swin = "tiny" if args.tiny else "dino-swinl-4scale"

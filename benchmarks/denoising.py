@@ -1,12 +1,12 @@
-"""How much do the denoising settings matter? Short fine-tunings of a model on labelled folders.
+"""How much do the denoising settings matter? Short fine-tuning runs on labeled data sets.
 
     python benchmarks/denoising.py DATA... --steps 300 --batch 4 --seeds 0 1 --log study.jsonl
-    python benchmarks/denoising.py --tiny                 # seconds; tries the script itself
+    python benchmarks/denoising.py --tiny                 # a quick try with a tiny model
 
-One setting is changed at a time from the model's own (`SETTINGS`), every data set and seed with
-each. The weights at the end, not the best ones, are scored on the validation split. A run that
-stands in `--log` is not done again, so that the study can be stopped and gone on with at any time;
-it is measured in steps, so that other work beside it changes nothing.
+One setting at a time is changed from the model's own (`SETTINGS`), for every data set and seed. The
+last weights, not the best ones, are scored on the validation split. Runs that are in `--log` are
+not repeated, so the study can be stopped and continued at any time. The length of a run is given in
+steps, so that other load on the machine changes no result.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "box noise 2.0": {"dn_box_noise_scale": 2.0},
     "both gentle": {"dn_label_noise_ratio": 0.25, "dn_box_noise_scale": 0.4},
 }
-"""Name to what differs from the model: `dn_number` is half the number of denoising queries."""
+"""Name to changed settings. `dn_number` is half the number of denoising queries."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One fine-tuning and its outcome on the validation split."""
+    """One fine-tuning run and its score on the validation split."""
 
     data: str
     setting: str
@@ -64,7 +64,7 @@ class Trial:
 
 
 def train(data: Path, model: str, setting: str, seed: int, recipe: TrainConfig) -> Trial:
-    """Fine-tune `model` on `data` with one setting and score what comes out."""
+    """Fine-tune `model` on `data` with one setting and score the result."""
     network = replace(load(model).meta.model, **SETTINGS[setting])
     dataset = load_dataset(data)
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +81,7 @@ def train(data: Path, model: str, setting: str, seed: int, recipe: TrainConfig) 
 
 
 def study(args: argparse.Namespace, folders: Sequence[Path], model: str) -> Iterator[Trial]:
-    """Every trial, those in the log first."""
+    """Yield every trial, those in the log first."""
     done = [Trial(**json.loads(line)) for line in _lines(args.log)]
     known = {(t.data, t.setting, t.seed, t.steps, t.batch) for t in done}
     yield from done
@@ -110,7 +110,7 @@ def _lines(log: Path | None) -> list[str]:
 
 
 def rows(trials: Sequence[Trial]) -> list[Row]:
-    """A row a setting: mean AP of each data set, and the difference to the model's own settings."""
+    """One row per setting: mean AP per data set, and the difference to the model's settings."""
     names = sorted({trial.data for trial in trials})
     own = _means([t for t in trials if t.setting == next(iter(SETTINGS))])
     result: list[Row] = []
@@ -136,7 +136,7 @@ def _means(trials: Sequence[Trial]) -> Mapping[str, float]:
 
 
 def make_data(folder: Path) -> Path:
-    """Coloured rectangles in YOLO form, to try the script itself."""
+    """Write colored rectangles as a YOLO data set, to try the script."""
     rng = np.random.default_rng(0)
     for split, number in itertools.product(("train", "val"), range(4)):
         image = Image.new("RGB", (96, 64), (90, 90, 90))
@@ -154,13 +154,15 @@ def make_data(folder: Path) -> Path:
 
 def main() -> None:
     parser = options(__doc__, 1)
-    parser.add_argument("data", type=Path, nargs="*", help="labelled folders")
+    parser.add_argument("data", type=Path, nargs="*", help="labeled data sets")
     parser.add_argument("--model", default="dino-nano")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, help="default: as `dino train` chooses")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--log", type=Path, help="JSONL, a line a run; read again to go on")
+    parser.add_argument(
+        "--log", type=Path, help="JSONL with one line per run; runs in it are not repeated"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
@@ -170,7 +172,7 @@ def main() -> None:
             folders = [make_data(Path(scratch, "boxes"))]
             model = str(write_tiny_model(Path(scratch, "tiny.safetensors")))
         elif not folders:
-            parser.error("no DATA: name the labelled folders to train on")
+            parser.error("no DATA: give the labeled data sets to train on")
         headline("Denoising settings", args, "default")
         trials = list(study(args, folders, model))
     found = rows(trials)

@@ -1,20 +1,21 @@
-"""How fast are the CUDA kernels, and what do they give the models on a GPU?
+"""How fast are the CUDA kernels, and how much do they speed up the models on a GPU?
 
     benchmarks/gpu.sh                              # builds and tests first
     python benchmarks/gpu.py --out gpu.json        # minutes
-    python benchmarks/gpu.py --tiny                # seconds; tries the script itself
+    python benchmarks/gpu.py --tiny                # a quick try with tiny models
 
-The operator from references, offsets and logits, at the encoder's shape of an 800x1066 image (every
-token of the levels 100x134, 50x67, 25x34, 13x17 asks) and with 900 queries; M = 8, D = 32, P = 4.
-`fused` is one kernel; `composed` leaves softmax and locations to PyTorch before the compiled
-`ms_deform_attn`; `reference` is PyTorch alone; `transformers` is that library's, where it is
-installed. They take turns, each behind a matrix product that hides Python's time and empties the
-cache; medians of CUDA events. `ratio` is the reference's time over that of `fused`, `theirs` is
-that of `transformers` over it.
+The first table is the operator from reference points, offsets and logits, with the encoder's shape
+for an 800x1066 image (every token of the levels 100x134, 50x67, 25x34, 13x17 is a query) and with
+900 queries; M = 8, D = 32, P = 4. `fused` is one kernel. `composed` leaves softmax and locations to
+PyTorch before the compiled `ms_deform_attn`. `reference` is PyTorch alone. `transformers` is the
+implementation of that library, where it is installed. The calls take turns, each after a matrix
+product that hides Python's time and empties the cache. Times are medians of CUDA events. `ratio` is
+the reference's time divided by that of `fused`, and `theirs` that of `transformers` divided by it.
 
-Then `dino-r50-4scale`, prediction of one 800x1066 image and a training step of two, and `dino-nano`
-at 320x320, as the package runs them: images a second by the wall clock, peak memory of PyTorch's
-allocator, and the share of the kernels' time that is our operator's (torch.profiler).
+The second table is `dino-r50-4scale` (prediction of one 800x1066 image and a training step of two)
+and `dino-nano` at 320x320, as the package runs them: images per second by the wall clock, peak
+memory of PyTorch's allocator, and the share of our operator in the time of all kernels
+(torch.profiler).
 """
 
 from __future__ import annotations
@@ -61,16 +62,18 @@ QUERIES = {"encoder": None, "decoder": 900}
 BATCHES = (1, 2)
 TRAIN_BATCH, BOXES = 2, 10
 WARM_UP = 3
-FILLER = 4096  # side of the matrices multiplied before each measured call: some milliseconds
+FILLER = (
+    4096  # side of the matrices multiplied before each measured call, which takes some milliseconds
+)
 GOALS = {("bf16", "encoder", "forward"): 3.0, ("bf16", "encoder", "forward + backward"): 2.0}
 IM2COL_STEP = 64  # an argument of transformers' module that its PyTorch code does not read
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # of value, offsets and logits
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # the dtypes of value, offsets and logits
 Call = Callable[[], object]
 
 
 def attentions(inputs: AttentionInputs) -> dict[str, Attention]:
-    """The implementations there are, for the levels and references of `inputs`."""
+    """Return the available implementations, for the levels and reference points of `inputs`."""
     levels, references = inputs.levels, inputs.references
 
     def points(offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +112,7 @@ def attentions(inputs: AttentionInputs) -> dict[str, Attention]:
 
 
 def gpu_seconds(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
-    """Median seconds of each call on the GPU; the calls take turns."""
+    """Return the median seconds of each call on the GPU; the calls take turns."""
     filler = torch.randn(FILLER, FILLER, device=DEVICE)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(WARM_UP + repeats):
@@ -127,7 +130,7 @@ def gpu_seconds(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
 
 
 def attention_rows(args: argparse.Namespace) -> list[Row]:
-    """Every implementation at every dtype, batch and shape, forward and with the backward."""
+    """Measure every implementation at every dtype, batch and shape, without and with backward."""
     rows = []
     for dtype, batch, shape in product(DTYPES, BATCHES, QUERIES):
         size_hw = TINY_HW if args.tiny else IMAGE_HW
@@ -165,14 +168,14 @@ def attention_rows(args: argparse.Namespace) -> list[Row]:
 
 
 def prediction(variant: str, size_hw: tuple[int, int], dtype: str, tiny: bool) -> Call:
-    """One picture from the host's memory to logits and boxes there."""
+    """Return a call that takes one image from host memory to logits and boxes in host memory."""
     runtime = TorchRuntime(random_model(variant, tiny), DEVICE, dtype)
     images, mask = pictures(1, TINY_HW if tiny else size_hw)
     return partial(runtime.run, images.numpy(), mask.numpy())
 
 
 def training(dtype: str, tiny: bool) -> Call:
-    """One optimiser step of the engine, at a rate that leaves the weights finite."""
+    """Return a call that takes one optimizer step and keeps the weights finite."""
     model = random_model("dino-r50-4scale", tiny)
     model.backbone.fold_batch_norm()  # as fit() does
     config = ResolvedConfig(lr=1e-7)
@@ -190,7 +193,7 @@ def training(dtype: str, tiny: bool) -> Call:
 
 
 def model_rows(args: argparse.Namespace) -> list[Row]:
-    """Prediction and training with the compiled and with the reference attention, in turn."""
+    """Measure prediction and training with the compiled and the reference attention, in turn."""
     r50 = partial(prediction, "dino-r50-4scale", IMAGE_HW)
     nano = partial(prediction, "dino-nano", NANO_HW)
     cases: dict[tuple[str, str], tuple[Callable[[str, bool], Call], int]] = {
@@ -225,7 +228,7 @@ def _with(backend: Backend, call: Call) -> None:
 
 
 def share_of_the_operator(call: Call) -> float:
-    """The part of all kernels' time in one call that is our kernels'."""
+    """Return the share of our kernels in the time of all kernels of one call."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
         torch.cuda.synchronize()
@@ -235,14 +238,14 @@ def share_of_the_operator(call: Call) -> float:
 
 
 def with_units(rows: list[Row]) -> list[Row]:
-    """Seconds as text in microseconds, which the operator's times need."""
+    """Format seconds as microseconds, which the operator's times need."""
     return [
         {k: f"{v * 1e6:.0f} us" if k.endswith("_s") else v for k, v in row.items()} for row in rows
     ]
 
 
 def where() -> dict[str, Any]:
-    """The GPU and what drives it."""
+    """Describe the GPU and its driver."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout
@@ -262,7 +265,7 @@ def where() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=20, help=f"after {WARM_UP} of warm-up")
-    parser.add_argument("--tiny", action="store_true", help="seconds: tries the script itself")
+    parser.add_argument("--tiny", action="store_true", help="a quick try with tiny models")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -274,7 +277,7 @@ def main() -> None:
     print(f"medians of {args.repeats}\n")
     operator = attention_rows(args)
     if "transformers_s" not in operator[0]:
-        print("transformers is not installed: left out\n")
+        print("transformers is not installed, so it is left out\n")
     keys = ["fused_s", "composed_s", "reference_s", "transformers_s"]
     columns = {key: key for key in ("dtype", "batch", "shape", "what")}
     columns |= {key.removesuffix("_s"): key for key in keys if key in operator[0]}

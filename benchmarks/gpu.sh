@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One command on a machine with a GPU: builds the operators in place, tests them with no skipping,
-# and measures them. Needs nvcc, a CUDA torch and the package's test dependencies.
+# Builds the operators in place, tests them without skipping, and measures them, on a machine with a
+# GPU. It needs nvcc, a CUDA build of torch and the package's test dependencies.
 #
-#     benchmarks/gpu.sh            # minutes; writes gpu.json
-#     benchmarks/gpu.sh --tiny     # the same with small sizes; arguments go to benchmarks/gpu.py
+#     benchmarks/gpu.sh            # takes minutes and writes gpu.json
+#     benchmarks/gpu.sh --tiny     # the same with small sizes; arguments are passed to benchmarks/gpu.py
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}

@@ -1,14 +1,14 @@
 """How do time and memory grow with image size, queries, batch and threads?
 
     python benchmarks/growth.py                # 5 minutes on 2 cores
-    python benchmarks/growth.py --tiny         # a minute; tries the script itself
+    python benchmarks/growth.py --tiny         # a quick try with tiny models
 
-The compiled deformable attention (forward, from references, offsets and logits; "encoder": every
-token asks) and the forward passes of `dino-nano` and `dino-r50-4scale`, as prediction runs them.
-One setting changes at a time. All settings of a subject alternate in one process, and medians are
-compared; memory is the growth of a process of its own from before the first call to the peak.
-Exponents are between a row and the first of its table: 1 is growth in proportion, and for threads
--1 is ideal.
+The subjects are the compiled deformable attention (forward, from reference points, offsets and
+logits; in "encoder" every token is a query) and the forward passes of `dino-nano` and
+`dino-r50-4scale`, as in prediction. One setting changes at a time. All settings of a subject
+alternate in one process, and medians are compared. Memory is the growth of a process of its own
+from before the first call to the peak. Exponents relate a row to the first row of its group: 1 is
+proportional growth, and for threads -1 is ideal.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What one call works on."""
+    """The size of one call."""
 
     size_hw: tuple[int, int]
-    queries: int | None  # None: the encoder's, as many as there are tokens
-    threads: int = 0  # 0: as many as --threads says
+    queries: int | None  # None: as many as there are tokens, as in the encoder
+    threads: int = 0  # 0: the value of --threads
     batch: int = 1
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, the setting around which it grows, and along what."""
+    """What is measured, its base setting, and the axes along which it grows."""
 
     name: str
     base: Setting
@@ -109,7 +109,7 @@ def subjects(args: argparse.Namespace) -> tuple[Subject, ...]:
 
 
 def axes(subject: Subject, args: argparse.Namespace) -> Iterator[tuple[str, list[Setting]]]:
-    """Each axis and the settings along it."""
+    """Return each axis with the settings along it."""
     base = replace(subject.base, threads=args.threads)
     for axis, values in subject.axes.items():
         yield axis, [replace(base, **{axis: value}) for value in values]
@@ -117,12 +117,12 @@ def axes(subject: Subject, args: argparse.Namespace) -> Iterator[tuple[str, list
 
 
 def distinct(subject: Subject, args: argparse.Namespace) -> list[Setting]:
-    """The settings of all axes, each once."""
+    """Return the settings of all axes, each once."""
     return list(dict.fromkeys(setting for _, line in axes(subject, args) for setting in line))
 
 
 def make_call(subject: Subject, setting: Setting, tiny: bool) -> Callable[[], object]:
-    """One forward pass of the subject in that setting."""
+    """Return a function that runs one forward pass of the subject in that setting."""
     forward: Callable[[], object]
     if subject.name.startswith(OPERATOR):
         inputs = attention_inputs(setting.size_hw, setting.queries, setting.batch, torch.float32)
@@ -142,7 +142,7 @@ def make_call(subject: Subject, setting: Setting, tiny: bool) -> Callable[[], ob
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
-    """Times of settings of a subject, and by how much memory grew: `args.measure` has numbers."""
+    """Return times and memory growth of the settings that `args.measure` numbers."""
     prepare(args.threads, "kept")
     number, *chosen = args.measure
     subject = subjects(args)[number]
@@ -158,7 +158,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
 
 
 def measure_apart(number: int, args: argparse.Namespace) -> dict[Setting, Row]:
-    """Of each setting of subject `number`: times from a common process, memory from its own."""
+    """Return times from a common process and memory from a process per setting."""
     settings = distinct(subjects(args)[number], args)
 
     def apart(chosen: Sequence[int], repeats: int) -> list[Row]:
@@ -174,7 +174,7 @@ def measure_apart(number: int, args: argparse.Namespace) -> dict[Setting, Row]:
 
 
 def rows_of(subject: Subject, found: Mapping[Setting, Row], args: argparse.Namespace) -> list[Row]:
-    """A row for each point of each axis, with its growth from the axis's first."""
+    """Return a row for each point of each axis, with its growth from the first point."""
     rows = []
     for axis, line in axes(subject, args):
         first = found[line[0]]

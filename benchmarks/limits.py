@@ -1,20 +1,21 @@
-"""How near to what this machine can do does each part of `dino-r50-4scale`'s forward pass run?
+"""How close to the machine's ceilings is each part of a forward pass of `dino-r50-4scale`?
 
-    python benchmarks/limits.py                # a minute; wants a quiet machine
+    python benchmarks/limits.py                # a minute; needs a quiet machine
     python benchmarks/limits.py --dtype bf16 --out limits.json
-    python benchmarks/limits.py --tiny         # seconds; tries the script itself
+    python benchmarks/limits.py --tiny         # a quick try with a tiny model
 
-Ceilings, the best of all tries in this run: a product of large matrices, a 3x3 convolution in
-channels last, a copy in memory, and copies of 256 kB in the cores' own caches.
+The ceilings are the best of all tries in this run: a product of large matrices, a 3x3 convolution
+in channels last, a copy in memory, and copies of 256 kB in the cores' own caches.
 
-In turn with them a forward pass, whose operators are timed one by one, and another that is timed
-whole. What an operator must do at least is counted: its multiply-adds; in memory one pass over each
-array that it reads or writes and that is too large for a cache (16 MB); and the attention core's
-gathers, 4 corners x D numbers a point, from the cache. Its least time is that of the slowest of the
-three by the ceilings (the product's or the convolution's, whichever is higher), and a part's that
-of its operators one after the other. `fraction` is least over measured time. What a fused operator
-would save counts as needed, and small operators, of which the decoder has many, cannot come near 1.
-`work` counts a multiply-add as two.
+They alternate with a forward pass whose operators are timed one by one, and with another that is
+timed as a whole. The minimum work of an operator is counted: its multiply-adds; one pass in memory
+over each array that it reads or writes and that is too large for a cache (16 MB); and, for the
+attention core, the gathers from the cache, 4 corners x D numbers per point. The least time of an
+operator is that of the slowest of the three at its ceiling (for multiply-adds the higher one of the
+product's and the convolution's). The least time of a part is the sum over its operators. `fraction`
+is the least time divided by the measured time. Work that a fused operator would save counts as
+needed, and small operators, of which the decoder has many, cannot come close to 1. `work` counts a
+multiply-add as two.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from dino_core.inference.torch_runtime import TorchRuntime
 from dino_core.models.dino import Dino
 
 SIZE_HW, TINY_HW = (800, 1066), (96, 128)
-OUTSIDE = "the rest"  # what runs in no part
-SPLIT = ("encoder", "decoder")  # shown by kind of operator
+OUTSIDE = "the rest"  # what belongs to no part
+SPLIT = ("encoder", "decoder")  # parts that are shown by kind of operator
 CEILING_COLUMNS = {"ceiling": "what", "GFLOP/s": "gflop_per_s", "GB/s": "gb_per_s"}
 PART_COLUMNS = {
     "part": "what",
@@ -55,12 +56,12 @@ PART_COLUMNS = {
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The operators of one forward pass, by the part that they belong to.
+    """Records the operators of one forward pass by the part that they belong to.
 
     Attributes:
         scopes: The modules that are running, the innermost last.
-        works: Of each part.
-        seconds: Of each part.
+        works: The work of each part.
+        seconds: The time of each part.
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def parts(model: Dino) -> Iterator[tuple[str, nn.Module]]:
-    """The modules whose operators are counted together, outer ones before inner ones."""
+    """Return the modules whose operators are counted together, outer before inner ones."""
     yield "backbone", model.backbone
     yield "neck", model.neck
     yield "encoder", model.encoder
@@ -99,7 +100,7 @@ def parts(model: Dino) -> Iterator[tuple[str, nn.Module]]:
 
 @contextmanager
 def metered(model: Dino) -> Iterator[Meter]:
-    """A meter that knows in which part of the model an operator runs."""
+    """Yield a meter that knows in which part of the model an operator runs."""
     meter = Meter()
     handles = []
     for name, module in parts(model):
@@ -121,7 +122,7 @@ def _leave(scopes: list[str], module: nn.Module, args: Any, result: Any) -> None
 
 
 def measure(args: argparse.Namespace) -> tuple[list[Meter], list[float], Mapping[str, float]]:
-    """A meter for each metered pass, seconds of each whole one, and the ceilings."""
+    """Return a meter per metered pass, the seconds of each whole pass, and the ceilings."""
     runtime = TorchRuntime(random_model("dino-r50-4scale", args.tiny), "cpu", args.dtype)
     images, mask = pictures(1, TINY_HW if args.tiny else SIZE_HW)
     forward = partial(runtime.run, images.numpy(), mask.numpy())
@@ -132,7 +133,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Meter], list[float], Mapping
         with metered(runtime.model) as meter:
             forward()
         whole = seconds(forward)
-        if turn:  # the first warms up
+        if turn:  # the first round warms up
             meters.append(meter)
             wholes.append(whole)
     return meters, wholes, ceilings.rates
@@ -141,11 +142,11 @@ def measure(args: argparse.Namespace) -> tuple[list[Meter], list[float], Mapping
 def part_rows(
     meters: Sequence[Meter], wholes: list[float], rates: Mapping[str, float]
 ) -> list[Row]:
-    """A row for each part, one for their sum and one for the pass that was timed whole."""
+    """Return a row for each part, one for their sum and one for the pass timed as a whole."""
     works = meters[-1].works
     rows = [
         _row(part, works[part], [meter.seconds[part] for meter in meters], rates)
-        for part in sorted(works, key=OUTSIDE.__eq__)  # that one last
+        for part in sorted(works, key=OUTSIDE.__eq__)  # "the rest" comes last
     ]
     everything = [work for part in works.values() for work in part]
     sums = [sum(meter.seconds.values()) for meter in meters]
@@ -169,7 +170,7 @@ def _row(what: str, works: Sequence[Work], times: list[float], rates: Mapping[st
 
 
 def ceiling_rows(rates: Mapping[str, float]) -> list[Row]:
-    """A row for each ceiling."""
+    """Return a row for each ceiling."""
     return [
         {"what": name, "gb_per_s" if "copy" in name else "gflop_per_s": rate / 1e9}
         for name, rate in rates.items()

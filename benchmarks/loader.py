@@ -1,12 +1,12 @@
-"""How many training images a second does one core decode and augment?
+"""How many training images per second does one core decode and augment?
 
     python benchmarks/loader.py                         # 640x480 JPEG, every augmentation
-    python benchmarks/loader.py --tiny --repeats 1      # seconds; tries the script itself
+    python benchmarks/loader.py --tiny --repeats 1      # a quick try
 
-The pictures are the examples' photos, cut to 4:3, resized to 640x480 and written with quality 90,
-with eight boxes each. One thread does all; its processor time counts, so that what else runs on the
-machine does not. `workers` multiply the rate. The goal is 60 images a second and core, so that
-loading never holds up training.
+The images are the photos of the examples, cut to 4:3, resized to 640x480 and written with quality
+90, with eight boxes each. One thread does everything. Its processor time is measured, so that other
+load on the machine does not matter. `workers` multiply the speed. The goal is 60 images per second
+and core, so that training never waits for data.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ COLUMNS = {
     "model": "model",
     "augment": "augment",
     "images/s and core": "images_per_s",
-    "processor time an image": "image_s",
+    "processor time per image": "image_s",
     "goal": "goal",
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to load."""
+    """One way to load samples."""
 
     model: str
     augment: AugmentKind
@@ -60,7 +60,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every augmentation for both inputs; mixing always, and as often as one would train with."""
+    """List every augmentation for both inputs, and mixing always or as often as in training."""
     kinds: tuple[AugmentKind, ...] = ("none", "default", "strong", "published")
     found = []
     for model in ("dino-nano", "dino-r50-4scale"):
@@ -70,7 +70,7 @@ def cases() -> list[Case]:
 
 
 def make_records(folder: Path, count: int) -> list[ImageRecord]:
-    """Write `count` pictures, each another cut of a photo, with boxes."""
+    """Write `count` images, each a different cut of a photo, with boxes."""
     photos = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.glob("*.jpg"))]
     rng = np.random.default_rng(0)
     records = []
@@ -99,7 +99,7 @@ def make_records(folder: Path, count: int) -> list[ImageRecord]:
 
 
 def load_all(dataset: DetectionDataset, epoch: int) -> float:
-    """Seconds of processor time for one pass."""
+    """Return the seconds of processor time of one epoch."""
     start = time.process_time()
     for index in range(len(dataset)):
         dataset[SampleKey(epoch, index, True)]
@@ -115,7 +115,7 @@ def dataset_of(
 
 
 def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
-    """A row for each case."""
+    """Return a row for each case."""
     count = 4 if args.tiny else args.images
     records = make_records(folder, count)
     datasets = {}
@@ -126,7 +126,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
         datasets[case] = dataset_of(case, records, preprocess)
         load_all(datasets[case], 0)
     times: dict[Case, list[float]] = {case: [] for case in datasets}
-    for epoch in range(args.repeats):  # in turn, so that a busy moment meets all of them
+    for epoch in range(args.repeats):  # in turn, so that a busy moment affects all of them
         for case, dataset in datasets.items():
             times[case].append(load_all(dataset, epoch))
     rows: list[Row] = []

@@ -1,14 +1,14 @@
-"""How fast are the models on a CPU, how much memory do they need, and what does each setting give?
+"""How fast are the models on a CPU, what memory do they need, and what does each setting gain?
 
-    python benchmarks/model.py                 # minutes; wants a quiet machine
-    python benchmarks/model.py --tiny          # a minute; tries the script itself
+    python benchmarks/model.py                 # minutes; needs a quiet machine
+    python benchmarks/model.py --tiny          # a quick try with tiny models
 
-`dino-r50-4scale`: the forward pass of one 800x1066 image as prediction runs it, and one training
-step of two 480x640 images (forward, losses, backward, clipping, optimiser) as the engine takes it.
-`dino-nano`: from a 320x320 input to boxes, every score decoded. The settings of each alternate in
-one process, so that other load meets all of them; each one's peak memory is that of a process of
-its own. `faster` is against the reference attention in fp32, in the same run; the official code's
-figures are quoted, not measured here.
+For `dino-r50-4scale` it measures the forward pass of one 800x1066 image as in prediction, and one
+training step of two 480x640 images (forward, losses, backward, clipping, optimizer) as in the
+engine. For `dino-nano` it measures the way from a 320x320 input to boxes, with every score decoded.
+The settings of each model alternate in one process, so that other load affects all of them. The
+peak memory of each is measured in a process of its own. `faster` compares with the reference
+attention in fp32 in the same run. The official code's figures are quoted, not measured here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dino_core.processing.postprocess import decode
 
 FORWARD_HW, TRAIN_HW, NANO_HW, TINY_HW = (800, 1066), (480, 640), (320, 320), (96, 128)
 TRAIN_BATCH, BOXES = 2, 10
-OFFICIAL = {  # IDEA-Research/DINO on the same kind of machine, 2 threads, fp32
+OFFICIAL = {  # IDEA-Research/DINO on the same kind of machine with 2 threads in fp32
     "forward": {"official_s": 10.4, "official_gb": 2.3},
     "train": {"official_s": 16.5, "official_gb": 7.3},
 }
@@ -52,7 +52,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run what a group does; `goal` as in a row of report.py."""
+    """One way to run the code of a group. `goal` is as in a row of report.py."""
 
     group: str
     dtype: str
@@ -84,14 +84,14 @@ SETTINGS = (
 
 
 def forward_call(setting: Setting, args: argparse.Namespace) -> Callable[[], object]:
-    """One image's forward pass, as prediction runs it."""
+    """Return a function that runs the forward pass of one image as prediction does."""
     runtime = TorchRuntime(random_model(args.model, args.tiny), "cpu", setting.dtype)
     images, mask = pictures(1, TINY_HW if args.tiny else FORWARD_HW)
     return partial(runtime.run, images.numpy(), mask.numpy())
 
 
 def nano_call(setting: Setting, args: argparse.Namespace) -> Callable[[], object]:
-    """One input to boxes; without a threshold, so that decoding has the most to do."""
+    """Return a function from input to boxes, without a threshold: decoding has most to do."""
     runtime = TorchRuntime(random_model("dino-nano", args.tiny), "cpu", setting.dtype)
     size_hw = TINY_HW if args.tiny else NANO_HW
     images, mask = (tensor.numpy() for tensor in pictures(1, size_hw))
@@ -104,8 +104,8 @@ def nano_call(setting: Setting, args: argparse.Namespace) -> Callable[[], object
 
 
 def train_call(setting: Setting, args: argparse.Namespace) -> Callable[[], object]:
-    """One optimiser step, as the engine takes it; at a rate that leaves the weights finite."""
-    # Imported here, or the memory of prediction would be larger than it is.
+    """Return a function that takes one optimizer step and keeps the weights finite."""
+    # These imports would count as memory of prediction if they were at the top.
     from dino_core.config import ResolvedConfig
     from dino_core.engine.optimizer import build_optimizer
     from dino_core.engine.step import Stepper
@@ -122,7 +122,9 @@ def train_call(setting: Setting, args: argparse.Namespace) -> Callable[[], objec
     def call() -> None:
         if not stepper.step([batch], step=config.warmup_steps, progress=0.0).finite:
             raise SystemExit(f"{setting.name}: the loss or its gradient is not finite")
-        optimizer.zero_grad(set_to_none=True)  # the next setting's memory is its own
+        optimizer.zero_grad(
+            set_to_none=True
+        )  # so that the memory of the next setting does not include this one's
 
     return call
 
@@ -131,7 +133,7 @@ CALLS = {"forward": forward_call, "train": train_call, "nano": nano_call}
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
-    """Times of the settings of numbers `args.measure`, and this process's peak memory."""
+    """Return times of the settings that `args.measure` numbers, and the peak memory."""
     prepare(args.threads, args.allocator)
     calls = {}
     for number in args.measure:
@@ -150,13 +152,13 @@ def _with(backend: Backend, call: Callable[[], object]) -> None:
 
 
 def run_all(args: argparse.Namespace) -> list[Row]:
-    """A row for each setting: times from its group's process, memory from its own."""
+    """Return a row per setting: times from the group's process, memory from its own."""
     rows: list[Row] = []
     for group in CALLS:
         numbers = [n for n, setting in enumerate(SETTINGS) if setting.group == group]
         times = _apart(numbers, args.repeats, args)
         for number, timed in zip(numbers, times, strict=True):
-            # Two runs: the optimiser's state exists from the second on.
+            # Two runs, because the optimizer's state exists from the second on.
             (alone,) = _apart([number], 1, args)
             rows.append(_row(SETTINGS[number], timed, alone["peak_gb"], args))
     return rows
@@ -187,7 +189,7 @@ def _row(setting: Setting, timed: Row, peak: float, args: argparse.Namespace) ->
 
 
 def compare(rows: Sequence[Row]) -> None:
-    """Add each row's ratios to those of its group."""
+    """Add to each row its ratios to other rows of its group."""
     keys = ("group", "dtype", "backend", "checkpointing")
     found = {tuple(row[key] for key in keys): row for row in rows}
     for (group, dtype, backend, checkpointing), row in found.items():
@@ -208,7 +210,7 @@ def main() -> None:
     parser.add_argument("--model", default="dino-r50-4scale", help="a variant's name")
     parser.add_argument(
         "--allocator", choices=("kept", "default"), default="kept",
-        help="kept: glibc keeps freed memory, as the dino command asks it to",
+        help="kept: glibc keeps freed memory, as with the dino command",
     )  # fmt: skip
     parser.add_argument("--measure", type=int, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()

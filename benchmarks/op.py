@@ -1,18 +1,18 @@
 """How many times faster than `grid_sample` is the compiled deformable attention on this CPU?
 
-    python benchmarks/op.py                      # minutes: the reference needs seconds a call
+    python benchmarks/op.py                      # minutes: a call of the reference takes seconds
     python benchmarks/op.py --repeats 3 --out op.json
-    python benchmarks/op.py --tiny               # seconds; tries the script itself
+    python benchmarks/op.py --tiny               # a quick try with small shapes
 
-Encoder: every token of an 800x1066 image asks (levels 100x134, 50x67, 25x34, 13x17, so that
-Q = S = 17,821). Decoder: 900 queries. M = 8, D = 32, P = 4, batch 1. `ms_deform_attn` starts from
-locations and weights, `deformable_attention`, which the model calls, from references, offsets and
-logits. Compiled and reference calls in both dtypes alternate in one process, and medians are
-compared, so that other load on the machine meets all of them. Everything is measured twice, in
-processes of their own: with the default allocator, and with freed memory kept, where big
-temporaries cause no page faults (it helps the reference most). The reference is `grid_sample` on
-each level, after PyTorch's own softmax and locations for `deformable_attention`. `gain on fp32` is
-the compiled operator's time in fp32 over its time in bf16.
+In the shape "encoder", every token of an 800x1066 image is a query (levels 100x134, 50x67, 25x34,
+13x17, so that Q = S = 17,821). In "decoder" there are 900 queries. M = 8, D = 32, P = 4, batch 1.
+`ms_deform_attn` starts from locations and weights. `deformable_attention`, which the model calls,
+starts from reference points, offsets and logits. Compiled and reference calls in both dtypes
+alternate in one process and medians are compared, so that other load affects all of them.
+Everything is measured twice, in processes of their own: with the default allocator, and with freed
+memory kept, so that large temporary tensors cause no page faults (this helps the reference most).
+The reference is `grid_sample` on each level, for `deformable_attention` after PyTorch's own softmax
+and locations. `gain on fp32` is the compiled operator's time in fp32 divided by its time in bf16.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ COLUMNS = {
 
 
 def operators(inputs: AttentionInputs) -> dict[str, Callable[[bool], None]]:
-    """Each operator as a function of whether the gradients are wanted too."""
+    """Return each operator as a function of whether gradients are computed too."""
     levels, references = inputs.levels, inputs.references
     weights = inputs.logits.float().flatten(-2).softmax(-1).view(inputs.logits.shape)
     locations = sampling_locations(levels, references, inputs.offsets)
@@ -92,7 +92,7 @@ def _runner(function: Callable[..., Tensor], *tensors: Tensor) -> Callable[[bool
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
-    """All cases in this process, with the allocator that it was told to use."""
+    """Measure all cases in this process, with the allocator that was requested."""
     prepare(args.threads, args.allocator)
     size_hw = TINY_HW if args.tiny else SIZE_HW
     rows = []
@@ -120,7 +120,7 @@ def _with(backend: Backend, run: Callable[[bool], None], backward: bool) -> None
 
 
 def _rows(case: Row, times: dict[tuple[str, Backend], list[float]], tiny: bool) -> list[Row]:
-    """A row for each dtype."""
+    """Return a row for each dtype."""
     medians = {key: statistics.median(values) for key, values in times.items()}
     rows = []
     for dtype in DTYPES:
@@ -141,7 +141,7 @@ def main() -> None:
     parser = options(__doc__, repeats=7)
     parser.add_argument("--allocator", choices=("default", "kept"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.allocator:  # one half, in a process of its own
+    if args.allocator:  # one allocator, in a process of its own
         print(json.dumps(measure(args)))
         return
     rows: list[Row] = []

@@ -1,10 +1,10 @@
 """How long does `dino predict` take, from process start to exit, for 1 image and for many?
 
     python benchmarks/predict.py                          # dino-nano, 1 and 100 images
-    python benchmarks/predict.py --images 3 --tiny        # seconds; tries the script itself
+    python benchmarks/predict.py --images 3 --tiny        # a quick try with a tiny model
 
-Runs the command as a person does, each time in a new process. With `--folder` the pictures are
-taken from there, repeated to the number wanted; otherwise they are made: 640x480 JPEG of noise and
+The command runs in a new process each time. With `--folder` the images are taken from there and
+repeated up to the requested number. Otherwise they are generated: 640x480 JPEG files of noise and
 rectangles, about 60 kB each.
 """
 
@@ -35,12 +35,12 @@ COLUMNS = {
 
 
 def make_photos(folder: Path, count: int, source: Path | None) -> None:
-    """Fill `folder` with `count` pictures."""
+    """Fill `folder` with `count` images."""
     folder.mkdir()
     if source is not None:
         found = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
         if not found:
-            raise SystemExit(f"{source}: no pictures")
+            raise SystemExit(f"{source}: no images")
         for number, path in zip(range(count), itertools.cycle(found)):
             shutil.copy(path, folder / f"{number:04d}{path.suffix}")
         return
@@ -58,7 +58,7 @@ def make_photos(folder: Path, count: int, source: Path | None) -> None:
 
 
 def timed_predict(source: Path, out: Path, args: argparse.Namespace, model: str) -> float:
-    """Seconds from process start to exit."""
+    """Return the seconds from process start to exit."""
     command = [sys.executable, "-m", "dino_cli", "predict", str(source), "--model", model]
     command += ["--out", str(out), *args.extra]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "DINO_OFFLINE": "1"}
@@ -70,12 +70,12 @@ def timed_predict(source: Path, out: Path, args: argparse.Namespace, model: str)
     lines = (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     expected = 1 if source.is_file() else len(list(source.iterdir()))
     if len(lines) != expected:
-        raise SystemExit(f"{len(lines)} results for {expected} pictures")
+        raise SystemExit(f"{len(lines)} results for {expected} images")
     return seconds
 
 
 def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
-    """A row for one picture and one for many, with their rates with and without the start."""
+    """Return a row for one image and one for many, with images/s with and without the start."""
     model = args.model
     if args.tiny:
         from tiny import write_tiny_model
@@ -105,7 +105,7 @@ def main() -> None:
     parser = options(__doc__, repeats=3)
     parser.add_argument("--model", default="dino-nano", help="a model's name or file")
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--folder", type=Path, help="take pictures from here")
+    parser.add_argument("--folder", type=Path, help="take images from this folder")
     parser.add_argument("extra", nargs="*", help="after --: options for dino predict")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

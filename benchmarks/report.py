@@ -1,8 +1,8 @@
-"""What every benchmark says in the same way: its options, the machine, tables, goals and JSON.
+"""What all benchmarks share: options, the description of the machine, tables, goals and JSON.
 
-A row is one measurement. The end of a key's name is its unit: `_s` seconds, `_gb` 10^9 bytes,
-`_gflop` 10^9 operations, `_per_s` a second, `fraction` of 1, `exponent`; any other number is a
-ratio. `goal` holds limits of keys of the same row.
+A row is one measurement. The end of a key is its unit: `_s` is seconds, `_gb` 10^9 bytes, `_gflop`
+10^9 operations, `_per_s` per second, `fraction` a fraction of 1, `exponent` an exponent. Any other
+number is a ratio. `goal` holds limits of keys of the same row.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ AT_LEAST = (
     "ratio",
     "gain_on_fp32",
     "images_per_s",
-)  # goals that are lower limits; the others are upper ones
+)  # goals that are lower limits; all others are upper limits
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def options(docstring: str | None, repeats: int) -> argparse.ArgumentParser:
-    """The options that every script has."""
+    """Return a parser with the options that every script has."""
     parser = argparse.ArgumentParser(description=(docstring or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=min(2, cores()))
     parser.add_argument("--repeats", type=int, default=repeats, help="runs after a warm-up")
-    parser.add_argument("--tiny", action="store_true", help="seconds: tries the script itself")
+    parser.add_argument("--tiny", action="store_true", help="a quick try with tiny models")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     return parser
 
 
 def machine(threads: int, allocator: str) -> dict[str, Any]:
-    """Where it was measured."""
+    """Describe the machine."""
     return {
         "cpu": _processor(),
         "cores": cores(),
@@ -61,7 +61,7 @@ def machine(threads: int, allocator: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name; Linux keeps it where `platform` does not look."""
+    """Return the processor's name, which `platform` does not find on Linux."""
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
@@ -69,14 +69,14 @@ def _processor() -> str:
 
 
 def headline(subject: str, args: argparse.Namespace, allocator: str) -> None:
-    """Print what is measured and where."""
+    """Print what is measured, and on which machine."""
     where = machine(args.threads, allocator)
     print(f"{subject}; {where['cpu']}, {args.threads} of {where['cores']} cores as threads,")
     print(f"torch {where['torch']}, allocator {allocator}, medians of {args.repeats}\n")
 
 
 def write(args: argparse.Namespace, rows: Sequence[Row], allocator: str) -> None:
-    """Write the rows as JSON to `--out`, where it is given."""
+    """Write the rows as JSON to `--out`, if it is given."""
     if args.out is None:
         return
     content = {
@@ -90,7 +90,7 @@ def write(args: argparse.Namespace, rows: Sequence[Row], allocator: str) -> None
 
 
 def table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
-    """The rows in Markdown; `columns` are titles and the rows' keys, which a row may lack."""
+    """Return the rows as Markdown. `columns` maps titles to keys, which a row may lack."""
     padded = []
     for title, key in columns.items():
         cells = [_cell(row, key) for row in rows]
@@ -102,7 +102,7 @@ def table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
 
 
 def quantity(key: str, value: float) -> str:
-    """A number with the unit its key's name ends with."""
+    """Format a number with the unit that its key ends with."""
     if key.endswith("_per_s"):
         return f"{value:.1f}"
     if key.endswith("_gflop"):

@@ -1,4 +1,4 @@
-"""What the benchmarks measure: models with random weights, pictures of noise, attention inputs."""
+"""What the benchmarks measure: models with random weights, images of noise, attention inputs."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ if TYPE_CHECKING:
 
 HEADS, CHANNELS, POINTS = 8, 32, 4
 STRIDES = (8, 16, 32, 64)
-SPREAD_PX = 3  # of the sampled points around the query, on every level
+SPREAD_PX = 3  # spread of the sampled points around the query, in pixels of every level
 
 
 def random_model(variant: str, tiny: bool, queries: int | None = None) -> Dino:
-    """The variant, or a tiny model in its place, with random weights."""
+    """Return the variant, or a tiny model in its place, with random weights."""
     config = TINY if tiny else find_variant(variant).model
     torch.manual_seed(0)
     return Dino(replace(config, num_queries=queries or config.num_queries))
 
 
 def pictures(batch: int, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Images of noise (B, 3, H, W), and their padding mask: nothing is padded."""
+    """Return images of noise (B, 3, H, W) and their padding mask, which marks no padding."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, *size_hw, generator=generator)
     return images, torch.zeros(batch, *size_hw, dtype=torch.bool)
 
 
 def training_batch(images: int, boxes: int, size_hw: tuple[int, int]) -> Batch:
-    """Pictures of noise with boxes at random places in each."""
-    from dino_core.data.batching import Batch  # not for prediction, whose memory is measured
+    """Return a batch of noise images, each with boxes at random places."""
+    from dino_core.data.batching import (
+        Batch,
+    )  # imported here because it would add to the memory of prediction
     from dino_core.targets import Target
 
     pixels, mask = pictures(images, size_hw)
@@ -54,7 +56,7 @@ def training_batch(images: int, boxes: int, size_hw: tuple[int, int]) -> Batch:
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What one call of the deformable attention reads, as `deformable_attention` names it."""
+    """The arguments of one call of `deformable_attention`."""
 
     value: Tensor
     levels: list[tuple[int, int]]
@@ -66,13 +68,14 @@ class AttentionInputs:
 def attention_inputs(
     size_hw: tuple[int, int], queries: int | None, batch: int, dtype: torch.dtype
 ) -> AttentionInputs:
-    """Inputs as an image of that size gives; the points lie some pixels around the query.
+    """Return inputs as for an image of that size; the points lie some pixels around the query.
 
     Args:
-        size_hw: Of the image.
-        queries: The decoder's, with boxes as references; None: the encoder's, every token asks.
+        size_hw: Height and width of the image.
+        queries: Number of decoder queries, with boxes as references. None for the encoder, where
+            every token is a query.
         batch: B.
-        dtype: Of value, offsets and logits.
+        dtype: The dtype of value, offsets and logits.
     """
     levels = [(math.ceil(size_hw[0] / s), math.ceil(size_hw[1] / s)) for s in STRIDES]
     generator = torch.Generator().manual_seed(0)

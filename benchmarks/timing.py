@@ -1,4 +1,4 @@
-"""How the benchmarks measure: calls in turn, processes of their own, the allocator."""
+"""How the benchmarks measure: calls in turn, separate processes, the allocator."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def prepare(threads: int, allocator: str) -> None:
-    """Set this process's threads and allocator ("kept": as the dino command does; "default")."""
+    """Set threads and allocator of this process ("default", or "kept" as with the command)."""
     if allocator == "kept" and not keep_freed_memory():
-        raise SystemExit("this C library cannot be told to keep freed memory")
+        raise SystemExit("this C library cannot keep freed memory")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return how long one call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def interleaved(calls: Mapping[Key, Callable[[], object]], repeats: int) -> dict[Key, list[float]]:
-    """Seconds of each call's runs; the calls take turns, so that other load meets all of them.
+    """Return seconds per run of each call; the calls take turns to share any other load.
 
     The first round warms up and does not count.
     """
@@ -47,12 +47,12 @@ def interleaved(calls: Mapping[Key, Callable[[], object]], repeats: int) -> dict
 
 
 def peak_gb() -> float:
-    """The most memory this process has held, in 10^9 bytes."""
+    """Return the peak memory of this process, in 10^9 bytes."""
     return peak_memory_mb() * 2**20 / 1e9
 
 
 def run_apart(arguments: Sequence[str], threads: int) -> Any:
-    """What this script, called with `arguments` in a new process, prints as JSON."""
+    """Run this script with `arguments` in a new process and return the JSON that it prints."""
     command = [sys.executable, sys.argv[0], *arguments, "--threads", str(threads)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A model of a few thousand parameters, to try the benchmarks themselves in seconds."""
+"""A model of a few thousand parameters, to try the benchmark scripts in seconds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY = ModelConfig(
 
 
 def write_tiny_model(path: Path) -> Path:
-    """A model file with random weights; returns its path."""
+    """Write a model file with random weights and return its path."""
     torch.manual_seed(0)
     classes = ClassMap.from_names(["a", "b", "c"])
     meta = CheckpointMeta(TINY.variant, TINY, PreprocessConfig(128, 128), classes)

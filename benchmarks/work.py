@@ -1,4 +1,4 @@
-"""What an operator must do at least: multiply-adds, passes over memory, gathers from the cache."""
+"""The minimum work of an operator: multiply-adds, passes over memory, gathers from the cache."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ceilings import DTYPES
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-CACHE_BYTES = 16 * 2**20  # arrays up to this size are taken to stay in a cache
-CORNERS = 4  # that a bilinear sample reads
+CACHE_BYTES = 16 * 2**20  # arrays up to this size are assumed to stay in a cache
+CORNERS = 4  # read by a bilinear sample
 CORES = ("deformable_attention", "ms_deform_attn")
 PRODUCTS = ("linear", "_linear_pointwise", "addmm", "mm", "bmm", "matmul")
-UNTOUCHED = ("new_empty", "empty", "empty_like", "empty_strided")  # made, but not written
+UNTOUCHED = ("new_empty", "empty", "empty_like", "empty_strided")  # allocated but not written
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one operator, or of several.
+    """The work of one operator or of several.
 
     Attributes:
         kind: "convolutions", "linear layers", "self-attention", "attention core", "other".
-        dtype: "fp32" or "bf16", that of the products.
-        flops: Two a multiply-add.
+        dtype: "fp32" or "bf16", the dtype of the products.
+        flops: Two per multiply-add.
         moved: Bytes read and written in memory.
         gathered: Bytes that the attention core reads at the corners of its points.
     """
@@ -37,7 +37,7 @@ class Work:
     gathered: float
 
     def least_s(self, rates: Mapping[str, float]) -> float:
-        """The time this takes by the ceilings, if all that it needs runs side by side."""
+        """Return the least time by the ceilings, with computation and copies in parallel."""
         arithmetic = max(rates[f"matmul {self.dtype}"], rates[f"convolution {self.dtype}"])
         return max(
             self.flops / arithmetic,
@@ -47,7 +47,7 @@ class Work:
 
 
 def work_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Work:
-    """The work of an operator of PyTorch or ours, called with these arguments."""
+    """Return the work of an operator of PyTorch or ours, called with these arguments."""
     name = operator._opname
     inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -66,13 +66,13 @@ def work_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result
     if name in CORES:
         value, weights = args[0], args[-1]
         read = CORNERS * weights.numel() * value.shape[-1]
-        # The sums are taken in float32 whatever the value's type.
+        # Sums are computed in float32 whatever the dtype of `value` is.
         return Work("attention core", "fp32", 2.0 * read, moved, read * value.element_size())
     return Work("other", dtype, 0.0, moved, 0.0)
 
 
 def _moved(operator: Any, inputs: list[Tensor], outputs: list[Tensor]) -> float:
-    """Bytes of operands and results, once each, of those too large for the cache."""
+    """Return the bytes of operands and results that are too large for the cache."""
     sources = {t.untyped_storage().data_ptr() for t in inputs}
     views = all(t.untyped_storage().data_ptr() in sources for t in outputs)
     if views and not operator._schema.is_mutable:

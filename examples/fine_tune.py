@@ -1,4 +1,4 @@
-"""Fine-tune the built-in model on a few made pictures, then evaluate and predict with it."""
+"""Fine-tune the built-in model on a few generated images, then evaluate and predict with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dino_core.engine.events import EvaluationDone, StepDone
 
 
 def make_data(root: Path, count: int) -> None:
-    """A COCO folder: gray pictures with one red ball each."""
+    """Write a COCO data set of gray images with one red ball each."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         (root / "images" / split).mkdir(parents=True)
@@ -46,7 +46,7 @@ with tempfile.TemporaryDirectory() as folder:
             print(f"step {event.step}: loss {event.losses['total']:.2f}")
         elif isinstance(event, EvaluationDone):
             print(f"step {event.step}: AP50 {event.metrics.ap50:.2f}")
-    print(f"again, from the file: AP50 {evaluate(run / 'best.safetensors', data).ap50:.2f}")
+    print(f"the best weights again: AP50 {evaluate(run / 'best.safetensors', data).ap50:.2f}")
     detector = Detector.load(run / "best.safetensors")
     result = next(iter(detector.predict(data / "images/val/1.jpg", threshold=0.0)))
     print(f"best guess: {result.labels[0]} {result.scores[0]:.2f}")

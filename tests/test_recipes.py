@@ -13,7 +13,7 @@ from dino_core.errors import ConfigError
 from dino_core.recipes import RecipeInfo, find_recipe, recipe_names
 
 TABLES = {"recipe": RecipeInfo, "train": TrainConfig, "model": ModelConfig}
-# Of the run, where the rate falls to a tenth: the paper's appendix, detrex and mmdet.
+# Epochs after which the learning rate falls to a tenth: the paper's appendix, detrex and mmdet.
 DROPS = {12: (11,), 24: (20,), 36: (30,)}
 PUBLISHED = [f"{b}-{s}scale-{e}ep" for b in ("r50", "swinl") for s in (4, 5) for e in DROPS]
 
