@@ -10,6 +10,7 @@ from dino_core.data.formats.coco_files import COCO_LAYOUT, find_coco
 from dino_core.data.formats.csv_files import CSV_LAYOUT, find_csv
 from dino_core.data.formats.csv_table import read_csv, write_csv
 from dino_core.data.formats.format import Format
+from dino_core.data.formats.labelme import LABELME_LAYOUT, find_labelme, read_labelme, write_labelme
 from dino_core.data.formats.voc import read_voc, write_voc
 from dino_core.data.formats.voc_files import VOC_LAYOUT, find_voc
 from dino_core.data.formats.yolo import names_classes, read_yolo, write_yolo
@@ -19,6 +20,7 @@ FORMATS: Mapping[str, Format[Any]] = {
     "coco": Format("COCO", COCO_LAYOUT, find_coco, read_coco, write_coco),
     "yolo": Format("YOLO", YOLO_LAYOUT, find_yolo, read_yolo, write_yolo, names_classes),
     "voc": Format("Pascal VOC", VOC_LAYOUT, find_voc, read_voc, write_voc),
+    "labelme": Format("labelme", LABELME_LAYOUT, find_labelme, read_labelme, write_labelme),
     "csv": Format("CSV", CSV_LAYOUT, find_csv, read_csv, write_csv),
 }
 """Name to format. Where a folder fits several, the first of them is read."""

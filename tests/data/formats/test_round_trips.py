@@ -26,7 +26,7 @@ from dino_core.detections import ClassMap
 BCCD = Path(__file__).parents[3] / "../shared/data/bccd"
 # VOC and CSV write each float32 in full; COCO rounds corner and side to 5 digits, YOLO center and
 # side to 9 digits of an image of up to 300 px, and both add them up in float32 (3e-5 at 300).
-TOLERANCE_PX = {"voc": 0.0, "csv": 0.0, "coco": 6e-5, "yolo": 6e-5}
+TOLERANCE_PX = {"voc": 0.0, "csv": 0.0, "labelme": 0.0, "coco": 6e-5, "yolo": 6e-5}
 
 names = (
     st.text(st.characters(blacklist_categories=("Cs", "Cc"), max_codepoint=0x2FF), min_size=1)
