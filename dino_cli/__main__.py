@@ -1,4 +1,4 @@
-"""`python -m dino_cli`, the form `torchrun -m` needs; the same as the command `dino`."""
+"""`python -m dino_cli`, which `torchrun -m` needs; the same as the command `dino`."""
 
 from dino_cli.app import main
 

@@ -1,4 +1,4 @@
-"""The command `dino`: finds the subcommand, imports only that one, turns errors into exit codes.
+"""The command `dino`: finds the subcommand, imports only that, and turns errors into exit codes.
 
 `dino --help` must answer at once, so nothing here imports torch, numpy or rich, and the help of the
 group comes from `COMMANDS` instead of the command modules.
@@ -22,7 +22,7 @@ from dino_core.errors import ConfigError
 
 COMMANDS = {
     "predict": "Find objects in images, folders and videos.",
-    "train": "Train or fine-tune a model on your own pictures.",
+    "train": "Train or fine-tune a model on your own images.",
     "eval": "Measure a model on labeled images: COCO AP and AR.",
     "export": "Write a model as a file for another runtime, and verify it.",
     "check": "Find what is wrong with labeled data, with pictures.",
@@ -79,7 +79,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback(
     epilog=examples(
-        "dino predict photo.jpg               # annotated picture and JSONL in runs/predict",
+        "dino predict photo.jpg               # annotated image and JSONL in runs/predict",
         "dino train data/ --epochs 20         # fine-tunes the built-in model",
     )
 )
@@ -108,15 +108,15 @@ def run(argv: Sequence[str]) -> int:
     options = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
     arguments = [a for a in options if a != "--debug"] + list(argv[len(options) :])
     try:
-        code = typer.main.get_command(app).main(
+        result = typer.main.get_command(app).main(
             arguments, prog_name="dino", standalone_mode=False, obj=list(argv)
         )
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
-        if isinstance(error, processes.Told):
+        if isinstance(error, processes.Reported):
             error = error.error
-        elif (told := processes.told_by_another(error)) is not None:
-            return told
+        elif (code := processes.reported_by_another(error)) is not None:
+            return code
         return report(error, as_json="--json" in options, debug="--debug" in options)
-    return code if isinstance(code, int) else 0
+    return result if isinstance(result, int) else 0

@@ -1,4 +1,4 @@
-"""What an exception means to whoever typed the command: words and an exit code."""
+"""What an exception means to the person who typed the command: words and an exit code."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def exit_code(error: BaseException) -> int:
 
 
 def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
-    """Say what went wrong on stderr (and as JSON on stdout) and return the exit code."""
+    """Print the error on stderr (and as JSON on stdout) and return the exit code."""
     code = exit_code(error)
-    if isinstance(error, BrokenPipeError):  # the reader of our output went away: nothing to say
+    if isinstance(error, BrokenPipeError):  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
     if debug:

@@ -41,7 +41,7 @@ class Gate:
 
 
 def parse_gate(text: str) -> Gate:
-    """Read `person>0`. Raises ConfigError where it is not of that form."""
+    """Parse `person>0`. Raises ConfigError where it cannot be parsed."""
     match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*(\d+)\s*", text)
     if match is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Option types and settings that several commands share, so that one name means one thing."""
+"""Option types that several commands share, so that one name means one thing everywhere."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ RuntimeDtype = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
 ]
-Dtype = Annotated[RuntimeDtype, typer.Option("--dtype", help="Arithmetic of the network.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
+Dtype = Annotated[RuntimeDtype, typer.Option("--dtype", help="Number format of the computation.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per forward pass.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable JSON on stdout.")]
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", metavar="FOLDER", help="Where results go; default runs/VERB.", show_default=False
+        "--out",
+        metavar="FOLDER",
+        help="Folder of the results; default: runs/COMMAND.",
+        show_default=False,
     ),
 ]
 
@@ -71,7 +74,7 @@ def comma_separated(text: str | None) -> list[str] | None:
 
 
 def choices(text: str, known: tuple[str, ...], option: str) -> list[str]:
-    """A comma-separated choice. Raises ConfigError with the nearest known name."""
+    """The names of a comma-separated list. Raises ConfigError with the nearest known name."""
     chosen = comma_separated(text) or []
     for name in chosen:
         if name not in known:

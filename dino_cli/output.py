@@ -14,14 +14,14 @@ from dino_core.errors import ConfigError
 
 
 class OutputFolder:
-    """A result folder made on entry; kept once `keep` was called, else removed after a failure."""
+    """A result folder, created on entry; after a failure it is removed unless `keep` was called."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.kept = False
 
     def keep(self) -> None:
-        """From here on the folder holds something worth keeping, whatever happens."""
+        """Keep the folder from here on, whatever happens: it holds results."""
         self.kept = True
 
 
@@ -33,13 +33,13 @@ def free_path(verb: str, runs: Path = Path("runs")) -> Path:
 
 @contextmanager
 def output_folder(out: Path | None, verb: str) -> Iterator[OutputFolder]:
-    """Make the result folder for a command.
+    """Create the result folder of a command.
 
-    A folder that this made is removed again when the block fails before `keep` or leaves it empty;
-    one that was there before is never removed.
+    A folder that this created is removed when the block fails before `keep` or leaves it empty; one
+    that existed before is never removed.
 
     Raises:
-        ConfigError: the folder cannot be made or written.
+        ConfigError: the folder cannot be created or written.
     """
     path = out if out is not None else free_path(verb)
     missing = [p for p in (path, *path.parents) if not p.exists()]
@@ -66,7 +66,7 @@ def output_folder(out: Path | None, verb: str) -> Iterator[OutputFolder]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove those of `folders` (innermost first) that are there and empty."""
+    """Remove those of `folders` (innermost first) that are empty."""
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""Training in several processes: starting them on this machine, and speaking with one voice."""
+"""Training in several processes: starts them on this machine, and lets one of them speak."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dino_core.process import started_by_torchrun, usable_cores
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-_SHUTDOWN_S = "60"  # a stopping run finishes its step and writes its state; one that hangs is ended
+_SHUTDOWN_S = "60"  # a stopping run finishes its step and writes its state within this time
 
 
 def launch(devices: int, device: str, argv: Sequence[str]) -> int:
     """Start `dino` with `argv` in `devices` processes here, as torchrun does; returns its code.
 
-    Raises: ConfigError where the machine has not got so many devices.
+    Raises: ConfigError where the machine has fewer devices.
     """
     import logging
 
@@ -41,7 +41,9 @@ def launch(devices: int, device: str, argv: Sequence[str]) -> int:
     elif "OMP_NUM_THREADS" not in os.environ:  # else each process would use every core
         os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // devices))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN_S)
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak
+    logging.getLogger("torch.distributed").setLevel(
+        logging.CRITICAL
+    )  # the processes report their errors themselves
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -58,7 +60,7 @@ def launch(devices: int, device: str, argv: Sequence[str]) -> int:
         return errors.INTERRUPTED
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        if all(code < 0 for code in codes):  # killed, all of them: nobody could say so
+        if all(code < 0 for code in codes):  # all of them were killed, so none could report it
             render.note(f"error: the processes were killed by signal {-codes[0]}")
         return next((code for code in codes if code > 0), errors.FAILED)
     return 0
@@ -66,9 +68,9 @@ def launch(devices: int, device: str, argv: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def one_of_several(device: str) -> Iterator[None]:
-    """Where torchrun started this process, join the others; else nothing.
+    """Join the other processes where torchrun started this one; otherwise do nothing.
 
-    Only process 0 is heard, and of an error that ends all only the first that meets it.
+    Only rank 0 prints. An error that ends all processes is printed by the first that meets it.
     """
     if not started_by_torchrun():
         yield
@@ -91,37 +93,37 @@ def one_of_several(device: str) -> Iterator[None]:
             raise
         except BaseException as error:
             error = _explained(error)
-            code = _told_by_another(store, error)  # before the others notice that this one ends
+            code = _reported_by_another(store, error)  # before the others see this one end
             if code is None:
-                raise Told(error) from error
+                raise Reported(error) from error
             raise typer.Exit(code) from None
 
 
-class Told(Exception):
-    """An error that this one of several processes is to tell."""
+class Reported(Exception):
+    """An error that this process, of several, has to print."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-def told_by_another(error: BaseException) -> int | None:
-    """The exit code where another process tells of the error; None where this one is to.
+def reported_by_another(error: BaseException) -> int | None:
+    """The exit code where another process prints the error; None where this one has to.
 
-    For errors before the processes have joined, a wrong option for instance, which all meet.
+    This is for errors before the processes have joined, such as a wrong option, which all meet.
     """
     if not started_by_torchrun():
         return None
     from dino_core.engine.parallel.group import torchruns_store
 
     store = torchruns_store()
-    return None if store is None else _told_by_another(store, error)
+    return None if store is None else _reported_by_another(store, error)
 
 
-def _told_by_another(store: Store, error: BaseException) -> int | None:
+def _reported_by_another(store: Store, error: BaseException) -> int | None:
     code = errors.exit_code(error)
     try:
-        if store.add("dino/told", 1) == 1:
+        if store.add("dino/reported", 1) == 1:
             store.set("dino/code", str(code))
             return None
         return int(store.get("dino/code"))
@@ -130,19 +132,19 @@ def _told_by_another(store: Store, error: BaseException) -> int | None:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """What the error of an operation means that needed a process which has ended."""
+    """The cause of an error: a collective operation fails where another process has ended."""
     from dino_core.engine.parallel.collectives import is_lost_peer
 
     if not is_lost_peer(error):
         return error
     return DinoError(
         "another process of this run is gone (killed, or its machine is lost)",
-        "go on with dino train --resume RUN; torchrun --max-restarts 3 does so by itself",
+        "resume with dino train --resume RUN; torchrun --max-restarts 3 does so by itself",
     )
 
 
 def decided_once(decide: Callable[[], str], device: str) -> str:
-    """What process 0 decides, in all processes."""
+    """What rank 0 decides, in all processes."""
     if not started_by_torchrun():
         return decide()
     from dino_core.engine.parallel.collectives import gather_texts, rank

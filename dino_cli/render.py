@@ -1,4 +1,4 @@
-"""What people read: messages, tables, progress; plain lines where nobody watches a terminal.
+"""What people read: messages, tables, progress; plain lines where there is no terminal.
 
 stdout is data, so everything here except `print_table` goes to stderr.
 """
@@ -19,12 +19,12 @@ PLAIN_INTERVAL_S = 10.0  # between progress lines in a log
 
 
 def note(text: str) -> None:
-    """A line for the person, on stderr."""
+    """Print a line for people on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """A warning on stderr; yellow on a terminal."""
+    """Print a warning on stderr; yellow on a terminal."""
     if is_terminal(sys.stderr):
         console(sys.stderr).print(f"warning: {text}", style="yellow", markup=False, highlight=False)
     else:
@@ -37,14 +37,14 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a person sees `stream` on a terminal that can move its cursor."""
+    """Whether `stream` is a terminal that can move its cursor."""
     import os
 
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def console(stream: TextIO) -> Console:
-    """A rich console; rich itself honours NO_COLOR."""
+    """A rich console; rich itself honors NO_COLOR."""
     from rich.console import Console
 
     return Console(file=stream, soft_wrap=not is_terminal(stream))
@@ -66,7 +66,7 @@ def print_table(
 
         table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
         longest = max((len(row[0]) for row in cells), default=0)
-        for index, column in enumerate(columns):  # what a line is about is not cut
+        for index, column in enumerate(columns):  # the first column names the row and is not cut
             least = min(longest, 40) if index == 0 else None
             table.add_column(column, justify="right" if index else "left", min_width=least)
         for row in cells:
@@ -80,7 +80,7 @@ def print_table(
 def plain_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
 ) -> list[str]:
-    """The lines of an aligned table without colours or borders."""
+    """The lines of an aligned table without colors or borders."""
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     lines = [title] if title else []
     for row in (columns, *rows):
@@ -111,7 +111,7 @@ class Ticker:
         self._start = self._last = time.monotonic()
 
     def advance(self, steps: int = 1, detail: str = "") -> None:
-        """Count `steps` more as done; `detail` stands behind the numbers."""
+        """Count `steps` more as done; `detail` follows the numbers."""
         self.done += steps
         now = time.monotonic()
         if self._bar is not None:
@@ -129,7 +129,7 @@ class Ticker:
             self._bar[0].console.print(f"warning: {text}", style="yellow", markup=False)
 
     def rate(self) -> float:
-        """Units a second since the start."""
+        """Units per second since the start."""
         return self.done / max(time.monotonic() - self._start, 1e-9)
 
     def _count(self) -> str:

@@ -28,14 +28,14 @@ LENGTHS = ("epochs", "steps", "minutes")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the person asked for.
+    """What the user asked for.
 
     Attributes:
         train: The resolved recipe.
         model: Settings of the network that differ from the chosen model's own.
         preprocess: Settings of its input that differ from the chosen model's own.
-        data: What the settings file of an earlier run tells about its data.
-        recipe: What a published recipe tells about itself.
+        data: What the settings file of an earlier run states about its data.
+        recipe: What a published recipe states about itself.
     """
 
     train: TrainConfig
@@ -85,10 +85,10 @@ def model_overrides(
     """The network's settings with `settings.model` over those of `model`; None: as they are.
 
     Args:
-        settings: What the person asked for.
+        settings: What the user asked for.
         model: A variant's name or a model file.
         weights: Where its weights come from; None: its own.
-        backbone: The network to take for its backbone; None: its own.
+        backbone: The network that replaces its backbone; None: its own.
 
     Raises:
         CheckpointError: no such model.
@@ -115,7 +115,7 @@ def model_overrides(
 def model_input(
     settings: Settings, model: str, weights: str | None, resumed: bool
 ) -> PreprocessConfig:
-    """The input of the network that is trained; a run that goes on has noted its own.
+    """The input of the network that is trained; a resumed run has recorded its own.
 
     Raises: CheckpointError when there is no such model.
     """
@@ -158,10 +158,10 @@ def _input(settings: Settings, own: PreprocessConfig) -> PreprocessConfig:
 def _check_tables(tables: Mapping[str, Any], where: str) -> None:
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
     for name, value in tables.items():
-        if name in ("data", "recipe"):  # where a run's data was, what a recipe is for
+        if name in ("data", "recipe"):  # where a run's data are, and what a recipe is for
             continue
         if name in fields and name not in TABLES:
-            raise ConfigError(f"{where}: '{name}' stands in no table", f"write train.{name}")
+            raise ConfigError(f"{where}: '{name}' is in no table", f"write train.{name}")
         if name not in TABLES:
             hint = nearest(name, TABLES) or f"known: {', '.join(TABLES)}"
             raise ConfigError(f"{where}: unknown table '{name}'", hint)

@@ -31,7 +31,7 @@ def check(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 3 on any error or warning; notes are allowed.")
     ] = False,
-    form: data_options.Format = None,
+    format: data_options.Format = None,
     as_json: options.Json = False,
     out: options.Out = None,
 ) -> None:
@@ -42,7 +42,7 @@ def check(
     """
     from dino_core.data.load import read_dataset, unusable
 
-    dataset = read_dataset(data, form)
+    dataset = read_dataset(data, format)
     with output.output_folder(out, "check") as folder:
         report = _check(dataset)
         page = folder.path / "report.html"

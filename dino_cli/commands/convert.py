@@ -24,7 +24,7 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or file of labeled data.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     to: data_options.To,
-    form: data_options.Format = None,
+    format: data_options.Format = None,
     as_json: options.Json = False,
 ) -> None:
     """Convert labeled data to another format; what that format cannot hold is listed."""
@@ -33,7 +33,7 @@ def convert(
     from dino_core.data.load import load_dataset
     from dino_core.data.save import save_dataset
 
-    index = load_dataset(source, form, val_split=0.0)
+    index = load_dataset(source, format, val_split=0.0)
     with output.output_folder(destination, "convert") as folder:
         losses = save_dataset(index, folder.path, to)
         folder.keep()

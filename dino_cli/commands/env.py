@@ -1,4 +1,4 @@
-"""`dino env`: what a bug report needs, and why prediction is as fast or slow as it is here."""
+"""`dino env`: what a bug report needs, and what decides the speed on this machine."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _shown(value: Any) -> str:
 
 
 def collect() -> dict[str, Any]:
-    """Everything `dino env` tells, as plain JSON values."""
+    """Everything that `dino env` shows, as plain JSON values."""
     from dino_core.metadata import library_version
 
     return {
@@ -109,7 +109,7 @@ def _cpu() -> dict[str, Any]:
 
 
 def _attention() -> list[dict[str, Any]]:
-    """What each kind of device would use, and how fast; a wrong DINO_OPS is told, not raised."""
+    """What each kind of device would use, and how fast; a wrong DINO_OPS is shown, not raised."""
     import dataclasses
 
     from dino_core.ops.backend import backend_report
