@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from dino_core.inference.atomic import atomic_file
+from dino_core.files import atomic_file
 from dino_core.inference.draw import MAX_JPEG_SIDE, encode_image
 from dino_core.inference.names import frame_stem, safe_name
 from dino_core.inference.prediction import Prediction

@@ -10,7 +10,7 @@ import numpy as np
 
 from dino_core.detections import Detections
 from dino_core.errors import DinoError
-from dino_core.inference.atomic import atomic_file
+from dino_core.files import atomic_file
 from dino_core.inference.draw import draw_detections, encode_image
 from dino_core.processing.preprocess import UInt8Image
 

@@ -195,7 +195,7 @@ class VideoFile:
     def _writing(self) -> Iterator[None]:
         import av
 
-        from dino_core.inference.atomic import write_error
+        from dino_core.files import write_error
 
         try:
             yield

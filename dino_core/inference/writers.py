@@ -19,8 +19,7 @@ from typing import Any, BinaryIO, Protocol
 from dino_core.config import nearest
 from dino_core.detections import ClassMap
 from dino_core.errors import ConfigError, DataError
-from dino_core.files import part_path
-from dino_core.inference.atomic import atomic_file, write_error
+from dino_core.files import atomic_file, part_path, write_error
 from dino_core.inference.names import NameBook, frame_stem
 from dino_core.inference.pictures import CropWriter, PictureWriter
 from dino_core.inference.prediction import Prediction

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dino_core.errors import CheckpointError
+from dino_core.files import is_disk_full, write_error
 from dino_core.network import is_offline
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
@@ -67,7 +68,7 @@ def fetch(
             os.replace(part, target)
             return
     except OSError as error:
-        raise _os_error(error, target) from error
+        raise _write_error(error, target) from error
 
 
 def check_online(url: str, target: Path) -> None:
@@ -103,7 +104,7 @@ def _transfer(url: str, file: Any, begun: int, progress: Progress | None) -> Non
             "try again later, or choose another of `dino models list`",
         ) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES):
+        if is_disk_full(error) or error.errno == errno.EACCES:
             raise
         raise _broken_off(url, file, error) from error
     except Exception as error:  # of the HTTP library, which differs between versions
@@ -169,15 +170,13 @@ def _bar(progress: Progress | None) -> Any:
     return Bar
 
 
-def _os_error(error: OSError, target: Path) -> CheckpointError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return CheckpointError(
-            f"{target.parent}: the disk is full; what has come is kept",
-            "free some space, or move the cache with DINO_CACHE; the same command goes on",
-        )
-    return CheckpointError(
-        f"{target.parent}: cannot be written ({error.strerror or error})",
-        "DINO_CACHE=FOLDER moves the cache",
+def _write_error(error: OSError, target: Path) -> CheckpointError:
+    return write_error(
+        target.parent,
+        error,
+        CheckpointError,
+        kept="the part downloaded so far is kept",
+        hint="free some space, or move the cache with DINO_CACHE=FOLDER; the same command resumes",
     )
 
 
@@ -199,7 +198,7 @@ def one_at_a_time(folder: Path, progress: Progress | None = None) -> Iterator[No
                 progress("waiting for another process that fetches it", 0, None)
             lock.acquire()
     except OSError as error:
-        raise _os_error(error, folder / ".lock") from error
+        raise _write_error(error, folder / ".lock") from error
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dino_core.data.records import ImageRecord
 from dino_core.errors import DataError
+from dino_core.files import write_error
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif"}
@@ -107,4 +108,6 @@ def number_text(value: np.float32) -> str:
 
 def writing_failed(folder: Path, error: OSError) -> DataError:
     """The error for a full disk, a missing permission and the like."""
-    return DataError(f"{folder}: cannot be written ({error.strerror or error})")
+    kept = "the data set there is incomplete"
+    hint = "free some space, or choose another folder"
+    return write_error(folder, error, DataError, kept=kept, hint=hint)

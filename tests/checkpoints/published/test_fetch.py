@@ -151,7 +151,9 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "x.pth.part").symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="the disk is full; what has come is kept"):
+    with pytest.raises(
+        CheckpointError, match="the disk is full; the part downloaded so far is kept"
+    ):
         fetch(f"{server.url}/x.pth", tmp_path / "x.pth", wanted)
 
 
