@@ -177,8 +177,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
-        kept = "the previous file, if any, is intact"
-        raise write_error(path, error, CheckpointError, kept=kept) from error
+        raise write_error(
+            path, error, CheckpointError, kept="the previous file, if any, is intact"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dino_core.errors import DataError, DinoError
+from dino_core.files import write_error
 from dino_core.processing.preprocess import UInt8Image
 
 _FALLBACK_FPS = 25.0
@@ -195,13 +196,11 @@ class VideoFile:
     def _writing(self) -> Iterator[None]:
         import av
 
-        from dino_core.files import write_error
-
         try:
             yield
         except OSError as error:
             self.abort()
-            raise write_error(self.path, error) from error
+            raise write_error(self.path, error, DinoError) from error
         except (av.FFmpegError, ValueError) as error:
             self.abort()
             raise DinoError(f"{self.path}: the video cannot be written ({error})") from error
