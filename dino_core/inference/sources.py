@@ -22,11 +22,10 @@ from dino_core.inference.prefetch import prefetched
 from dino_core.inference.video import VideoInfo, probe_video, read_video, read_webcam
 from dino_core.inference.web import fetch
 from dino_core.network import is_offline
+from dino_core.processing.image_files import IMAGE_SUFFIXES
 from dino_core.processing.preprocess import UInt8Image, decode_image, load_image
 
-_IMAGES = "jpg jpeg jpe jfif png bmp dib webp tif tiff gif ppm pgm pbm pnm jp2 avif tga"
 _VIDEOS = "mp4 avi mov mkv webm m4v mpg mpeg wmv flv ts m2ts mts 3gp ogv"
-IMAGE_SUFFIXES = frozenset(f".{name}" for name in _IMAGES.split())
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _VIDEOS.split())
 STDIN = "-"
 

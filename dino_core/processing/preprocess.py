@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dino_core.config import PreprocessConfig
 from dino_core.errors import DataError
+from dino_core.processing.image_files import UPRIGHT, exif_orientation
 
 UInt8Image = NDArray[np.uint8]
 
@@ -123,7 +124,7 @@ def _pillow_to_rgb(image: Image.Image) -> UInt8Image:
         raise DataError(f"an image of {image.width}x{image.height} pixels has no content")
     # a damaged EXIF block says nothing about the orientation
     with contextlib.suppress(ValueError, TypeError, KeyError, SyntaxError, OSError):
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # without, it makes a copy
+        if exif_orientation(image) != UPRIGHT:  # exif_transpose makes a copy even of upright images
             image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         return to_rgb_array(_to_eight_bits(image))

@@ -10,12 +10,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from dino_core.data.formats.images import (
-    copy_images,
-    unique_names,
-    upright_size,
-    writing_failed,
-)
+from dino_core.data.formats.images import copy_images, unique_names, writing_failed
 from dino_core.data.formats.losses import lost_areas, lost_crowds, lost_flags
 from dino_core.data.formats.repairs import Repairs, make_record
 from dino_core.data.formats.yolo_files import YoloFiles, find_yolo, label_path
@@ -23,6 +18,7 @@ from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 from dino_core.files import write_text
+from dino_core.processing.image_files import upright_size
 
 _FIELDS = "class cx cy w h"
 _LARGEST_FRACTION = 2.0  # a larger coordinate was meant as pixels

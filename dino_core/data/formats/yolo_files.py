@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from dino_core.data.formats.images import IMAGE_SUFFIXES, list_images, with_suffixes
+from dino_core.data.formats.images import list_images, with_suffixes
 from dino_core.data.formats.layout import SPLIT_NAMES, folders_in, in_splits, split_lists
 from dino_core.errors import DataError
+from dino_core.processing.image_files import IMAGE_SUFFIXES
 
 YOLO_LAYOUT = (
     "data.yaml, or images/{train,val}/ with labels/{train,val}/, or images and labels in one "
