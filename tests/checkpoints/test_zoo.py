@@ -12,10 +12,12 @@ from factories import tiny_checkpoint
 from loopback import FileServer, running_server
 
 from dino_core.checkpoints.io import load_checkpoint
-from dino_core.checkpoints.published.cache import cache_folder, cached, sha256_of
+from dino_core.checkpoints.published.cache import cache_folder, cached
 from dino_core.checkpoints.published.catalogue import CATALOGUE, DEFAULTS, Published, find_published
-from dino_core.checkpoints.zoo import BUILT_IN, load, pull, resolve, verify, verify_file
+from dino_core.checkpoints.published.names import BUILT_IN
+from dino_core.checkpoints.zoo import load, pull, resolve, verify, verify_file
 from dino_core.errors import CheckpointError
+from dino_core.files import sha256_of
 
 URLS = Path(__file__).parents[2] / "../shared/parity/foreign/urls_detrex.json"
 

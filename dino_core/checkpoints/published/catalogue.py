@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dino_core.config import nearest
+from dino_core.errors import CheckpointError
+
 _DETREX = "https://github.com/IDEA-Research/detrex-storage/releases/download/"
 _MMDET = "https://download.openmmlab.com/mmdetection/v3.0/dino/"
 _OFFICIAL = "https://drive.google.com/drive/folders/1qD5m1NmK0kjE5hh-G17XUX751WsEG-h_"
@@ -184,5 +187,14 @@ CATALOGUE: dict[str, Published] = {
 
 
 def find_published(name: str) -> Published | None:
-    """The file that a name stands for, also a variant's; None where it is neither."""
+    """The published file that its own name or a variant's name stands for; None for others."""
     return CATALOGUE.get(DEFAULTS.get(name, name))
+
+
+def published_model(name: str) -> Published:
+    """As `find_published`. Raises CheckpointError where there is none, with the nearest name."""
+    published = find_published(name)
+    if published is None:
+        hint = nearest(name, {**DEFAULTS, **CATALOGUE}) or "`dino models list --all` has the names"
+        raise CheckpointError(f"no published model is called '{name}'", hint)
+    return published

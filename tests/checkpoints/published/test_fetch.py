@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from loopback import FileServer, running_server
 
-from dino_core.checkpoints.published.cache import sha256_of
 from dino_core.checkpoints.published.fetch import fetch
 from dino_core.errors import CheckpointError
+from dino_core.files import sha256_of
 
 BODY = random.Random(0).randbytes(3_000_000)
 STALE = random.Random(1).randbytes(1_000_000)
