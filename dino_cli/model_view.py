@@ -99,7 +99,7 @@ def model_rows(every_file: bool) -> list[dict[str, Any]]:
 
 
 def _row(model: NamedModel) -> dict[str, Any]:
-    from dino_core.checkpoints.published.catalogue import LICENCE
+    from dino_core.checkpoints.published.catalogue import LICENSE
     from dino_core.inference.metadata import read_metadata
     from dino_core.variants import VARIANTS
 
@@ -119,7 +119,7 @@ def _row(model: NamedModel) -> dict[str, Any]:
             "source": model.published.project,
             "file": model.published.name,
             "url": model.published.url,
-            "licence": LICENCE,
+            "licence": LICENSE,
             "sha256": model.published.sha256 or None,
         }
     elif model.path is not None:
@@ -143,14 +143,14 @@ def describe(model: NamedModel) -> dict[str, Any]:
 
 
 def _published_facts(name: str, published: Published) -> dict[str, Any]:
-    from dino_core.checkpoints.published.catalogue import LICENCE
+    from dino_core.checkpoints.published.catalogue import LICENSE
 
     facts: dict[str, Any] = {
         "name": published.name,
         "project": published.project,
         "url": published.url or f"{published.file} by hand from {published.page}",
         "page": published.page,
-        "licence": f"{LICENCE} (the project's; it states none for the weights alone)",
+        "licence": f"{LICENSE} (the project's; it states none for the weights alone)",
         "published": {
             "ap": published.ap, "epochs": published.epochs, "file": published.file,
             "sha256": published.sha256 or None, "bytes": published.size,

@@ -150,13 +150,13 @@ def test_changed_files_are_refused(tiny: Published, server: FileServer, which: s
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="has been changed since") as error:
+    with pytest.raises(CheckpointError, match="changed since it was written") as error:
         verify(tiny)
     assert "dino models pull tiny-1ep --again" in error.value.hint
     if which == "source":
         assert pull(tiny)  # it is not needed any more
         here.path(here.model).unlink()  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="has been changed since"):
+    with pytest.raises(CheckpointError, match="changed since it was written"):
         pull(tiny)
     pull(tiny, again=True)
     assert len(verify(tiny)) == 2 and len(server.requests) == 2

@@ -88,9 +88,9 @@ def test_what_was_begun_is_of_another_file(server: FileServer, tmp_path: Path) -
 
 def test_wrong_bytes_are_refused_and_not_kept(server: FileServer, tmp_path: Path) -> None:
     server.files["/x.pth"] = BODY[:-1] + b"!"
-    with pytest.raises(CheckpointError, match="not the right file: other bytes") as error:
+    with pytest.raises(CheckpointError, match="not the expected one: other bytes") as error:
         fetch(f"{server.url}/x.pth", tmp_path / "x.pth", wanted)
-    assert "not kept" in error.value.hint and list(tmp_path.iterdir()) == []
+    assert "deleted" in error.value.hint and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
@@ -142,9 +142,9 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with running_server() as server:
         url = server.url
     part = begun(tmp_path, BODY[:1_000_000])
-    with pytest.raises(CheckpointError, match=r"broke off after 1\.0 MB") as error:
+    with pytest.raises(CheckpointError, match=r"interrupted after 1\.0 MB") as error:
         fetch(f"{url}/x.pth", part, wanted)
-    assert "goes on from there" in error.value.hint
+    assert "resumes" in error.value.hint
     assert (tmp_path / "x.pth.part").stat().st_size == 1_000_000
 
 
