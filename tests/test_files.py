@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, also when the disk is full."""
+"""Files appear completely or not at all, also when the disk is full; errors of writing."""
 
 from __future__ import annotations
 

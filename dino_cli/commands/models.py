@@ -23,7 +23,7 @@ EveryFile = Annotated[
     typer.Option("--all", help="List every published file, not only one per architecture."),
 ]
 PublishedNames = Annotated[
-    list[str], typer.Argument(metavar="NAME...", help="Names from `dino models list`.")
+    list[str], typer.Argument(metavar="NAME", help="Names from `dino models list`.")
 ]
 Again = Annotated[bool, typer.Option("--again", help="Download again even if it is cached.")]
 Models = Annotated[
@@ -76,14 +76,14 @@ PositionOffset = Annotated[
     )
 )
 def models(context: typer.Context) -> None:
-    """List and download published models, inspect model files, import other projects' weights."""
+    """List, download, inspect, verify and import models."""
     if context.invoked_subcommand is None:
         list_models()
 
 
 @app.command(name="list", epilog=options.examples("dino models list", "dino models list --all"))
 def list_models(every_file: EveryFile = False, as_json: options.Json = False) -> None:
-    """List model names with their COCO AP and whether their weights are on this machine."""
+    """List models with their COCO AP and where the weights are."""
     rows = model_view.model_rows(every_file)
     if as_json:
         print(json.dumps({"schema": 1, "models": rows}, ensure_ascii=False))
@@ -99,7 +99,7 @@ def list_models(every_file: EveryFile = False, as_json: options.Json = False) ->
     )
 )
 def info(model: Name, as_json: options.Json = False) -> None:
-    """Show a model's classes, input size, checksum, license, and the origin of its weights."""
+    """Show a model's classes, input, license, checksum and origin."""
     from dino_core.checkpoints.published.names import find_model
 
     facts = model_view.describe(find_model(model))
@@ -115,9 +115,10 @@ def info(model: Name, as_json: options.Json = False) -> None:
     )
 )
 def pull(names: PublishedNames, again: Again = False, as_json: options.Json = False) -> None:
-    """Download published weights, verify and convert them; print the model file's path.
+    """Download published weights and print the model file's path.
 
-    They are kept in DINO_CACHE (default: ~/.cache/dino). Interrupted downloads resume.
+    They are verified, converted into a model file, and kept in DINO_CACHE (default:
+    ~/.cache/dino). Interrupted downloads resume.
     """
     from dino_core.checkpoints.published.catalogue import published_model
 
@@ -138,7 +139,10 @@ def pull(names: PublishedNames, again: Again = False, as_json: options.Json = Fa
     epilog=options.examples("dino models verify", "dino models verify runs/train/best.safetensors")
 )
 def verify(models: Models = None, as_json: options.Json = False) -> None:
-    """Read model files completely and check them; exit with code 4 if one is damaged."""
+    """Read model files completely and report damaged ones.
+
+    The exit code is 4 if a file is damaged.
+    """
     from dino_core.checkpoints import zoo
     from dino_core.checkpoints.published.names import fetched_models
     from dino_core.errors import CheckpointError
@@ -167,7 +171,7 @@ def verify(models: Models = None, as_json: options.Json = False) -> None:
 
 @app.command(epilog=options.examples("dino models path", "dino models path dino-r50-4scale"))
 def path(model: CachedName = None) -> None:
-    """Print the cache folder, or the path of a downloaded or built-in model file."""
+    """Print the path of a model file, or of the cache folder."""
     from dino_core.checkpoints.published.cache import cache_folder, cached
     from dino_core.checkpoints.published.names import find_model
     from dino_core.errors import CheckpointError
@@ -200,10 +204,11 @@ def import_model(
     position_offset: PositionOffset = None,
     as_json: options.Json = False,
 ) -> None:
-    """Convert a checkpoint of the official code, detrex or mmdet into a model file.
+    """Convert a checkpoint of the official code, detrex or mmdet.
 
-    The project is recognized from the file. A detrex checkpoint does not state its position
-    encoding; most detrex models use temperature 10000 and offset -0.5.
+    A model file (.safetensors) is written. The project is recognized from the file. A detrex
+    checkpoint does not state its position encoding; most detrex models use temperature 10000 and
+    offset -0.5.
     """
     if destination.suffix != ".safetensors":
         raise ConfigError(f"{destination}: expected a name that ends in .safetensors")

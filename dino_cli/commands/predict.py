@@ -28,7 +28,7 @@ DEFAULT_SAVE = "images,jsonl"
 SourceArguments = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCE...",
+        metavar="SOURCE",
         help="Image, folder, quoted glob pattern, video, webcam index, URL, .txt list, "
         "or - for paths on stdin.",
     ),

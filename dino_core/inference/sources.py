@@ -223,8 +223,10 @@ def _resolve_glob(pattern: str) -> list[SourceItem]:
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     files = [p for p in matches if p.is_file() and p.suffix.lower() in known]
     if not files:
-        others = f"only {len(matches)} other files or folders" if matches else "nothing"
-        raise DataError(f"{pattern}: matches no image or video, {others}")
+        if not matches:
+            raise DataError(f"{pattern}: no file matches")
+        found = "1 match" if len(matches) == 1 else f"{len(matches)} matches"
+        raise DataError(f"{pattern}: no image or video among {found}")
     root = Path(os.path.commonpath([p.parent for p in files]))
     return [_file_item(path, path.relative_to(root).as_posix()) for path in files]
 

@@ -1,4 +1,4 @@
-"""Boxes where they belong, labels inside the picture, colours that stay."""
+"""Boxes where they belong, labels inside the picture, colors that stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users point at, resolved and read; every wrong thing is told with its place."""
+"""Sources are resolved and read; errors state what is wrong and where."""
 
 from __future__ import annotations
 
@@ -167,10 +167,10 @@ def test_empty_folder(tmp_path: Path) -> None:
 
 
 def test_glob_without_a_match(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="matches no image or video, nothing"):
+    with pytest.raises(DataError, match="no file matches"):
         open_sources([f"{tmp_path}/*.png"])
     (tmp_path / "a.md").touch()
-    with pytest.raises(DataError, match="only 1 other files or folders"):
+    with pytest.raises(DataError, match=r"no image or video among 1 match$"):
         open_sources([f"{tmp_path}/*"])
 
 

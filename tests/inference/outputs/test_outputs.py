@@ -1,4 +1,4 @@
-"""Every `--save` kind, read back by something else than what wrote it."""
+"""Every kind of output of `dino predict`, read back by something else than what wrote it."""
 
 from __future__ import annotations
 
