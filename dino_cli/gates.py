@@ -33,7 +33,7 @@ class Gate:
         return COMPARISONS[self.comparison](self.found(counts), self.count)
 
     def found(self, counts: Mapping[str, int]) -> int:
-        """How many objects the condition is about."""
+        """Number of objects that the condition is about."""
         return sum(counts.values()) if self.label == ANY else counts.get(self.label, 0)
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Gate:
 
 
 def parse_gate(text: str) -> Gate:
-    """Parse `person>0`. Raises ConfigError where it cannot be parsed."""
+    """Read a condition such as `person>0`. Raises ConfigError where it is malformed."""
     match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*(\d+)\s*", text)
     if match is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""How models are shown: the list, a file's own words, and the progress of fetching one."""
+"""Shows models: the list, the facts of one, and the progress of a download."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from dino_cli import render
 if TYPE_CHECKING:
     from dino_core.checkpoints.published.catalogue import Published
     from dino_core.checkpoints.published.fetch import Progress
+    from dino_core.checkpoints.published.names import NamedModel
 
 COLUMNS = ("name", "ap", "source", "weights", "mb")
 
 
 def ensure(model: str | None) -> None:
-    """Fetch the published model that `model` names where it is not here, and show how it goes.
+    """Download the published model that `model` names, unless it is cached, with its progress.
 
-    Raises: CheckpointError when it cannot be had.
+    Other names, paths and None do nothing.
+
+    Raises: CheckpointError when it cannot be downloaded or imported.
     """
     from dino_core.checkpoints.published.catalogue import find_published
 
@@ -37,7 +40,10 @@ def ensure(model: str | None) -> None:
 
 @contextmanager
 def fetching(published: Published) -> Iterator[Progress]:
-    """A live bar on a terminal, a line every ten seconds elsewhere, once there is news."""
+    """Show a download: a live bar on a terminal, a line every ten seconds elsewhere.
+
+    Nothing is shown before the first report, because the model may be cached.
+    """
     where = f"{published.name} from {published.url}"
     if not render.is_terminal(sys.stderr):
         yield _Lines(where).show
@@ -66,7 +72,7 @@ def fetching(published: Published) -> Iterator[Progress]:
 
 
 class _Lines:
-    """Progress for logs."""
+    """Shows progress as lines, for logs."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -85,98 +91,66 @@ class _Lines:
             )
 
 
-def model_rows(everything: bool) -> list[dict[str, Any]]:
-    """What `dino models list` knows of each name: the variants', or all names."""
-    from dino_core.checkpoints.published.cache import cached
-    from dino_core.checkpoints.published.catalogue import (
-        CATALOGUE,
-        DEFAULTS,
-        LICENCE,
-        find_published,
-    )
+def model_rows(every_file: bool) -> list[dict[str, Any]]:
+    """The rows of `dino models list`: one per network, or also one per published file."""
+    from dino_core.checkpoints.published.names import list_models
+
+    return [_row(model) for model in list_models(every_file=every_file)]
+
+
+def _row(model: NamedModel) -> dict[str, Any]:
+    from dino_core.checkpoints.published.catalogue import LICENSE
     from dino_core.inference.metadata import read_metadata
     from dino_core.variants import VARIANTS
 
-    names = [*VARIANTS, *(name for name in DEFAULTS if name not in VARIANTS)]
-    rows = []
-    for name in [*names, *CATALOGUE] if everything else names:
-        published = find_published(name)
-        variant = VARIANTS.get(published.variant if published else name)
-        path = _built_in(name)
-        row: dict[str, Any] = {
-            "name": name,
-            "backbone": variant.model.backbone if variant else None,
-            "levels": variant.model.num_levels if variant else None,
-            "queries": variant.model.num_queries if variant else None,
-            "max_side": variant.preprocess.max_side if variant else None,
-            "weights": "built in" if path else "none",
+    variant = VARIANTS.get(model.variant or "")
+    row: dict[str, Any] = {
+        "name": model.name,
+        "backbone": variant.model.backbone if variant else None,
+        "levels": variant.model.num_levels if variant else None,
+        "queries": variant.model.num_queries if variant else None,
+        "max_side": variant.preprocess.max_side if variant else None,
+        "weights": model.weights,
+    }
+    if model.published is not None:
+        row |= {
+            "ap": model.published.ap,
+            "epochs": model.published.epochs,
+            "source": model.published.project,
+            "file": model.published.name,
+            "url": model.published.url,
+            "licence": LICENSE,
+            "sha256": model.published.sha256 or None,
         }
-        if published is not None:
-            here = cached(published.name)
-            path = here.path(here.model) if here.model else None
-            fetched = "pull" if published.url else "by hand"
-            row["weights"] = "cached" if path else fetched if variant else "unsupported"
-            row |= {
-                "ap": published.ap,
-                "epochs": published.epochs,
-                "source": published.project,
-                "file": published.name,
-                "url": published.url,
-                "licence": LICENCE,
-                "sha256": published.sha256 or None,
-            }
-        elif path is not None:
-            row["licence"] = read_metadata(path).provenance.get("licence")
-        row["mb"] = round(path.stat().st_size / 1e6, 1) if path else None
-        rows.append(row)
-    return rows
+    elif model.path is not None:
+        row["licence"] = read_metadata(model.path).provenance.get("licence")
+    return row | {"mb": _megabytes(model.path) if model.path else None}
 
 
-def _built_in(name: str) -> Path | None:
-    """The weights that come with the package. Imports no torch, so it looks by itself."""
-    import dino_core
-
-    path = Path(str(dino_core.__file__)).parent / "assets" / f"{name}.safetensors"
-    return path if path.is_file() else None
+def _megabytes(path: Path) -> float:
+    return round(path.stat().st_size / 1e6, 1)
 
 
-def describe(model: str) -> dict[str, Any]:
-    """Facts of a model file, or of a name whose weights are not here.
+def describe(model: NamedModel) -> dict[str, Any]:
+    """What `dino models info` shows: facts of the model file, or of a name without one.
 
-    Raises: CheckpointError when there is no such model.
+    Raises: CheckpointError when the file cannot be read.
     """
-    from dino_core.checkpoints.published.cache import cached
-    from dino_core.checkpoints.published.catalogue import find_published
-    from dino_core.files import sha256_of
-    from dino_core.inference.metadata import read_metadata
-    from dino_core.metadata import to_json
-
-    is_file = Path(model).is_file()
-    published = None if is_file else find_published(model)
-    facts: dict[str, Any] = {}
-    path = Path(model) if is_file else _built_in(model)
-    if published is not None:
-        here = cached(published.name)
-        path = here.path(here.model) if here.model else None
-        facts = _published_facts(model, published)
-    if path is None:
-        return {**facts, "file": None, **_variant_facts(published.variant if published else model)}
-    facts |= {"file": str(path), "mb": round(path.stat().st_size / 1e6, 1)}
-    facts["sha256"] = sha256_of(path)
-    if path.suffix in (".pth", ".pt", ".pkl"):
-        return {**facts, **_foreign_facts(path)}
-    return {**facts, **json.loads(to_json(read_metadata(path)))}
+    facts = _published_facts(model.name, model.published) if model.published else {}
+    if model.path is None:
+        return {**facts, "file": None, **_network_facts(str(model.variant))}
+    return {**facts, **_file_facts(model.path)}
 
 
-def _published_facts(model: str, published: Published) -> dict[str, Any]:
-    from dino_core.checkpoints.published.catalogue import DEFAULTS, LICENCE
+def _published_facts(name: str, published: Published) -> dict[str, Any]:
+    from dino_core.checkpoints.published.catalogue import LICENSE
 
     facts: dict[str, Any] = {
         "name": published.name,
         "project": published.project,
         "url": published.url or f"{published.file} by hand from {published.page}",
         "page": published.page,
-        "licence": f"{LICENCE} (the project's; it states none for the weights alone)",
+        "licence": f"{LICENSE} (the project's; it states none for the weights alone)",
         "published": {
             "ap": published.ap, "epochs": published.epochs, "file": published.file,
             "sha256": published.sha256 or None, "bytes": published.size,
@@ -184,44 +158,40 @@ def _published_facts(model: str, published: Published) -> dict[str, Any]:
     }  # fmt: skip
     if published.note:
         facts["note"] = published.note
-    if model in DEFAULTS:
-        facts["chosen"] = (
-            f"{model} stands for {published.name}; `dino models list --all` has others"
-        )
+    if name != published.name:
+        facts["chosen"] = f"{name} stands for {published.name}; `dino models list --all` has others"
     return facts
 
 
-def _variant_facts(name: str) -> dict[str, Any]:
-    """The network of a name; raises CheckpointError for one that nothing is known of."""
-    from dino_core.checkpoints.published.catalogue import CATALOGUE, DEFAULTS
-    from dino_core.config import nearest, to_dict
-    from dino_core.errors import CheckpointError
+def _network_facts(variant: str) -> dict[str, Any]:
+    from dino_core.config import to_dict
     from dino_core.variants import VARIANTS
 
-    if name in VARIANTS:
-        variant = VARIANTS[name]
-        settings = {"model": to_dict(variant.model), "preprocess": to_dict(variant.preprocess)}
-        return {"variant": name, **settings}
-    if name in {*DEFAULTS, *(p.variant for p in CATALOGUE.values())}:
-        return {"variant": name, "model": "not supported by this version"}
-    if Path(name).suffix or len(Path(name).parts) > 1:
-        kind = "a folder, not a model file" if Path(name).is_dir() else "no such file"
-        raise CheckpointError(f"{name}: {kind}")
-    known = nearest(name, {**VARIANTS, **CATALOGUE}) or f"known: {', '.join(VARIANTS)}"
-    raise CheckpointError(f"unknown model '{name}'", known)
+    if variant not in VARIANTS:
+        return {"variant": variant, "model": "not supported by this version"}
+    known = VARIANTS[variant]
+    settings = {"model": to_dict(known.model), "preprocess": to_dict(known.preprocess)}
+    return {"variant": variant, **settings}
 
 
-def _foreign_facts(path: Path) -> dict[str, Any]:
-    """What the importer makes of another project's file, weights left aside."""
-    from dino_core.checkpoints.zoo import load
+def _file_facts(path: Path) -> dict[str, Any]:
+    from dino_core.checkpoints.published.names import FOREIGN_SUFFIXES
+    from dino_core.files import sha256_of
+    from dino_core.inference.metadata import read_metadata
     from dino_core.metadata import to_json
 
-    meta = load(path).meta
-    return dict(json.loads(to_json(meta)))
+    facts = {"file": str(path), "mb": _megabytes(path), "sha256": sha256_of(path)}
+    if path.suffix in FOREIGN_SUFFIXES:
+        from dino_core.checkpoints.zoo import load  # needs torch
+
+        meta = load(path).meta
+    else:
+        meta = read_metadata(path)
+    return {**facts, **json.loads(to_json(meta))}
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    """One fact a line on stdout; those that hold others are indented."""
+    """Print one fact per line on stdout, and the parts of nested facts indented below them."""
     for key, value in facts.items():
         if key == "classes":
             value = ", ".join(filter(None, value["names"]))

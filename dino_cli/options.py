@@ -22,9 +22,14 @@ SETTINGS: dict[str, Any] = {
 RuntimeDtype = Literal["auto", "fp32", "bf16", "fp16"]
 
 Device = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+    str,
+    typer.Option(
+        "--device", metavar="DEVICE", help="Where to compute: auto, cpu, cuda, cuda:1 or mps."
+    ),
 ]
-Dtype = Annotated[RuntimeDtype, typer.Option("--dtype", help="Number format of the computation.")]
+Dtype = Annotated[
+    RuntimeDtype, typer.Option("--dtype", help="Data type of the network's computation.")
+]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per forward pass.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable JSON on stdout.")]
 Out = Annotated[
@@ -32,7 +37,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="FOLDER",
-        help="Folder of the results; default: runs/COMMAND.",
+        help="Result folder; default: runs/COMMAND, runs/COMMAND-2, ...",
         show_default=False,
     ),
 ]

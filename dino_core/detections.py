@@ -1,4 +1,4 @@
-"""What a detector answers (`Detections`) and what its class indices mean (`ClassMap`)."""
+"""What a detector returns (`Detections`) and what its class indices mean (`ClassMap`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from dino_core.errors import ConfigError, DataError
 class ClassMap:
     """Contiguous class index <-> name <-> the data set's own category id.
 
-    An empty name marks a slot that no category uses (the official 91-slot COCO heads have 11).
+    An empty name marks an index that no category uses (11 of the 91 in the official COCO models).
+
+    Attributes:
+        names: Class name per index.
+        source_ids: Category id per index.
     """
 
     names: tuple[str, ...]
@@ -44,6 +48,7 @@ class ClassMap:
 
     @property
     def index_of_id(self) -> dict[int, int]:
+        """Class index by category id."""
         return {source_id: index for index, source_id in enumerate(self.source_ids)}
 
     def indices_of(self, names: Sequence[str]) -> list[int]:
@@ -56,11 +61,30 @@ class ClassMap:
         return [index[name] for name in names]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as model files store them."""
         return {"names": list(self.names), "source_ids": list(self.source_ids)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ClassMap:
+        """Read what `to_dict` returned."""
         return cls(tuple(map(str, data["names"])), tuple(map(int, data["source_ids"])))
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object as files and the command line report it.
+
+    Attributes:
+        label: Class name.
+        class_id: The data set's own category id.
+        score: In [0, 1], rounded to 4 decimals.
+        box_xyxy_px: Corners in pixels of the upright image, rounded to 2 decimals.
+    """
+
+    label: str
+    class_id: int
+    score: float
+    box_xyxy_px: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -86,19 +110,27 @@ class Detections:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values: width, height and a `detections` list as in the JSONL contract."""
+    def rounded(self) -> list[Detection]:
+        """The objects one by one, in the rounded numbers that every kind of output states."""
         rows = zip(self.labels, self.class_ids, self.scores, self.boxes_xyxy_px, strict=True)
+        found = []
+        for label, class_id, score, box in rows:
+            x1, y1, x2, y2 = (round(float(v), 2) for v in box)
+            found.append(Detection(label, int(class_id), round(float(score), 4), (x1, y1, x2, y2)))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: width, height and a `detections` list as in a JSONL record."""
         return {
             "width": self.width,
             "height": self.height,
             "detections": [
                 {
-                    "label": label,
-                    "class_id": int(class_id),
-                    "score": round(float(score), 4),
-                    "box": [round(float(v), 2) for v in box],
+                    "label": found.label,
+                    "class_id": found.class_id,
+                    "score": found.score,
+                    "box": list(found.box_xyxy_px),
                 }
-                for label, class_id, score, box in rows
+                for found in self.rounded()
             ],
         }

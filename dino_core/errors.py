@@ -1,13 +1,13 @@
-"""Errors a user can act on: what is wrong and where (`message`), and what to do (`hint`)."""
+"""Errors that a user can act on: what is wrong and where (`message`), what to do (`hint`)."""
 
 from __future__ import annotations
 
 
 class DinoError(Exception):
-    """Base of every error this library raises on purpose.
+    """Base class of the errors that this library raises on purpose.
 
     Attributes:
-        message: One sentence: what, where, what was found.
+        message: One sentence that states where the error is, what was found and what was expected.
         hint: What to do about it; may be empty.
     """
 
@@ -30,18 +30,17 @@ class CheckpointError(DinoError):
 
 
 class ExtensionError(DinoError):
-    """The compiled operators were asked for and cannot be used."""
+    """The compiled operators were requested and cannot be used."""
 
 
 class ExportError(DinoError):
-    """A model could not be exported, or the artifact does not reproduce it."""
+    """A model could not be exported, or the exported file does not reproduce it."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: Python's, a GPU's, or torch's on a CPU, a plain RuntimeError.
-
-    By name, so that nothing needs torch to ask.
-    """
+    """Whether memory ran out, in Python, on a GPU, or in torch on a CPU."""
+    # Classes are compared by name, so that torch need not be imported. torch has no class of its
+    # own for the CPU, only a RuntimeError that names its allocator.
     named = any(
         kind.__name__ in ("MemoryError", "OutOfMemoryError") for kind in type(error).__mro__
     )

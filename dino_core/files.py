@@ -1,28 +1,37 @@
-"""Files that appear whole or not at all, and their checksums."""
+"""Files that appear complete or not at all, their checksums, and the errors of writing them."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+from dino_core.errors import DinoError
+
+ErrorT = TypeVar("ErrorT", bound=DinoError)
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL_WORDS = ("no space", "quota", "file too large")
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that takes its name when the block ends, and vanishes when it raises.
+    """Open a binary file that takes its name when the block ends and vanishes if the block raises.
 
-    What it held before is replaced at once, and is still there when the program is killed or the
-    disk is full. Missing folders are made.
+    An existing file is replaced in one step: it is still intact if the program is killed or the
+    disk fills up in between. Missing folders are created.
 
     Args:
-        path: Where to.
-        durable: Also when the machine stops; takes some milliseconds.
+        path: The file to write.
+        durable: Flush to the disk first, so that the file also survives a power failure. This
+            takes a few milliseconds.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written. See `atomic_file` for an error to show to people.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_path(path)
@@ -38,21 +47,85 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """As `whole_file`, for results of a command.
+
+    Raises:
+        DinoError: the file cannot be written, for example because the disk is full.
+    """
+    with write_errors(path), whole_file(path) as file:
+        yield file
+
+
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write `text` as UTF-8, whole or not at all. Arguments and errors as `whole_file`'s."""
+    """Write `text` as UTF-8, completely or not at all. Arguments and errors as for `whole_file`."""
     with whole_file(path, durable=durable) as file:
         file.write(text.encode())
 
 
 def part_path(path: Path) -> Path:
-    """Where a file lies while it is being written: hidden, in the same folder."""
+    """The hidden file in the same folder that holds the content while `path` is being written."""
+    # Replacing is atomic only within one file system, hence the same folder. The process id keeps
+    # two processes that write the same result apart.
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def sha256_of(path: Path) -> str:
-    """The checksum of a file, as 64 hexadecimal digits."""
+    """The SHA-256 checksum of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_error(
+    path: Path,
+    error: Exception,
+    kind: type[ErrorT],
+    *,
+    kept: str = "no incomplete file is left",
+    hint: str | None = None,
+) -> ErrorT:
+    """The error to raise for a failed write.
+
+    Args:
+        path: The file or folder that could not be written.
+        error: What the system or a library raised.
+        kind: Class of the error.
+        kept: What became of the data, stated when the disk is full.
+        hint: What to do; None suggests to free space or to choose another `--out`.
+    """
+    if is_disk_full(error):
+        return kind(
+            f"{path}: the disk is full; {kept}",
+            "free some space, or choose another --out" if hint is None else hint,
+        )
+    reason = getattr(error, "strerror", None) or error
+    return kind(
+        f"{path}: cannot be written ({reason})", "choose another --out" if hint is None else hint
+    )
+
+
+@contextlib.contextmanager
+def write_errors(
+    path: Path,
+    kind: type[DinoError] = DinoError,
+    *,
+    kept: str = "no incomplete file is left",
+    hint: str | None = None,
+) -> Iterator[None]:
+    """Raise an OSError of the block as `write_error` describes it."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error, kind, kept=kept, hint=hint) from error
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether a write failed because of the disk's size, a quota or a limit on file sizes."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _DISK_FULL
+    # safetensors passes the system's message on in an exception of its own, without the number.
+    return any(words in str(error).lower() for words in _DISK_FULL_WORDS)

@@ -1,4 +1,4 @@
-"""Whether the network may be used."""
+"""The switch that forbids the network."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def is_offline() -> bool:
-    """Whether DINO_OFFLINE forbids the network."""
+    """Whether the environment variable DINO_OFFLINE forbids the network."""
     return os.environ.get("DINO_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")

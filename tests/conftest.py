@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+
+import pytest
 
 import dino_core
 
@@ -20,3 +25,19 @@ os.environ["PYTHONPATH"] = str(Path(str(dino_core.__file__)).parents[1])
 for number, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
     if signal.getsignal(getattr(signal, number)) == signal.SIG_IGN:
         signal.signal(getattr(signal, number), usual)
+
+
+@contextmanager
+def _limit(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def disk_full_after() -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which the system lets no file grow beyond the given number of bytes."""
+    return _limit

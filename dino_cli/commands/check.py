@@ -77,7 +77,7 @@ def _check(dataset: DatasetIndex) -> CheckReport:
 
 def _write_page(path: Path, report: CheckReport) -> None:
     from dino_core.data.check.report import html_report
-    from dino_core.inference.atomic import atomic_file
+    from dino_core.files import atomic_file
 
     with atomic_file(path) as file:
         file.write(html_report(report).encode("utf-8", "replace"))

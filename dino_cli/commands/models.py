@@ -1,4 +1,4 @@
-"""`dino models`: names that can be used, what a model file holds, other projects' checkpoints."""
+"""`dino models`: lists, downloads, describes, verifies and imports models."""
 
 from __future__ import annotations
 
@@ -12,11 +12,61 @@ from dino_cli import errors, model_view, options, render
 from dino_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dino_core.checkpoints.published.catalogue import Published
+    from dino_core.checkpoints.io import Checkpoint
+    from dino_core.errors import CheckpointError
 
 app = typer.Typer(**options.SETTINGS, invoke_without_command=True)
 
-Name = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or file.")]
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or model file.")]
+EveryFile = Annotated[
+    bool,
+    typer.Option("--all", help="List every published file, not only one per architecture."),
+]
+PublishedNames = Annotated[
+    list[str], typer.Argument(metavar="NAME", help="Names from `dino models list`.")
+]
+Again = Annotated[bool, typer.Option("--again", help="Download again even if it is cached.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME|FILE]...", help="Model names or files; default: all cached models."
+    ),
+]
+CachedName = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="Model name; default: print the cache folder."),
+]
+Source = Annotated[
+    Path, typer.Argument(metavar="CKPT", help="Checkpoint to read, usually a .pth file.")
+]
+Destination = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Model file to write, a .safetensors file.")
+]
+Ema = Annotated[
+    bool | None,
+    typer.Option(
+        "--ema/--no-ema",
+        help="Import the averaged (EMA) weights, or the trained ones; default: those that the "
+        "project's own code loads.",
+        show_default=False,
+    ),
+]
+PositionTemperature = Annotated[
+    float | None,
+    typer.Option(
+        metavar="T",
+        help="Temperature of the position encoding; default: 10000 for detrex, 20 for others.",
+        show_default=False,
+    ),
+]
+PositionOffset = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Offset of the position encoding; default: -0.5 for detrex, 0 for others.",
+        show_default=False,
+    ),
+]
 
 
 @app.callback(
@@ -26,20 +76,15 @@ Name = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or file."
     )
 )
 def models(context: typer.Context) -> None:
-    """List models, fetch published ones, look into one, import checkpoints of other DINO code."""
+    """List, download, inspect, verify and import models."""
     if context.invoked_subcommand is None:
         list_models()
 
 
 @app.command(name="list", epilog=options.examples("dino models list", "dino models list --all"))
-def list_models(
-    everything: Annotated[
-        bool, typer.Option("--all", help="Every published file, not one a network.")
-    ] = False,
-    as_json: options.Json = False,
-) -> None:
-    """List the models that have a name, their AP on COCO, and whether their weights are here."""
-    rows = model_view.model_rows(everything)
+def list_models(every_file: EveryFile = False, as_json: options.Json = False) -> None:
+    """List models with their COCO AP and where the weights are."""
+    rows = model_view.model_rows(every_file)
     if as_json:
         print(json.dumps({"schema": 1, "models": rows}, ensure_ascii=False))
         return
@@ -54,12 +99,14 @@ def list_models(
     )
 )
 def info(model: Name, as_json: options.Json = False) -> None:
-    """Show a model's classes, input, licence and checksum, and where its weights are from."""
-    described = model_view.describe(model)
+    """Show a model's classes, input, license, checksum and origin."""
+    from dino_core.checkpoints.published.names import find_model
+
+    facts = model_view.describe(find_model(model))
     if as_json:
-        print(json.dumps({"schema": 1, **described}, ensure_ascii=False))
+        print(json.dumps({"schema": 1, **facts}, ensure_ascii=False))
     else:
-        model_view.print_facts(described)
+        model_view.print_facts(facts)
 
 
 @app.command(
@@ -67,16 +114,15 @@ def info(model: Name, as_json: options.Json = False) -> None:
         "dino models pull dino-r50-4scale", "dino models pull dino-swinl-5scale --again"
     )
 )
-def pull(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Of `dino models list`.")],
-    again: Annotated[bool, typer.Option("--again", help="Even if it is here.")] = False,
-    as_json: options.Json = False,
-) -> None:
-    """Fetch published weights, check and import them; prints the model file's path.
+def pull(names: PublishedNames, again: Again = False, as_json: options.Json = False) -> None:
+    """Download published weights and print the model file's path.
 
-    They go to DINO_CACHE (default ~/.cache/dino). A transfer that broke off goes on where it was.
+    They are verified, converted into a model file, and kept in DINO_CACHE (default:
+    ~/.cache/dino). Interrupted downloads resume.
     """
-    published = [_published(name) for name in names]
+    from dino_core.checkpoints.published.catalogue import published_model
+
+    published = [published_model(name) for name in names]
     from dino_core.checkpoints import zoo
 
     for one in published:
@@ -92,75 +138,54 @@ def pull(
 @app.command(
     epilog=options.examples("dino models verify", "dino models verify runs/train/best.safetensors")
 )
-def verify(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[NAME|FILE]...", help="Default: all that was fetched."),
-    ] = None,
-    as_json: options.Json = False,
-) -> None:
-    """Read all of a model's files: checksums, structure, weights; exit 4 if one is damaged."""
+def verify(models: Models = None, as_json: options.Json = False) -> None:
+    """Read model files completely and report damaged ones.
+
+    The exit code is 4 if a file is damaged.
+    """
     from dino_core.checkpoints import zoo
-    from dino_core.checkpoints.published.cache import cached
-    from dino_core.checkpoints.published.catalogue import CATALOGUE
+    from dino_core.checkpoints.published.names import fetched_models
     from dino_core.errors import CheckpointError
 
-    fetched = [n for n in CATALOGUE if (here := cached(n)).source or here.model]
-    failure: CheckpointError | None = None
+    failures: list[CheckpointError] = []
     rows: list[dict[str, object]] = []
-    for name in models or fetched:
+    for name in models or fetched_models():
         error = ""
         try:
-            if Path(name).is_file() or name in zoo.BUILT_IN:
-                zoo.verify_file(zoo.resolve(name))
-            else:
-                zoo.verify(_published(name))
+            zoo.verify_model(name)
         except CheckpointError as found:
-            failure, error = found, found.message
+            failures.append(found)
+            error = found.message
         rows.append({"model": name, "ok": not error, "error": error or None})
         if not as_json:
             print(f"{name}: {error or 'ok'}", flush=True)
     if as_json:
         print(json.dumps({"schema": 1, "verified": rows}, ensure_ascii=False))
     if not rows:
-        render.note("nothing was fetched yet")
-    if failure is not None:
-        render.note(f"hint: {failure.hint}" if failure.hint else "see above")
+        render.note("no model has been downloaded yet")
+    if failures:
+        hint = failures[-1].hint
+        render.note(f"hint: {hint}" if hint else "see above")
         raise typer.Exit(errors.BAD_MODEL)
 
 
 @app.command(epilog=options.examples("dino models path", "dino models path dino-r50-4scale"))
-def path(
-    model: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Default: the folder of all.")
-    ] = None,
-) -> None:
-    """Print where the cache is, or a fetched or built-in model's file in it."""
+def path(model: CachedName = None) -> None:
+    """Print the path of a model file, or of the cache folder."""
     from dino_core.checkpoints.published.cache import cache_folder, cached
+    from dino_core.checkpoints.published.names import find_model
     from dino_core.errors import CheckpointError
 
     if model is None:
         print(cache_folder())
         return
-    described = model_view.describe(model)
-    if described["file"] is None:
-        name = described.get("name", model)
-        here = cached(str(name))
-        raise CheckpointError(f"{model} is not in {here.folder}", f"dino models pull {model}")
-    print(described["file"])
-
-
-def _published(name: str) -> Published:
-    """A name of the catalogue. Raises CheckpointError with the nearest known one."""
-    from dino_core.checkpoints.published.catalogue import CATALOGUE, DEFAULTS, find_published
-    from dino_core.config import nearest
-    from dino_core.errors import CheckpointError
-
-    published = find_published(name)
-    if published is None:
-        hint = nearest(name, {**DEFAULTS, **CATALOGUE}) or "`dino models list --all` has the names"
-        raise CheckpointError(f"no published model is called '{name}'", hint)
-    return published
+    found = find_model(model)
+    if found.path is None:
+        name = found.published.name if found.published else model
+        raise CheckpointError(
+            f"{model} is not in {cached(name).folder}", f"dino models pull {model}"
+        )
+    print(found.path)
 
 
 @app.command(
@@ -172,44 +197,23 @@ def _published(name: str) -> Published:
     ),
 )
 def import_model(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A .pth file.")],
-    destination: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file.")],
-    ema: Annotated[
-        bool | None,
-        typer.Option(
-            "--ema/--no-ema",
-            help="Take averaged weights, or those that were trained; default: as the code that "
-            "wrote the file.",
-            show_default=False,
-        ),
-    ] = None,
-    position_temperature: Annotated[
-        float | None,
-        typer.Option(
-            metavar="T",
-            help="Of the position encoding; detrex: 10000, others: 20.",
-            show_default=False,
-        ),
-    ] = None,
-    position_offset: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Of the position encoding; detrex: -0.5, others: 0.",
-            show_default=False,
-        ),
-    ] = None,
+    checkpoint: Source,
+    destination: Destination,
+    ema: Ema = None,
+    position_temperature: PositionTemperature = None,
+    position_offset: PositionOffset = None,
     as_json: options.Json = False,
 ) -> None:
-    """Convert a checkpoint of the official code, detrex or mmdet into a safetensors file.
+    """Convert a checkpoint of the official code, detrex or mmdet.
 
-    Whose it is, is recognised. A file of detrex does not tell its position encoding; most of its
-    models have a temperature of 10000 and an offset of -0.5.
+    A model file (.safetensors) is written. The project is recognized from the file. A detrex
+    checkpoint does not state its position encoding; most detrex models use temperature 10000 and
+    offset -0.5.
     """
     if destination.suffix != ".safetensors":
         raise ConfigError(f"{destination}: expected a name that ends in .safetensors")
     if destination.exists():
-        raise ConfigError(f"{destination}: is there already", "choose another name")
+        raise ConfigError(f"{destination}: already exists", "choose another name")
     from dino_core.checkpoints.foreign.convert import import_checkpoint
     from dino_core.checkpoints.io import save_checkpoint
 
@@ -221,18 +225,23 @@ def import_model(
     )
     destination.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(destination, imported.state_dict, imported.meta)
+    _report_import(imported, destination, as_json)
+
+
+def _report_import(imported: Checkpoint, destination: Path, as_json: bool) -> None:
+    meta = imported.meta
+    tensors = len(imported.state_dict)
     count = sum(tensor.numel() for tensor in imported.state_dict.values())
     if as_json:
         answer = {
-            "schema": 1, "variant": imported.meta.variant, "parameters": count,
-            "tensors": len(imported.state_dict), "out": str(destination),
-            "provenance": imported.meta.provenance,
+            "schema": 1, "variant": meta.variant, "parameters": count, "tensors": tensors,
+            "out": str(destination), "provenance": meta.provenance,
         }  # fmt: skip
         print(json.dumps(answer, ensure_ascii=False))
-    for sentence in imported.meta.provenance["notes"]:
+    for sentence in meta.provenance["notes"]:
         render.note(sentence)
     render.note(
-        f"{imported.meta.variant} of {imported.meta.provenance['layout']}: "
-        f"{len(imported.state_dict)} tensors, {count / 1e6:.1f} M values"
+        f"{meta.variant} of {meta.provenance['layout']}: {tensors} tensors, "
+        f"{count / 1e6:.1f} million parameters"
     )
     render.note(f"model in {destination}")

@@ -1,4 +1,4 @@
-"""`dino predict`: pictures and videos in, annotated pictures and tables out."""
+"""`dino predict`: images and videos in, annotated images and tables out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import typer
 from dino_cli import errors, model_view, options, output, render
 from dino_cli.gates import ANY, Gate, parse_gate
 from dino_core.errors import ConfigError
+from dino_core.inference.outputs.table import OUTPUTS, check_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from dino_core.inference.detector import Detector
     from dino_core.inference.prediction import Prediction
@@ -22,7 +23,77 @@ if TYPE_CHECKING:
 
 app = typer.Typer(**options.SETTINGS)
 
-KINDS = "images, jsonl, json, coco, yolo, voc, csv, crops"
+DEFAULT_SAVE = "images,jsonl"
+
+SourceArguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE",
+        help="Image, folder, quoted glob pattern, video, webcam index, URL, .txt list, "
+        "or - for paths on stdin.",
+    ),
+]
+Model = Annotated[
+    str, typer.Option("--model", metavar="NAME|FILE", help="Model name or model file.")
+]
+Threshold = Annotated[
+    float,
+    typer.Option(
+        "--threshold", metavar="SCORE", min=0, max=1, help="Minimum score of a detection, 0 to 1."
+    ),
+]
+MaxDetections = Annotated[
+    int,
+    typer.Option("--max-detections", metavar="N", min=1, help="Maximum detections per image."),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option("--classes", metavar="A,B", help="Detect only these classes; default: all."),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size",
+        metavar="PIXELS",
+        min=32,
+        help="Long side of the network input; default: the model's own.",
+    ),
+]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Also search the subfolders of a folder.")
+]
+Every = Annotated[
+    int,
+    typer.Option("--every", metavar="N", min=1, help="Use every N-th frame of a video or webcam."),
+]
+Save = Annotated[
+    str,
+    typer.Option(
+        "--save",
+        metavar="A,B",
+        show_default=False,  # it would stand behind the last line of the list
+        help=f"What to write, one or more of (default: {DEFAULT_SAVE}):\n\n\b\n"
+        + "\n".join(f"{kind:7} {row.help}" for kind, row in OUTPUTS.items()),
+    ),
+]
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="Print one JSON record per image or frame on stdout.")
+]
+SkipDone = Annotated[
+    bool,
+    typer.Option(
+        "--skip-done", help="Skip images whose results are already in --out from an earlier run."
+    ),
+]
+FailIf = Annotated[
+    str | None,
+    typer.Option(
+        "--fail-if",
+        metavar="'CLASS>N'",
+        help="Exit with code 5 if the number of detections of a class (or of 'any') in the "
+        "whole run meets this condition.",
+    ),
+]
 
 
 @app.command(
@@ -33,70 +104,38 @@ KINDS = "images, jsonl, json, coco, yolo, voc, csv, crops"
     )
 )
 def predict(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Image, folder, quoted glob, video, webcam number, URL, list.txt, "
-            "or - for paths on stdin.",
-        ),
-    ],
-    model: Annotated[str, typer.Option("--model", help="Model name or file.")] = "dino-nano",
-    threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is kept.")
-    ] = 0.4,
-    max_detections: Annotated[
-        int, typer.Option("--max-detections", min=1, help="The most objects an image.")
-    ] = 100,
-    classes: Annotated[
-        str | None, typer.Option("--classes", metavar="A,B", help="Only these; default: all.")
-    ] = None,
+    sources: SourceArguments,
+    model: Model = "dino-nano",
+    threshold: Threshold = 0.4,
+    max_detections: MaxDetections = 100,
+    classes: Classes = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    image_size: Annotated[
-        int | None,
-        typer.Option("--image-size", min=32, help="Long side of the input; default: the model's."),
-    ] = None,
+    image_size: ImageSize = None,
     batch: options.Batch = 1,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Look into folders of folders.")
-    ] = False,
-    every: Annotated[
-        int, typer.Option("--every", min=1, help="Of a video, take each n-th frame.")
-    ] = 1,
-    save: Annotated[
-        str, typer.Option("--save", metavar="A,B", help=f"Some of {KINDS}.")
-    ] = "images,jsonl",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="JSONL on stdout as results come.")
-    ] = False,
-    skip_done: Annotated[
-        bool, typer.Option("--skip-done", help="Leave out what --out has from an earlier run.")
-    ] = False,
-    fail_if: Annotated[
-        str | None,
-        typer.Option(
-            "--fail-if",
-            metavar="'CLASS>N'",
-            help="Exit 5 if so many of a class (or any) were found in all.",
-        ),
-    ] = None,
+    recursive: Recursive = False,
+    every: Every = 1,
+    save: Save = DEFAULT_SAVE,
+    as_json: JsonLines = False,
+    skip_done: SkipDone = False,
+    fail_if: FailIf = None,
     out: options.Out = None,
 ) -> None:
-    """Find objects in images, folders and videos; annotated pictures and JSONL in `--out`."""
+    """Detect objects in images and videos; write annotated images and JSON records."""
     gate = parse_gate(fail_if) if fail_if is not None else None
     if skip_done and out is None:
         raise ConfigError("--skip-done needs the folder of the earlier run", "give it with --out")
+    kinds = check_outputs(options.comma_separated(save) or [])
+    from dino_core.inference.outputs.previous import read_finished
+    from dino_core.inference.outputs.writers import Writers
     from dino_core.inference.sources import open_sources
-    from dino_core.inference.writers import Writers, check_kinds, read_finished
 
-    kinds = check_kinds(options.comma_separated(save) or [])
     opened = open_sources(sources, recursive=recursive, every=every)
     finished = read_finished(out) if skip_done and out is not None else []
     detector = _load(model, device, dtype, image_size)
     if gate is not None and gate.label != ANY:
         detector.classes.indices_of([gate.label])
-    todo = opened.without({str(record["source"]) for record in finished})
+    todo = opened.without({prediction.source for prediction in finished})
     predictions = detector.predict(
         todo,
         threshold=threshold,
@@ -104,32 +143,40 @@ def predict(
         classes=options.comma_separated(classes),
         batch=batch,
     )
-    tally = Tally()
-    for record in finished:
-        tally.found.update(found["label"] for found in record["detections"])
+    tally = Tally(skipped=len(finished))
+    tally.found.update(label for prediction in finished for label in prediction.labels)
     with (
         output.output_folder(out, "predict") as folder,
-        Writers(
-            kinds, folder.path, detector.classes, items=opened.items, previous=finished
-        ) as writers,
+        Writers(kinds, folder.path, detector.classes, items=opened.items, previous=finished) as w,
     ):
         try:
             for prediction in _watched(predictions, todo, tally):
-                writers.add(prediction)
+                w.add(prediction)
                 folder.keep()
                 if as_json:
-                    _print_line(prediction.to_dict())
+                    _print_record(prediction)
         except KeyboardInterrupt:
             tally.interrupted = True
-    _conclude(tally, gate, folder.path, skipped=len(finished), nothing=not kinds)
+    _report(tally, gate, folder.path if kinds and folder.path.exists() else None)
+    _exit(tally, gate)
 
 
 @dataclass
 class Tally:
-    """What a run has done so far."""
+    """What a run has done so far.
+
+    Attributes:
+        images: Images and video frames predicted.
+        unreadable: Files that could not be read.
+        skipped: Images that an earlier run predicted.
+        found: Detections by class name, those of the earlier run included.
+        rate: Images per second.
+        interrupted: Whether the person stopped the run.
+    """
 
     images: int = 0
     unreadable: int = 0
+    skipped: int = 0
     found: Counter[str] = field(default_factory=Counter)
     rate: float = 0.0
     interrupted: bool = False
@@ -153,7 +200,8 @@ def _watched(
             for prediction in predictions:
                 if prediction.error is not None:
                     tally.unreadable += 1
-                    progress.warn(f"{prediction.source}: {_reason(prediction)}")
+                    reason = prediction.error.removeprefix(f"{prediction.source}: ")
+                    progress.warn(f"{prediction.source}: {reason}")
                 else:
                     tally.images += 1
                     tally.found.update(prediction.labels)
@@ -163,38 +211,37 @@ def _watched(
             tally.rate = progress.rate()
 
 
-def _reason(prediction: Prediction) -> str:
-    return (prediction.error or "").removeprefix(f"{prediction.source}: ")
+def _print_record(prediction: Prediction) -> None:
+    from dino_core.inference.outputs.records import to_json_line
+
+    # Flushed per record, so that a program that reads the pipe gets each result as it comes.
+    print(to_json_line(prediction), flush=True)
 
 
-def _print_line(record: Mapping[str, object]) -> None:
-    from dino_core.inference.writers import to_json_line
-
-    print(to_json_line(record), flush=True)
-
-
-def _conclude(
-    tally: Tally, gate: Gate | None, folder: Path, *, skipped: int, nothing: bool
-) -> None:
-    """Say what was done and where it is; exit with the code that stands for it."""
-    objects = ", ".join(f"{name} {count}" for name, count in tally.found.most_common())
+def _report(tally: Tally, gate: Gate | None, folder: Path | None) -> None:
+    """State what was done and where the results are."""
+    classes = ", ".join(f"{name} {count}" for name, count in tally.found.most_common())
+    images = render.counted(tally.images, "image")
     render.note(
-        f"{tally.images} images, {tally.found.total()} objects"
-        + (f" ({objects})" if objects else "")
+        f"{images}, {render.counted(tally.found.total(), 'object')}"
+        + (f" ({classes})" if classes else "")
         + (f", {tally.rate:.1f} images/s" if tally.images else "")
-        + (f", {skipped} done before" if skipped else "")
+        + (f", {tally.skipped} skipped (done before)" if tally.skipped else "")
         + (f", {tally.unreadable} could not be read" if tally.unreadable else "")
     )
-    failed = gate is not None and gate.fails(tally.found)
-    if failed and gate is not None:
+    if gate is not None and gate.fails(tally.found):
         render.note(f"gate not met: --fail-if {gate}, found {gate.found(tally.found)}")
     if tally.interrupted:
-        render.note("interrupted; what was finished is kept")
-    if not nothing and folder.exists():
+        render.note("interrupted; the results up to here are kept")
+    if folder is not None:
         render.note(f"results in {folder}")
+
+
+def _exit(tally: Tally, gate: Gate | None) -> None:
+    """Leave with the exit code that INTERFACE.md assigns to what happened, if it is not 0."""
     if tally.interrupted:
         raise typer.Exit(errors.INTERRUPTED)
     if tally.unreadable:
         raise typer.Exit(errors.BAD_DATA)
-    if failed:
+    if gate is not None and gate.fails(tally.found):
         raise typer.Exit(errors.GATE)

@@ -6,7 +6,6 @@ Files are written atomically: a crash or a full disk leaves the previous file as
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from dino_core.config import ModelConfig
 from dino_core.errors import CheckpointError
-from dino_core.files import part_path
+from dino_core.files import part_path, write_error
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
 from dino_core.models.dino import Dino
 
@@ -178,7 +177,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise _write_error(path, error) from error
+        raise write_error(
+            path, error, CheckpointError, kept="the previous file, if any, is intact"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -221,16 +222,3 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(
             f"{path}: truncated, or not a safetensors file ({error})", _NOT_OURS_HINT
         ) from error
-
-
-def _write_error(path: Path, error: Exception) -> CheckpointError:
-    number = error.errno if isinstance(error, OSError) else None
-    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-        words in str(error).lower() for words in ("no space", "quota", "file too large")
-    )
-    if full:
-        return CheckpointError(
-            f"{path}: the disk is full; the previous file, if any, is as it was",
-            "free some space, or choose another --out",
-        )
-    return CheckpointError(f"{path}: cannot be written ({error})")

@@ -27,21 +27,15 @@ from dino_core.checkpoints.published.cache import (
     record_of,
     remember,
 )
-from dino_core.checkpoints.published.catalogue import CATALOGUE, Published, find_published
+from dino_core.checkpoints.published.catalogue import Published
 from dino_core.checkpoints.published.fetch import Progress, check_online, fetch, one_at_a_time
-from dino_core.config import nearest
+from dino_core.checkpoints.published.names import FOREIGN_SUFFIXES, find_model
 from dino_core.errors import CheckpointError
 from dino_core.files import sha256_of
 from dino_core.metadata import CheckpointMeta, library_version
 from dino_core.variants import VARIANTS
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-BUILT_IN = {"dino-nano": ASSETS / "dino-nano.safetensors"}
-"""Models that come with the package."""
-
 _RUN_FACTS = ("data", "images", "steps", "epochs")
-
-FOREIGN_SUFFIXES = (".pth", ".pt", ".pkl")
 
 
 def resolve(name_or_path: str | Path, progress: Progress | None = None) -> Path:
@@ -50,27 +44,23 @@ def resolve(name_or_path: str | Path, progress: Progress | None = None) -> Path:
     Raises:
         CheckpointError: no such file or model, or as `pull` does.
     """
-    path = Path(name_or_path)
-    name = str(name_or_path)
-    if path.is_file():
-        return path
-    if name in BUILT_IN and BUILT_IN[name].is_file():
-        return BUILT_IN[name]
-    published = find_published(name)
-    if published is not None:
-        return pull(published, progress)
-    if name in VARIANTS:
-        raise CheckpointError(
-            f"no weights of {name} are published",
-            "train it (`dino train DATA --model ... --weights none`), or give a model file",
-        )
-    if path.is_dir():
-        raise CheckpointError(f"{path}: a folder, not a model file", "e.g. best.safetensors in it")
-    if path.suffix or len(path.parts) > 1:
-        raise CheckpointError(f"{path}: no such file")
-    known = f"known: {', '.join(VARIANTS)}; `dino models list --all` has more"
-    names = {**VARIANTS, **CATALOGUE}
-    raise CheckpointError(f"unknown model '{name}'", nearest(name, names) or known)
+    found = find_model(name_or_path)
+    if found.published is not None:
+        return pull(found.published, progress)
+    if found.path is not None:
+        return found.path
+    if found.variant not in VARIANTS:
+        raise _unsupported(found.name, str(found.variant))
+    raise CheckpointError(
+        f"no weights of {found.name} are published",
+        "train it (`dino train DATA --model ... --weights none`), or give a model file",
+    )
+
+
+def _unsupported(name: str, variant: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name}: this version has no network {variant}", f"it has {', '.join(VARIANTS)}"
+    )
 
 
 def load(name_or_path: str | Path) -> Checkpoint:
@@ -100,10 +90,7 @@ def pull(published: Published, progress: Progress | None = None, *, again: bool 
     if not again and (ready := _ready(published)) is not None:
         return ready
     if published.variant not in VARIANTS:
-        raise CheckpointError(
-            f"{published.name}: this version has no network {published.variant}",
-            f"it has {', '.join(VARIANTS)}",
-        )
+        raise _unsupported(published.name, published.variant)
     if published.url is None:
         raise CheckpointError(
             f"{published.name}: the official files lie on Google Drive, without a direct link",
@@ -194,6 +181,18 @@ def verify(published: Published) -> list[FileRecord]:
     if here.model is not None:
         verify_file(here.path(here.model))
     return records
+
+
+def verify_model(name_or_path: str | Path) -> None:
+    """Verify what a name or path stands for: all that is cached of it, or the file.
+
+    Raises: CheckpointError as `find_model`, `verify` and `verify_file` do.
+    """
+    found = find_model(name_or_path)
+    if found.published is not None:
+        verify(found.published)
+    else:
+        verify_file(resolve(name_or_path))
 
 
 def verify_file(path: Path) -> Checkpoint:

@@ -25,7 +25,7 @@ from dino_core.data.records import ImageRecord
 from dino_core.errors import DataError
 from dino_core.processing.preprocess import (
     load_image,
-    normalise,
+    normalize,
     preprocess,
     resized_size,
     to_rgb_array,
@@ -132,7 +132,7 @@ class DetectionDataset(Dataset[Sample]):
         else:
             scene = self._augmented(key, self.transform)
             pixels = scene.image.as_subclass(Tensor).permute(1, 2, 0).numpy()  # 3, h, w -> h, w, 3
-            image = normalise(pixels, self.preprocess)
+            image = normalize(pixels, self.preprocess)
             labels = scene.labels
             boxes_cxcywh = _normalised_cxcywh(scene.boxes.as_subclass(Tensor), scene.size_hw)
         return Sample(torch.from_numpy(image), Target(labels, boxes_cxcywh), record.image_id)

@@ -8,6 +8,9 @@ from dino_core.config import nearest
 from dino_core.data.formats.table import FORMATS
 from dino_core.data.records import DatasetIndex
 from dino_core.errors import ConfigError, DataError
+from dino_core.files import write_errors
+
+_FREE_SPACE = "free some space, or choose another folder"
 
 
 def save_dataset(dataset: DatasetIndex, path: str | Path, format: str) -> list[str]:
@@ -31,7 +34,7 @@ def save_dataset(dataset: DatasetIndex, path: str | Path, format: str) -> list[s
     if format not in FORMATS:
         hint = nearest(format, FORMATS) or f"known: {', '.join(FORMATS)}"
         raise ConfigError(f"unknown data format '{format}'", hint)
-    try:
+    with write_errors(
+        Path(path), DataError, kept="it holds a part of the images", hint=_FREE_SPACE
+    ):
         return FORMATS[format].write(dataset, Path(path))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from dino_core.config import (
     to_dict,
 )
 from dino_core.engine.events import EvaluationDone, Event, RunFinished, StepDone, Warned
-from dino_core.errors import ConfigError, DinoError
+from dino_core.errors import ConfigError
 from dino_core.evaluation.class_table import class_lines
-from dino_core.files import write_text
+from dino_core.files import write_errors, write_text
 
 _COLUMNS = (
     "step", "epoch", "lr", "loss", "loss_class", "loss_bbox", "loss_giou", "grad_norm",
@@ -182,16 +182,11 @@ class RunFolder:
                 self.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n", durable=True
             )
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DinoError(
-                f"{self.root}: cannot be written ({error.strerror})",
-                "free some space; the last checkpoint is intact, then: "
-                f"dino train --resume {self.root}",
-            ) from error
+    def _writing(self) -> AbstractContextManager[None]:
+        hint = (
+            f"free some space; the last checkpoint is intact, then: dino train --resume {self.root}"
+        )
+        return write_errors(self.root, kept="the last checkpoint is intact", hint=hint)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dino_core.config import PreprocessConfig
 from dino_core.errors import ConfigError, ExportError
-from dino_core.inference.atomic import atomic_file
+from dino_core.files import atomic_file
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, to_json
 from dino_core.ops.backend import use_backend
 

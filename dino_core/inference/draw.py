@@ -1,4 +1,4 @@
-"""Boxes and labels on a picture: readable at any size, one stable colour a class."""
+"""Draws boxes and labels on images: readable at any size, one stable color per class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rect = tuple[float, float, float, float]  # x1, y1, x2, y2
 
-_SMALLEST_SIDE = 400  # a picture whose long side is below is enlarged
+_SMALLEST_SIDE = 400  # images with a shorter long side are enlarged, in pixels
 _SMALLEST_FONT = 12
 _UNICODE_FONTS = (
     "DejaVuSans.ttf",
@@ -43,11 +43,13 @@ _FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-MAX_JPEG_SIDE = 65_500
+MAX_JPEG_SIDE = 65_500  # JPEG_MAX_DIMENSION of libjpeg
 
 
 def class_color(label: str) -> Color:
-    """The colour of a class: always the same for a name, vivid, neither near black nor white."""
+    """The color of a class: always the same for a name, vivid, neither near black nor white."""
+    # A hash of the name, and not of the index, so that a class keeps its color across models.
+    # Python's own hash() differs from run to run.
     digest = hashlib.sha256(label.encode()).digest()
     hue = int.from_bytes(digest[:2], "big") / 65536
     saturation, value = ((0.95, 0.95), (0.7, 1.0), (0.9, 0.75))[digest[2] % 3]
@@ -56,7 +58,11 @@ def class_color(label: str) -> Color:
 
 
 def text_color(background: Color) -> Color:
-    """Black or white, whichever contrasts more (WCAG relative luminance)."""
+    """Black or white, whichever contrasts more with `background`.
+
+    The formula is the relative luminance of WCAG 2.1 (https://www.w3.org/TR/WCAG21). At 0.179 the
+    contrast ratios (L + 0.05) / 0.05 with black and 1.05 / (L + 0.05) with white are equal.
+    """
     linear = [
         (c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in background
     ]
@@ -84,16 +90,16 @@ def draw_boxes(
     labels: Sequence[str],
     texts: Sequence[str] | None = None,
 ) -> UInt8Image:
-    """A copy of `image` with boxes in the colours of their classes, the most important first.
+    """A copy of `image` with boxes in the colors of their classes.
 
-    A picture whose long side is under 400 pixels is enlarged by a whole factor first, so that its
-    labels can be read.
+    An image whose long side is below 400 pixels is first enlarged by an integer factor, so that
+    labels are readable.
 
     Args:
         image: (H, W, 3) RGB uint8.
-        boxes_xyxy_px: (N, 4) in pixels of `image`.
+        boxes_xyxy_px: (N, 4) in pixels of `image`, the most important first: it is drawn on top.
         labels: N class names.
-        texts: N texts to write instead of the class names.
+        texts: N texts to write; None writes the class names.
     """
     factor = max(1, math.ceil(_SMALLEST_SIDE / max(image.shape[:2])))
     canvas = Image.fromarray(image)
@@ -107,7 +113,9 @@ def draw_boxes(
     boxes = [tuple(float(v) * factor for v in box) for box in boxes_xyxy_px]
     for box, label in reversed(list(zip(boxes, labels, strict=True))):
         _draw_box(pen, box, class_color(label), line, canvas.size)
-    placed: list[Rect] = []  # best first, so that the best labels get the best places
+    # Labels are placed best first, so that the best ones get the best places, and drawn in the
+    # opposite order, so that the best ones lie on top where they overlap.
+    placed: list[Rect] = []
     tags: list[tuple[Rect, str, Font, Color]] = []
     for box, text, label in zip(boxes, texts or labels, labels, strict=True):
         font, shown = _font_for(text, size)
@@ -122,7 +130,7 @@ def draw_boxes(
 
 
 def with_caption(image: UInt8Image, text: str, background: Color = (40, 40, 40)) -> UInt8Image:
-    """`image` under a line of text; a text that is too long is cut."""
+    """`image` below a line of text; a text that is too long is cut off."""
     height, width = image.shape[:2]
     size = max(_SMALLEST_FONT, min(24, round(width / 30)))
     font, shown = _font_for(text, size)
@@ -143,7 +151,7 @@ def _draw_box(
     line: int,
     size: tuple[int, int],
 ) -> None:
-    """The outline, drawn inwards so that it stays in the picture; at least as large as a line."""
+    """Draw an outline inwards, so that it stays inside the image and shows even if it is tiny."""
     x1, y1 = min(box[0], size[0] - 1), min(box[1], size[1] - 1)
     x2, y2 = (
         min(max(box[2] - 1, x1 + line), size[0] - 1),
@@ -164,8 +172,12 @@ def _place_label(
     size: tuple[int, int],
     placed: list[Rect],
 ) -> Rect:
-    """Above the box if there is room, else inside or below it; not on another label if possible."""
+    """Where to put a label: above its box, else inside or below, where it covers no other label.
+
+    If every position covers other labels, the one that covers the smallest area is returned.
+    """
     pad = _padding(font)
+    # Measured with an accented capital and a descender, so that all labels have the same height.
     _, top, _, bottom = pen.textbbox((0, 0), "Ág" + text, font=font, anchor="lt")
     width = pen.textlength(text, font=font) + 2 * pad
     height = bottom - top + pad
@@ -204,7 +216,11 @@ def _overlap(a: Rect, b: Rect) -> float:
 
 
 def _font_for(text: str, size: int) -> tuple[Font, str]:
-    """A font that has every letter of `text`; where none is found, the text without accents."""
+    """A font that has every character of `text`, and the text to write with it.
+
+    Pillow's own font has only ASCII. If no installed font has all characters, the text is returned
+    without accents, with a question mark in front where nothing readable would be left.
+    """
     if text.isascii():
         return _ascii_font(size), text
     for name in _UNICODE_FONTS:
@@ -230,10 +246,12 @@ def _system_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
 
 @lru_cache(maxsize=1024)
 def _lacks(name: str, char: str) -> bool:
-    """Whether the font shows `char` as the box of unknown letters."""
+    """Whether the font lacks a glyph for `char` and would show a placeholder box."""
     font = _system_font(name, 20)
     if font is None:
         return True
+    # Pillow cannot be asked for a font's characters. U+10FFFD is a private-use code point that no
+    # font assigns, so its bitmap is the placeholder.
     unknown, shown = font.getmask("\U0010fffd"), font.getmask(char)
     return shown.size == unknown.size and list(shown) == list(unknown)
 
@@ -242,18 +260,29 @@ def encode_image(image: UInt8Image, suffix: str) -> bytes:
     """(H, W, 3) RGB uint8 as the bytes of an image file.
 
     Raises:
-        DinoError: no such format, or the picture is too large for it.
+        DinoError: the format is unknown, or the image is too large for it.
     """
     name = _FORMATS.get(suffix.lower())
     if name is None:
         raise DinoError(
-            f"'{suffix}' is no image format that can be written", f"use {', '.join(_FORMATS)}"
+            f"images cannot be written as '{suffix}'", f"use one of {', '.join(_FORMATS)}"
         )
     if name == "JPEG" and max(image.shape[:2]) > MAX_JPEG_SIDE:
         raise DinoError(
-            f"a JPEG has at most {MAX_JPEG_SIDE} pixels a side, this picture {image.shape[:2]}",
+            f"an image of {image.shape[1]}x{image.shape[0]} pixels is too large for JPEG, which "
+            f"holds {MAX_JPEG_SIDE} pixels per side",
             "save it as .png",
         )
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, name, **({"quality": 92} if name == "JPEG" else {}))
     return buffer.getvalue()
+
+
+def encode_jpeg_or_png(image: UInt8Image) -> tuple[str, bytes]:
+    """(H, W, 3) RGB uint8 as a JPEG, or as a PNG where a side is too long for one.
+
+    Returns:
+        The suffix (".jpg" or ".png") and the bytes of the file.
+    """
+    suffix = ".jpg" if max(image.shape[:2]) <= MAX_JPEG_SIDE else ".png"
+    return suffix, encode_image(image, suffix)

@@ -1,4 +1,4 @@
-"""Names of output files: the source's own relative name, and never the same for two sources."""
+"""Names of output files: each source's own relative name, made unique."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ _FORBIDDEN = re.compile(r'[<>:"\\|?*\x00-\x1f]')  # what some file systems refus
 
 
 class NameBook:
-    """Gives each source a relative path without suffix, unique whatever the letters' case."""
+    """Gives each source a relative path without suffix that no other source has.
+
+    Paths that differ only in case count as the same, because some file systems treat them so.
+    """
 
     def __init__(self) -> None:
         self._stem_of: dict[str, str] = {}
         self._taken: set[str] = set()
 
     def stem(self, source: str, name: str) -> str:
-        """The stem of a source; the same one each time it is asked for.
+        """The stem of a source, the same on every call.
 
         Args:
-            source: What identifies it; an empty one is a new source each time.
-            name: Relative path to name it after, e.g. `sub/a.jpg`.
+            source: Identifies the source; an empty string is a new source on each call.
+            name: Relative path that the stem is made from, e.g. `sub/a.jpg`.
         """
         if source and source in self._stem_of:
             return self._stem_of[source]
         path = PurePosixPath(*(safe_name(p) for p in name.split("/") if p not in ("", ".", "..")))
         plain = path.with_suffix("").as_posix() if path.suffix else path.as_posix()
+        # a.jpg and a.png become "a" and "a.png"; only then are numbers used.
         candidates = [plain if plain not in ("", ".") else "image", path.as_posix()]
         number = 2
         while (stem := candidates.pop(0)).casefold() in self._taken:
@@ -39,10 +43,10 @@ class NameBook:
 
 
 def safe_name(part: str) -> str:
-    """One part of a path without letters that a file system may refuse."""
+    """One part of a path, with an underscore for each character that some file system refuses."""
     return _FORBIDDEN.sub("_", part).strip() or "_"
 
 
 def frame_stem(stem: str, frame: int | None) -> str:
-    """The stem of one frame of a video, or `stem` of a still picture."""
+    """The stem of one frame of a video; `stem` itself for a still image."""
     return stem if frame is None else f"{stem}_{frame:06d}"

@@ -1,4 +1,4 @@
-"""Running an iterator ahead in a thread, so that decoding overlaps the model."""
+"""Runs an iterator ahead in a thread, so that decoding overlaps with the model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class _End:
 
 
 def prefetched(items: Iterator[T], ahead: int) -> Iterator[T]:
-    """The same items in the same order, up to `ahead` of them made in advance.
+    """The same items in the same order, with up to `ahead` of them computed in advance.
 
-    An exception of `items` is raised here, after the items before it. Closing this iterator
-    stops the thread and closes `items`.
+    An exception raised by `items` is raised here after the items that came before it. Closing this
+    iterator stops the thread.
     """
     ready: queue.Queue[_Item[T] | _End] = queue.Queue(maxsize=ahead)
     stop = threading.Event()
@@ -51,7 +51,8 @@ def prefetched(items: Iterator[T], ahead: int) -> Iterator[T]:
             error = raised
         put(_End(error))
 
-    # a daemon: a read that blocks for ever (stdin, webcam) must not keep the process alive
+    # A daemon thread, because a read that blocks forever (stdin, webcam) must not keep the process
+    # alive.
     thread = threading.Thread(target=work, name="dino-prefetch", daemon=True)
     thread.start()
     try:

@@ -1,7 +1,7 @@
-"""What users point at (files, folders, globs, videos, webcams, URLs, lists) as a stream of frames.
+"""The sources of a prediction (files, folders, globs, videos, webcams, URLs, lists) as frames.
 
-Everything that can be checked is checked by `open_sources`; pictures are decoded while iterating,
-in a thread of their own, and one that cannot be read becomes a frame with an error.
+`open_sources` checks everything that can be checked without decoding images. Images are decoded
+during iteration, in a thread of their own; one that cannot be read becomes a frame with an error.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from dino_core.inference.prefetch import prefetched
 from dino_core.inference.video import VideoInfo, probe_video, read_video, read_webcam
 from dino_core.inference.web import fetch
 from dino_core.network import is_offline
+from dino_core.processing.image_files import IMAGE_SUFFIXES
 from dino_core.processing.preprocess import UInt8Image, decode_image, load_image
 
-_IMAGES = "jpg jpeg jpe jfif png bmp dib webp tif tiff gif ppm pgm pbm pnm jp2 avif tga"
 _VIDEOS = "mp4 avi mov mkv webm m4v mpg mpeg wmv flv ts m2ts mts 3gp ogv"
-IMAGE_SUFFIXES = frozenset(f".{name}" for name in _IMAGES.split())
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _VIDEOS.split())
 STDIN = "-"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture, or what went wrong reading it.
+    """One image or video frame, or the reason why it could not be read.
 
     Attributes:
-        source: The path, URL or device as the user gave or found it.
-        name: Relative path to name outputs after; from the folder given, else the file's name.
+        source: The path, URL or device as given, or the path found in a given folder.
+        name: Relative path that outputs are named after: from the given folder, or the file's name.
         image: (H, W, 3) RGB uint8, upright; None where there is an error.
-        error: Why the picture could not be read.
-        frame: Frame number in a video, from 0; None for a still picture.
+        error: Why the image could not be read.
+        frame: Frame number in a video, from 0; None for a still image.
         time_s: Time of that frame in seconds.
         fps: Frames per second of the output video.
         index: Position in the whole stream, from 0.
@@ -58,13 +57,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class SourceItem:
-    """One thing to read.
+    """One image, video, webcam or URL to read, or the paths on stdin.
 
     Attributes:
         kind: How it is read.
-        source: Path, URL, or webcam number.
+        source: Path, URL, or webcam index.
         name: As `Frame.name`.
-        video: Facts of a video, found when it was checked.
+        video: Frame rate and length of a video file; None for other kinds.
     """
 
     kind: Literal["image", "video", "webcam", "url", "stdin"]
@@ -75,12 +74,12 @@ class SourceItem:
 
 @dataclass(frozen=True)
 class Sources:
-    """Checked sources; iterate to read them, in order.
+    """Checked sources, which are read in order when iterated.
 
     Attributes:
         items: What will be read.
-        every: Of a video or webcam, each n-th frame is taken.
-        prefetch: Pictures decoded ahead; 0 decodes in the calling thread.
+        every: Every n-th frame of a video or webcam is used.
+        prefetch: Images decoded ahead in a thread; 0 decodes in the calling thread.
     """
 
     items: tuple[SourceItem, ...]
@@ -89,7 +88,7 @@ class Sources:
 
     @property
     def total(self) -> int | None:
-        """How many frames there will be; None where it cannot be known (stdin, webcam)."""
+        """Number of frames; None where it cannot be known (stdin, webcam)."""
         count = 0
         for item in self.items:
             if item.kind in ("stdin", "webcam"):
@@ -99,11 +98,11 @@ class Sources:
             elif item.video.frames is None:
                 return None
             else:
-                count += -(-item.video.frames // self.every)
+                count += -(-item.video.frames // self.every)  # rounded up
         return count
 
     def without(self, done: Collection[str]) -> Sources:
-        """The same sources less the still pictures whose `source` is in `done`."""
+        """The same sources without the still images whose `source` is in `done`."""
         kept = (i for i in self.items if i.kind not in ("image", "url") or i.source not in done)
         return replace(self, items=tuple(kept))
 
@@ -126,24 +125,24 @@ def open_sources(
     every: int = 1,
     prefetch: int = 2,
 ) -> Sources:
-    """Resolve and check what the user pointed at.
+    """Resolve and check sources.
 
     Args:
-        sources: Image, folder, glob pattern, video, webcam number, http(s) URL, `-` (paths on
-            stdin, one a line) or `.txt` list of paths; mixed is fine.
-        recursive: Look into folders of folders.
-        every: Of a video or webcam, take each n-th frame.
-        prefetch: Pictures decoded ahead in a thread.
+        sources: Any mix of images, folders, glob patterns, videos, webcam indices, http(s) URLs,
+            `-` (paths on stdin, one per line) and `.txt` lists of paths.
+        recursive: Also search the subfolders of a folder.
+        every: Use every n-th frame of a video or webcam.
+        prefetch: Images decoded ahead in a thread.
 
     Raises:
-        DataError: a path does not exist or is unreadable, a folder or pattern holds no picture,
+        DataError: a path does not exist or is unreadable, a folder or pattern contains no image,
             a video cannot be decoded, or a URL is given while offline.
     """
     if every < 1:
-        raise DataError(f"every {every}: expected 1 or more")
+        raise DataError(f"every {every}: expected a number of at least 1")
     items = [item for source in sources for item in _resolve(str(source), recursive)]
     if not items:
-        raise DataError("no source given", "name an image, folder, video, URL or list")
+        raise DataError("no source given", "give an image, folder, video, URL or list")
     return Sources(tuple(items), every, prefetch)
 
 
@@ -163,7 +162,7 @@ def _resolve(source: str, recursive: bool) -> list[SourceItem]:
         if path.suffix.lower() == ".txt":
             return _resolve_list(path, recursive)
         return [_file_item(path, path.name)]
-    if source.isdecimal():
+    if source.isdecimal():  # after files and folders: a folder may be called 0
         return [SourceItem("webcam", source, f"webcam-{source}")]
     if glob.has_magic(source):
         return _resolve_glob(source)
@@ -173,7 +172,7 @@ def _resolve(source: str, recursive: bool) -> list[SourceItem]:
 def _url_item(url: str) -> SourceItem:
     parts = urllib.parse.urlsplit(url)
     if not parts.hostname:
-        raise DataError(f"{url}: the URL names no host")
+        raise DataError(f"{url}: the URL has no host")
     if is_offline():
         raise DataError(f"{url}: the network is forbidden", "unset DINO_OFFLINE to allow it")
     name = urllib.parse.unquote(parts.path.rsplit("/", 1)[-1]) or parts.hostname
@@ -193,14 +192,14 @@ def _resolve_folder(folder: Path, recursive: bool) -> list[SourceItem]:
     if not files:
         deeper = not recursive and _media_files(folder, recursive=True)
         raise DataError(
-            f"{folder}: the folder holds no image or video",
-            f"{len(deeper)} are in its sub-folders: use --recursive" if deeper else "",
+            f"{folder}: the folder contains no image or video",
+            f"{len(deeper)} are in its subfolders: use --recursive" if deeper else "",
         )
     return [_file_item(path, path.relative_to(folder).as_posix()) for path in files]
 
 
 def _media_files(folder: Path, recursive: bool) -> list[Path]:
-    """Images and videos of a folder in the order of their paths; hidden ones are left out."""
+    """The images and videos of a folder, sorted by path, without hidden ones."""
     found: list[Path] = []
 
     def refuse(error: OSError) -> None:
@@ -224,14 +223,19 @@ def _resolve_glob(pattern: str) -> list[SourceItem]:
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     files = [p for p in matches if p.is_file() and p.suffix.lower() in known]
     if not files:
-        found = f"{len(matches)} matches, none of them one" if matches else "nothing matches"
-        raise DataError(f"{pattern}: no image or video ({found})")
+        if not matches:
+            raise DataError(f"{pattern}: no file matches")
+        found = "1 match" if len(matches) == 1 else f"{len(matches)} matches"
+        raise DataError(f"{pattern}: no image or video among {found}")
     root = Path(os.path.commonpath([p.parent for p in files]))
     return [_file_item(path, path.relative_to(root).as_posix()) for path in files]
 
 
 def _resolve_list(path: Path, recursive: bool) -> list[SourceItem]:
-    """Paths or URLs, one a line; relative ones from here, else from the list's own folder."""
+    """The sources in a list, one per line.
+
+    Relative paths are resolved from the working directory, or else from the list's own folder.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -241,7 +245,7 @@ def _resolve_list(path: Path, recursive: bool) -> list[SourceItem]:
         entry = line.strip()
         if not entry:
             continue
-        if entry == STDIN or entry.lower().endswith(".txt"):
+        if entry == STDIN or entry.lower().endswith(".txt"):  # a list could contain itself
             raise DataError(f"{path} line {number}: '{entry}' is not allowed in a list")
         beside = path.parent / entry
         if not os.path.exists(entry) and os.path.exists(beside):
@@ -256,7 +260,7 @@ def _resolve_list(path: Path, recursive: bool) -> list[SourceItem]:
 
 
 def _nearest_path(path: Path) -> str:
-    """`did you mean` with the most similar name in the deepest folder that exists."""
+    """A hint: the most similar name in the deepest folder of `path` that exists."""
     parent = path
     while not parent.exists() and parent != parent.parent:
         child, parent = parent.name, parent.parent
@@ -293,7 +297,7 @@ def _read_url(item: SourceItem) -> Frame:
 
 
 def _read_stdin() -> Iterator[Frame]:
-    """Frames of the paths and URLs on stdin; a bad one is an error frame, not the end."""
+    """Frames of the paths and URLs on stdin. A bad one becomes a frame with an error."""
     for line in sys.stdin:
         entry = line.rstrip("\r\n")
         if not entry.strip():

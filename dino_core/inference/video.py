@@ -1,4 +1,4 @@
-"""Videos and webcams in, annotated videos out, one frame at a time in constant memory."""
+"""Reads videos and webcams and writes annotated videos, one frame at a time in constant memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 
 from dino_core.errors import DataError, DinoError
+from dino_core.files import write_error
 from dino_core.processing.preprocess import UInt8Image
 
 _FALLBACK_FPS = 25.0
-_CLOCK = 90_000  # ticks a second: the MPEG clock, fine enough for every frame rate
-_CODECS = ("libx264", "libopenh264", "mpeg4")
+_CLOCK = 90_000  # ticks per second: the clock of MPEG, fine enough for every frame rate
+_CODECS = ("libx264", "libopenh264", "mpeg4")  # in order of preference
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts of a video file.
+    """Frame rate and length of a video file.
 
     Attributes:
         fps: Average frames per second.
-        frames: Number of frames, estimated from the duration if need be; None where unknown.
+        frames: Number of frames, possibly estimated from the duration; None where unknown.
     """
 
     fps: float
@@ -36,7 +37,13 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """One decoded frame: upright (H, W, 3) RGB uint8, its number from 0, its time."""
+    """One decoded frame.
+
+    Attributes:
+        image: (H, W, 3) RGB uint8, upright.
+        number: Its number in the video, from 0.
+        time_s: Its time in seconds after the first frame.
+    """
 
     image: UInt8Image
     number: int
@@ -44,7 +51,11 @@ class VideoFrame:
 
 
 def probe_video(path: Path) -> VideoInfo:
-    """Read a video's facts. Raises DataError where it cannot be decoded or holds no picture."""
+    """Frame rate and length of a video.
+
+    Raises:
+        DataError: the file cannot be decoded, or has no video stream.
+    """
     import av
 
     with _decoding(path), av.open(str(path)) as container:
@@ -59,7 +70,11 @@ def probe_video(path: Path) -> VideoInfo:
 
 
 def read_video(path: Path, every: int = 1) -> Iterator[VideoFrame]:
-    """Each `every`-th frame, upright. Raises DataError when the file is damaged on the way."""
+    """Every `every`-th frame, upright.
+
+    Raises:
+        DataError: the file cannot be decoded; if it is damaged further on, after the frames before.
+    """
     import av
 
     with _decoding(path), av.open(str(path)) as container:
@@ -78,13 +93,20 @@ def read_video(path: Path, every: int = 1) -> Iterator[VideoFrame]:
 
 
 def read_webcam(device: int, every: int = 1) -> Iterator[VideoFrame]:
-    """Frames of webcam `device` until it stops. Raises DataError when it cannot be opened."""
+    """Every `every`-th frame of webcam `device`, until the webcam stops.
+
+    Raises:
+        DataError: the webcam cannot be opened.
+    """
     import cv2
 
     camera = cv2.VideoCapture(device)
     try:
         if not camera.isOpened():
-            raise DataError(f"webcam {device}: cannot be opened", "is it plugged in and free?")
+            raise DataError(
+                f"webcam {device}: cannot be opened",
+                "check that it is connected and not in use by another program",
+            )
         start = time.monotonic()
         number = 0
         while True:
@@ -101,13 +123,13 @@ def read_webcam(device: int, every: int = 1) -> Iterator[VideoFrame]:
 
 def _video_stream(path: Path, container: Any) -> Any:
     if not container.streams.video:
-        raise DataError(f"{path}: holds no video stream")
+        raise DataError(f"{path}: has no video stream")
     return container.streams.video[0]
 
 
 @contextlib.contextmanager
 def _decoding(path: Path) -> Iterator[None]:
-    """Decoder errors as DataError with the path."""
+    """Raise errors of the decoder as DataError with the path."""
     import av
 
     try:
@@ -118,24 +140,29 @@ def _decoding(path: Path) -> Iterator[None]:
 
 
 class VideoFile:
-    """A video being written: H.264 where the build has it, else MPEG-4, playable everywhere.
+    """A video that is being written: H.264 where PyAV has an encoder for it, else MPEG-4.
 
-    Odd sizes grow by one pixel, which 4:2:0 colour needs. The file appears when `close` is called.
+    The file appears when `close` is called. Odd heights and widths are extended by one pixel,
+    because 4:2:0 chroma subsampling, the one that all players support, needs even ones.
     """
 
     def __init__(self, path: Path, fps: float | None, size_hw: tuple[int, int]) -> None:
         """Start a video.
 
         Args:
-            path: Where to; an `.mp4`.
-            fps: Frames per second; 25 where None.
-            size_hw: Size of every frame.
+            path: The file to write, with the suffix `.mp4`.
+            fps: Frames per second; None stands for 25.
+            size_hw: Height and width of every frame.
+
+        Raises:
+            DinoError: the file cannot be written.
         """
         import av
 
         self.path = path
         self._part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         self._even_hw = (size_hw[0] + size_hw[0] % 2, size_hw[1] + size_hw[1] % 2)
+        # NTSC rates such as 29.97 are 30000/1001; a float has to be turned back into that fraction.
         rate = Fraction(fps or _FALLBACK_FPS).limit_denominator(1001)
         self._ticks_per_frame = max(1, round(_CLOCK / rate))
         self._last_tick = -1
@@ -147,15 +174,26 @@ class VideoFile:
             self._stream = stream
             self._stream.height, self._stream.width = self._even_hw
             self._stream.pix_fmt = "yuv420p"
+            # Frames are stamped with their own times instead of a constant rate: --every and
+            # videos of variable rate would otherwise run at a wrong speed.
             self._stream.codec_context.time_base = Fraction(1, _CLOCK)
             if codec != "mpeg4":
                 self._stream.options = {"crf": "20", "preset": "veryfast"}
             else:
-                self._stream.codec_context.time_base = 1 / rate  # MPEG-4 allows 16 bits of clock
+                # The denominator of an MPEG-4 time base has 16 bits, too few for 90,000.
+                self._stream.codec_context.time_base = 1 / rate
                 self._stream.bit_rate = 4 * self._even_hw[0] * self._even_hw[1]
 
     def add(self, image: UInt8Image, time_s: float | None) -> None:
-        """Append an (H, W, 3) RGB frame, shown at `time_s` or one frame after the last."""
+        """Append a frame.
+
+        Args:
+            image: (H, W, 3) RGB uint8 of the size given at the start.
+            time_s: When it is shown; None shows it one frame after the last one.
+
+        Raises:
+            DinoError: the file cannot be written.
+        """
         import av
 
         pad = [(0, e - s) for e, s in zip(self._even_hw, image.shape, strict=False)]
@@ -166,6 +204,7 @@ class VideoFile:
             if self._last_tick < 0
             else (self._last_tick + self._ticks_per_frame)
         )
+        # Encoders refuse times that do not increase, which damaged videos may have.
         tick = next_tick if time_s is None else max(self._last_tick + 1, round(time_s * _CLOCK))
         self._last_tick = tick
         with self._writing():
@@ -176,14 +215,14 @@ class VideoFile:
             self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Finish the file and move it into its place."""
+        """Complete the file and give it its name. Raises DinoError where that fails."""
         with self._writing():
             self._container.mux(self._stream.encode(None))
             self._container.close()
             os.replace(self._part, self.path)
 
     def abort(self) -> None:
-        """Leave nothing behind."""
+        """Remove the incomplete file."""
         import av
 
         with contextlib.suppress(OSError, av.FFmpegError, AttributeError):
@@ -195,13 +234,11 @@ class VideoFile:
     def _writing(self) -> Iterator[None]:
         import av
 
-        from dino_core.inference.atomic import write_error
-
         try:
             yield
         except OSError as error:
             self.abort()
-            raise write_error(self.path, error) from error
+            raise write_error(self.path, error, DinoError) from error
         except (av.FFmpegError, ValueError) as error:
             self.abort()
             raise DinoError(f"{self.path}: the video cannot be written ({error})") from error

@@ -1,4 +1,4 @@
-"""Fetching one picture over http(s), within limits; the only network access of inference."""
+"""Downloads one image over http(s), within limits: the only network access of inference."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ TIMEOUT_S = 20.0
 
 
 def fetch(url: str) -> bytes:
-    """The body at an http(s) URL.
+    """Download the content of an http(s) URL.
 
     Raises:
-        DataError: offline, unreachable, refused by the server, or more than MAX_BYTES.
+        DataError: the network is forbidden, the server is unreachable or refuses, or the content
+            is larger than MAX_BYTES.
     """
     if is_offline():
         raise DataError(f"{url}: the network is forbidden", "unset DINO_OFFLINE to allow it")
     request = urllib.request.Request(url, headers={"User-Agent": "dino-detector"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-            body: bytes = response.read(MAX_BYTES + 1)
+            body: bytes = response.read(MAX_BYTES + 1)  # one more, to notice that there is more
     except urllib.error.HTTPError as error:
         error.close()
         raise DataError(f"{url}: the server answered {error.code} {error.reason}") from error

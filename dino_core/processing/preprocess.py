@@ -1,7 +1,11 @@
-"""Image file to network input: decode, resize, normalise, pad; for training, torch and ONNX alike.
+"""From an image file to the network's input: decode, resize, normalize, pad.
 
-Resizing is Pillow's antialiased bilinear on uint8 (ALGORITHM 28), which OpenCV's and torch's are
-not; weights of mmdet were trained with OpenCV's. Nothing here needs torch.
+Training, torch and ONNX Runtime all use these functions, so that a model sees the same pixels
+everywhere. Nothing here imports torch.
+
+The published weights were trained on images that Pillow resized: bilinear with antialiasing, on
+uint8 (docs/ALGORITHM.md, 28). The bilinear resizing of OpenCV and the default one of torch have no
+antialiasing and give other pixels. mmdet trained with OpenCV, so its weights use that here too.
 """
 
 from __future__ import annotations
@@ -16,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dino_core.config import PreprocessConfig
 from dino_core.errors import DataError
+from dino_core.processing.image_files import UPRIGHT, exif_orientation
 
 UInt8Image = NDArray[np.uint8]
 
@@ -30,8 +35,8 @@ _SIGNATURE_BYTES = 12
 def load_image(path: str | Path) -> UInt8Image:
     """Read an image file as an upright (H, W, 3) RGB uint8 array.
 
-    EXIF orientation is applied, CMYK, palette, grayscale, 1-bit and 16-bit images are converted,
-    transparent pixels are laid on white, and of an animation the first frame is taken.
+    EXIF orientation is applied. CMYK, palette, grayscale, 1-bit and 16-bit images are converted to
+    RGB, transparent pixels are composited on white, and of an animation the first frame is used.
 
     Raises:
         DataError: the file is missing, unreadable, empty, truncated, too large or not an image.
@@ -49,11 +54,19 @@ def load_image(path: str | Path) -> UInt8Image:
 
 
 def decode_image(data: bytes, where: str) -> UInt8Image:
-    """As `load_image`, from the bytes of an image file; `where` names it in errors."""
+    """As `load_image`, from the bytes of an image file.
+
+    Args:
+        data: Content of the file.
+        where: Its path or URL, for errors.
+
+    Raises:
+        DataError: the bytes are empty, damaged, too large an image or not an image.
+    """
     if not data:
         raise DataError(f"{where}: the file is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
+        warnings.simplefilter("ignore")  # Pillow warns of unusual files that it can read
         try:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
@@ -62,9 +75,10 @@ def decode_image(data: bytes, where: str) -> UInt8Image:
             start = data[:_SIGNATURE_BYTES]
             raise DataError(
                 f"{where}: not an image ({len(data)} bytes, starting with {start!r})",
-                "JPEG, PNG, WebP, BMP, TIFF and GIF can be read",
+                "supported are JPEG, PNG, WebP, BMP, TIFF, GIF and others that Pillow reads",
             ) from None
         except Image.DecompressionBombError as error:
+            # Pillow warns above MAX_IMAGE_PIXELS and refuses above twice as many.
             limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
             raise DataError(
                 f"{where}: the image has more than {limit:,} pixels", "cut it into smaller images"
@@ -81,18 +95,21 @@ def decode_image(data: bytes, where: str) -> UInt8Image:
 
 
 def to_rgb_array(image: Image.Image | NDArray[np.generic]) -> UInt8Image:
-    """A Pillow image, or an array of (H, W), (H, W, 1|3|4) uint8, bool or uint16, as RGB uint8.
+    """Convert an image in memory to (H, W, 3) RGB uint8.
 
-    Arrays are taken as RGB(A), not BGR. The EXIF orientation of a Pillow image is applied.
+    Args:
+        image: A Pillow image, whose EXIF orientation is applied, or an array of shape (H, W) or
+            (H, W, 1|3|4) and dtype uint8, bool or uint16. The channels of an array are RGB(A); an
+            image that OpenCV read is BGR and has to be reversed first.
 
     Raises:
-        DataError: an array of another shape or type, or an image without pixels.
+        DataError: an array of another shape or dtype, or an image without pixels.
     """
     if isinstance(image, Image.Image):
         return _pillow_to_rgb(image)
     if not isinstance(image, np.ndarray):
         raise DataError(
-            f"an image is a path, a Pillow image or a numpy array, found {type(image).__name__}"
+            f"an image is a path, a Pillow image or a NumPy array, found {type(image).__name__}"
         )
     array = np.asarray(image)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
@@ -104,7 +121,7 @@ def to_rgb_array(image: Image.Image | NDArray[np.generic]) -> UInt8Image:
         raise DataError(f"an image array of shape {array.shape} has no pixels")
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
-    elif array.dtype == np.uint16:
+    elif array.dtype == np.uint16:  # the high byte, as Pillow converts 16-bit RGB
         array = (array >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise DataError(
@@ -121,9 +138,9 @@ def to_rgb_array(image: Image.Image | NDArray[np.generic]) -> UInt8Image:
 def _pillow_to_rgb(image: Image.Image) -> UInt8Image:
     if 0 in image.size:
         raise DataError(f"an image of {image.width}x{image.height} pixels has no content")
-    # a damaged EXIF block says nothing about the orientation
+    # An image with a damaged EXIF block is still an image; it is taken as upright.
     with contextlib.suppress(ValueError, TypeError, KeyError, SyntaxError, OSError):
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # without, it makes a copy
+        if exif_orientation(image) != UPRIGHT:  # exif_transpose makes a copy even of upright images
             image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         return to_rgb_array(_to_eight_bits(image))
@@ -133,17 +150,20 @@ def _pillow_to_rgb(image: Image.Image) -> UInt8Image:
 
 
 def _on_white(image: Image.Image) -> UInt8Image:
-    """RGBA laid on white, as viewers show it; the colour below transparent pixels is arbitrary."""
+    """Composite RGBA on white, as image viewers do.
+
+    Dropping the alpha channel instead would show the arbitrary colors of transparent pixels.
+    """
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return np.array(Image.alpha_composite(white, image).convert("RGB"))
 
 
 def _to_eight_bits(image: Image.Image) -> UInt8Image:
-    """A 16-bit, 32-bit or float gray image as uint8, white staying white.
+    """Convert a grayscale image of 16-bit, 32-bit or float values to uint8; white stays white.
 
-    16-bit values keep their high byte, as Pillow does for 16-bit RGB. 32-bit integers are taken as
-    8- or 16-bit ones where they fit. Floats in [0, 1] are scaled by 255. Anything wider is
-    stretched from its minimum to its maximum.
+    16-bit values keep their high byte, as in Pillow's conversion of 16-bit RGB. 32-bit integers
+    that fit in 8 or 16 bits are treated as such. Floats in [0, 1] are multiplied by 255. Values of
+    any other range are stretched so that the minimum becomes 0 and the maximum 255.
     """
     if image.mode.startswith("I;16"):
         return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
@@ -159,12 +179,16 @@ def _to_eight_bits(image: Image.Image) -> UInt8Image:
 
 
 def resized_size(size_hw: tuple[int, int], config: PreprocessConfig) -> tuple[int, int]:
-    """The (height, width) an image of `size_hw` is resized to; never below one pixel.
+    """The (height, width) that an image of `size_hw` is resized to; each is at least 1.
 
-    The short side becomes `short_side`, or less so that the long side is about `max_side`; the
-    other side is truncated (ALGORITHM 28). As in the published code, rounding of a very thin
-    image's short side can carry its long side past `max_side`. With `rounding` "nearest" both sides
-    are scaled by one factor and rounded, as detectron2 and mmdet do.
+    The short side becomes `short_side`, or less where the long side would exceed `max_side`. The
+    exact rule decides between sizes that differ by one pixel, so it follows the code that the
+    weights were trained with: `get_size_with_aspect_ratio` of DETR and DINO (docs/ALGORITHM.md,
+    28), or with `rounding` "nearest" the rule of detectron2 (`ResizeShortestEdge`) and mmcv
+    (`rescale_size`), which scales both sides by one factor and rounds half up.
+
+    As in the published code, the long side of a very thin image can exceed `max_side`, because its
+    short side is rounded first.
     """
     height, width = size_hw
     short, long = min(height, width), max(height, width)
@@ -174,17 +198,20 @@ def resized_size(size_hw: tuple[int, int], config: PreprocessConfig) -> tuple[in
     new_short = config.short_side
     if long / short * new_short > config.max_side:
         new_short = round(config.max_side * short / long)
-    if new_short < 1:  # thinner than the published rule can express
+    if new_short < 1:  # so thin that the published rule gives 0, which no network accepts
         new_short, new_long = 1, config.max_side
     elif new_short == short:
         new_long = long
     else:
-        new_long = max(1, int(new_short * long / short))
+        new_long = max(1, int(new_short * long / short))  # truncated, not rounded
     return (new_long, new_short) if width < height else (new_short, new_long)
 
 
 def at_image_size(config: PreprocessConfig, image_size: int | None) -> PreprocessConfig:
-    """`config` scaled so that its long side is `image_size`; unchanged where None."""
+    """The same preprocessing with all sizes scaled so that the long side is `image_size`.
+
+    `config` is returned as it is where `image_size` is None.
+    """
     if image_size is None or image_size == config.max_side:
         return config
     short = max(1, round(config.short_side * image_size / config.max_side))
@@ -196,7 +223,7 @@ def at_image_size(config: PreprocessConfig, image_size: int | None) -> Preproces
 
 
 def fit_size(size_hw: tuple[int, int], limit_hw: tuple[int, int]) -> tuple[int, int]:
-    """`size_hw` shrunk, aspect kept, so that it fits in `limit_hw`; unchanged where it does."""
+    """The largest size of the same aspect ratio, up to `size_hw`, that fits into `limit_hw`."""
     scale = min(1.0, limit_hw[0] / size_hw[0], limit_hw[1] / size_hw[1])
     if scale == 1.0:
         return size_hw
@@ -210,22 +237,25 @@ def fit_size(size_hw: tuple[int, int], limit_hw: tuple[int, int]) -> tuple[int, 
 def preprocess(
     image: UInt8Image, config: PreprocessConfig, size_hw: tuple[int, int] | None = None
 ) -> NDArray[np.float32]:
-    """(H, W, 3) RGB uint8 to the (3, h, w) float32 network input.
+    """Resize and normalize one image.
 
     Args:
-        image: Upright RGB pixels.
-        config: Sizes, mean and standard deviation.
-        size_hw: Size to resize to, instead of `resized_size`.
+        image: (H, W, 3) RGB uint8, upright.
+        config: Sizes, interpolation, mean and standard deviation.
+        size_hw: Size (h, w) to resize to; None resizes to `resized_size`.
+
+    Returns:
+        (3, h, w) float32, the network's input before padding.
     """
     height, width = size_hw or resized_size((image.shape[0], image.shape[1]), config)
     if (height, width) != image.shape[:2]:
         image = _resized(image, width, height, config)
-    return normalise(image, config)
+    return normalize(image, config)
 
 
 def _resized(image: UInt8Image, width: int, height: int, config: PreprocessConfig) -> UInt8Image:
     if config.interpolation == "plain":
-        import cv2  # only here: it takes longer to import than all else
+        import cv2  # imported here because it takes longer than all other imports together
 
         plain = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(plain, np.uint8)
@@ -233,18 +263,22 @@ def _resized(image: UInt8Image, width: int, height: int, config: PreprocessConfi
     return np.asarray(pillow.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def normalise(image: UInt8Image, config: PreprocessConfig) -> NDArray[np.float32]:
+def normalize(image: UInt8Image, config: PreprocessConfig) -> NDArray[np.float32]:
     """(H, W, 3) uint8 to (3, H, W) float32: (value / 255 - mean) / std per channel."""
-    table = _normalised_levels(config.mean, config.std)
+    # A uint8 channel has only 256 values. Looking their results up is several times faster than
+    # computing them per pixel, and gives the same bits.
+    table = _normalized_levels(config.mean, config.std)
     result = np.empty((3, *image.shape[:2]), np.float32)
-    for channel in range(3):  # no level is out of range; the default mode looks, in a copy
+    for channel in range(3):
+        # With the default mode="raise", np.take checks the indices and buffers `out` in a copy. No
+        # uint8 value is out of range, so "wrap" only skips that.
         np.take(table[channel], image[:, :, channel], out=result[channel], mode="wrap")
     return result
 
 
 @lru_cache(maxsize=8)
-def _normalised_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
-    """(3, 256) float32: the normalised value of every uint8 level, as float32 arithmetic gives."""
+def _normalized_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """(3, 256) float32: the normalized value of every uint8 level, computed in float32."""
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
     return np.stack(
         [(levels - np.float32(m)) / np.float32(s) for m, s in zip(mean, std, strict=True)]
@@ -254,20 +288,27 @@ def _normalised_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArr
 def collate(
     images: Sequence[NDArray[np.float32]], size_hw: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Stack (3, h, w) images into one batch, zero padding at the bottom and right.
+    """Stack images into one batch, with zero padding at the bottom and right.
+
+    Zero is the mean color here, because the images are already normalized.
 
     Args:
-        images: B images, of any sizes.
-        size_hw: Batch size (H, W); the largest of the images where None.
+        images: B images (3, h, w) of any sizes.
+        size_hw: Height and width (H, W) of the batch; None takes the largest of the images.
 
     Returns:
         images (B, 3, H, W) float32 and padding_mask (B, H, W) bool, True on padding.
+
+    Raises:
+        DataError: an image is larger than `size_hw`.
     """
     height = max(image.shape[1] for image in images)
     width = max(image.shape[2] for image in images)
     if size_hw is not None:
         if height > size_hw[0] or width > size_hw[1]:
-            raise DataError(f"an image of {height}x{width} does not fit in {size_hw}")
+            raise DataError(
+                f"an image of {height}x{width} (height x width) does not fit into {size_hw}"
+            )
         height, width = size_hw
     batch = np.zeros((len(images), 3, height, width), np.float32)
     mask = np.ones((len(images), height, width), np.bool_)

@@ -12,10 +12,12 @@ from factories import tiny_checkpoint
 from loopback import FileServer, running_server
 
 from dino_core.checkpoints.io import load_checkpoint
-from dino_core.checkpoints.published.cache import cache_folder, cached, sha256_of
+from dino_core.checkpoints.published.cache import cache_folder, cached
 from dino_core.checkpoints.published.catalogue import CATALOGUE, DEFAULTS, Published, find_published
-from dino_core.checkpoints.zoo import BUILT_IN, load, pull, resolve, verify, verify_file
+from dino_core.checkpoints.published.names import BUILT_IN
+from dino_core.checkpoints.zoo import load, pull, resolve, verify, verify_file
 from dino_core.errors import CheckpointError
+from dino_core.files import sha256_of
 
 URLS = Path(__file__).parents[2] / "../shared/parity/foreign/urls_detrex.json"
 
@@ -148,13 +150,13 @@ def test_changed_files_are_refused(tiny: Published, server: FileServer, which: s
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="has been changed since") as error:
+    with pytest.raises(CheckpointError, match="changed since it was written") as error:
         verify(tiny)
     assert "dino models pull tiny-1ep --again" in error.value.hint
     if which == "source":
         assert pull(tiny)  # it is not needed any more
         here.path(here.model).unlink()  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="has been changed since"):
+    with pytest.raises(CheckpointError, match="changed since it was written"):
         pull(tiny)
     pull(tiny, again=True)
     assert len(verify(tiny)) == 2 and len(server.requests) == 2

@@ -11,8 +11,8 @@ from factories import make_coco_dataset, make_images, tiny_checkpoint
 
 from dino_cli.app import run
 from dino_core.checkpoints.io import load_checkpoint
-from dino_core.checkpoints.published.cache import sha256_of
 from dino_core.detections import ClassMap
+from dino_core.files import sha256_of
 
 Capture = pytest.CaptureFixture[str]
 IDS = {1: 7, 2: 90}  # square, disc; and 3: triangle, of which there are none in val

@@ -76,7 +76,7 @@ def test_models_import_refuses(in_empty_folder: Path, model: Path, capsys: Captu
     assert run(["models", "import", "missing.pth", "out.safetensors"]) == 4
     assert run(["models", "import", "not.pth", "out.onnx"]) == 2
     assert run(["models", "import", "not.pth", str(model)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert not Path("out.safetensors").exists()
 
 

@@ -11,8 +11,8 @@ from factories import make_images, tiny_checkpoint
 from loopback import FileServer, running_server
 
 from dino_cli.app import run
-from dino_core.checkpoints.published.cache import sha256_of
 from dino_core.checkpoints.published.catalogue import CATALOGUE, Published
+from dino_core.files import sha256_of
 
 Capture = pytest.CaptureFixture[str]
 NAME = "dino-tiny-1ep-mmdet"
@@ -100,7 +100,9 @@ def test_pull_path_info_list_and_verify(server: FileServer, capsys: Capture) -> 
         (["pull", "dino-r50-4scale-12ep-official"], "by hand"),
         (["pull", "dino-eva01-4scale-12ep-detrex"], "no network dino-eva01-4scale"),
         (["verify", NAME], "is not in the cache"),
-        (["verify", "gone.pth"], "no published model"),
+        (["verify", "gone.pth"], "no such file"),
+        (["verify", "dino-tiny-4scal"], "unknown model"),
+        (["pull", "gone.pth"], "no published model"),
         (["path", "nonsense"], "unknown model"),
     ],
 )
@@ -113,7 +115,7 @@ def test_what_cannot_be_done(
 
 def test_nothing_fetched_yet(server: FileServer, capsys: Capture) -> None:
     assert run(["models", "verify"]) == 0
-    assert "nothing was fetched yet" in capsys.readouterr().err
+    assert "no model has been downloaded yet" in capsys.readouterr().err
 
 
 def test_offline(server: FileServer, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 from factories import make_images, tiny_checkpoint
 
 from dino_cli.app import run
+from dino_core.inference.outputs.table import OUTPUTS
 
 Capture = pytest.CaptureFixture[str]
 ENVIRONMENT = dict(os.environ)
@@ -90,7 +91,7 @@ def test_skip_done_takes_only_what_is_new(model: str, capsys: Capture) -> None:
     captured = capsys.readouterr()
     done = [r["source"] for r in lines(captured.out)]
     assert done == ["photos/image0.png", "photos/image2.png"]
-    assert "1 done before" in captured.err
+    assert "1 skipped (done before)" in captured.err
     assert len(lines(Path("out/predictions.jsonl").read_text())) == 3
     assert run(arguments) == 0
     assert capsys.readouterr().out == ""
@@ -219,3 +220,10 @@ def test_onnx_needs_no_torch_and_finds_the_same(model: str, capsys: Capture) -> 
             assert one["label"] == other["label"]
             assert other["score"] == pytest.approx(one["score"], abs=2e-3)
             assert other["box"] == pytest.approx(one["box"], abs=0.1)
+
+
+def test_the_help_lists_every_output(capsys: Capture) -> None:
+    assert run(["predict", "--help"]) == 0
+    text = capsys.readouterr().out
+    for kind, row in OUTPUTS.items():
+        assert any(line.split() == [kind, *row.help.split()] for line in text.splitlines())

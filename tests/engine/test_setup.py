@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dino_core.checkpoints.io import load_checkpoint, save_checkpoint
-from dino_core.checkpoints.zoo import BUILT_IN
+from dino_core.checkpoints.published.names import BUILT_IN
 from dino_core.detections import ClassMap
 from dino_core.engine.setup import start_from
 

@@ -258,13 +258,14 @@ from pathlib import Path
 import dino_core
 from dino_core import Detector
 from dino_core.inference.metadata import read_metadata
+from dino_core.inference.outputs.table import OUTPUTS
+from dino_core.inference.outputs.writers import Writers
 from dino_core.inference.sources import open_sources
-from dino_core.inference.writers import KINDS, Writers
 folder = Path({str(tmp_path)!r})
 read_metadata(folder / "a.onnx")
 detector = Detector.load(folder / "a.onnx")
 sources = open_sources([folder / "a.png"])
-with Writers(KINDS, folder / "out", detector.classes) as writers:
+with Writers(OUTPUTS, folder / "out", detector.classes) as writers:
     for prediction in detector.predict(sources, threshold=0.1):
         assert len(prediction) == 6, prediction
         writers.add(prediction)

@@ -1,4 +1,4 @@
-"""Boxes where they belong, labels inside the picture, colours that stay."""
+"""Boxes where they belong, labels inside the picture, colors that stay."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_encoding(suffix: str) -> None:
 
 
 def test_formats_that_cannot_be() -> None:
-    with pytest.raises(DinoError, match=r"'\.xyz' is no image format"):
+    with pytest.raises(DinoError, match=r"cannot be written as '\.xyz'"):
         encode_image(np.zeros((1, 1, 3), np.uint8), ".xyz")
     with pytest.raises(DinoError, match=r"save it as \.png"):
         encode_image(np.zeros((1, 70_000, 3), np.uint8), ".jpg")

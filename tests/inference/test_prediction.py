@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +53,7 @@ def test_a_file_that_cannot_be_read() -> None:
     record = failed("a.jpg", "a.jpg", "m", "a.jpg: no such file").to_dict()
     assert record["error"] == "a.jpg: no such file"
     assert record["detections"] == [] and record["width"] is None
-    with pytest.raises(DinoError, match="no picture to draw on"):
+    with pytest.raises(DinoError, match="no image to draw on"):
         failed("a.jpg", "a.jpg", "m", "gone").draw("x.jpg")
 
 
@@ -59,3 +62,38 @@ def test_draw_writes_a_picture(tmp_path: Path) -> None:
     prediction().draw(path)
     drawn = load_image(path)
     assert drawn.shape == (480, 640, 3) and drawn.any()
+
+
+def test_a_record_is_read_back_and_gives_the_same_record() -> None:
+    rng = np.random.default_rng(0)
+    # Boxes up to the longest sides that Pillow opens, where float32 has one decimal left or none.
+    boxes = rng.random((2000, 4), np.float32) * np.float32(10) ** rng.integers(0, 8, (2000, 1))
+    one = replace(
+        prediction(),
+        boxes_xyxy_px=boxes.astype(np.float32),
+        scores=rng.random(2000, np.float32),
+        class_ids=rng.integers(0, 91, 2000),
+        labels=["größe/x"] * 2000,
+        frame=7,
+        time_s=0.28004,
+    )
+    for written in (one, replace(one, **NONE), failed("a.jpg", "a.jpg", "m", "no such file")):
+        record = json.loads(json.dumps(written.to_dict()))
+        read = Prediction.from_dict(record)
+        assert read.to_dict() == record and list(read.to_dict()) == list(record)
+        assert read.image is None and read.error == written.error
+
+
+NONE: dict[str, Any] = {
+    "boxes_xyxy_px": np.zeros((0, 4), np.float32),
+    "scores": np.zeros(0, np.float32),
+    "class_ids": np.zeros(0, np.int64),
+    "labels": [],
+}
+
+
+def test_a_malformed_record_is_not_read() -> None:
+    record = prediction().to_dict()
+    for change in ({"detections": [{"label": "dog"}]}, {"width": "wide"}, {"ms": None}):
+        with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
+            Prediction.from_dict(record | change)

@@ -102,5 +102,5 @@ def test_no_video_stream(tmp_path: Path) -> None:
         silence.sample_rate = 44_100
         container.mux(stream.encode(silence))
         container.mux(stream.encode(None))
-    with pytest.raises(DataError, match="holds no video stream"):
+    with pytest.raises(DataError, match="has no video stream"):
         probe_video(tmp_path / "a.mp4")

@@ -1,4 +1,4 @@
-"""Fetching pictures, from a real server on this machine."""
+"""Downloads of images from a real server on this machine."""
 
 from __future__ import annotations
 

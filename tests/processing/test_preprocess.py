@@ -72,7 +72,7 @@ def test_size_rule_of_detectron2_and_mmdet(
 
 
 def test_plain_interpolation_looks_at_four_pixels_only() -> None:
-    """Halving a stripe pattern by four: OpenCV picks neighbours, Pillow averages all."""
+    """Halving a stripe pattern by four: OpenCV picks neighbors, Pillow averages all."""
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, 1::4] = 255
     stripes[:, 2::4] = 255  # columns 0 255 255 0: OpenCV reads columns 1 and 2 of each four

@@ -1,4 +1,4 @@
-"""The folder of fetched models: what lies there, and whether it is still what was put there."""
+"""The folder of downloaded models: what it contains, and whether that is still intact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RECORD = "record.json"
 
 
 def cache_folder() -> Path:
-    """Where fetched models are kept: DINO_CACHE, else dino in XDG_CACHE_HOME or ~/.cache."""
+    """Where downloaded models are kept: DINO_CACHE, else `dino` in XDG_CACHE_HOME or ~/.cache."""
     chosen = os.environ.get("DINO_CACHE", "").strip()
     if chosen:
         return Path(chosen).expanduser()
@@ -25,14 +25,15 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file as it was when it was written.
+    """The state of a cached file when it was written.
 
     Attributes:
-        name: In the model's folder.
-        size: In bytes.
-        sha256: Of its content.
-        mtime_ns: When it was last changed; spares the checksum of a file nobody touched.
-        version: Of this library, which wrote or fetched it.
+        name: File name in the model's folder.
+        size: Size in bytes.
+        sha256: Checksum of its content.
+        mtime_ns: Time of its last modification. While it and the size are the same, the checksum
+            need not be computed again.
+        version: Version of this library that downloaded or wrote the file.
     """
 
     name: str
@@ -44,12 +45,12 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class CachedModel:
-    """What the cache holds of one published model.
+    """What the cache contains of one published model.
 
     Attributes:
-        folder: Where.
-        source: The published file; None: not there.
-        model: The same as ours; None: not there.
+        folder: The model's folder in the cache.
+        source: The file as published; None where it is not in the cache.
+        model: The model file imported from it; None where it is not in the cache.
     """
 
     folder: Path
@@ -57,12 +58,12 @@ class CachedModel:
     model: FileRecord | None
 
     def path(self, record: FileRecord) -> Path:
-        """Where that file is."""
+        """The path of one of the files."""
         return self.folder / record.name
 
 
 def cached(name: str) -> CachedModel:
-    """What is here of the published model `name`; files that somebody deleted are not."""
+    """What the cache contains of the published model `name`. Deleted files count as missing."""
     folder = cache_folder() / "models" / name
     try:
         content = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
@@ -78,27 +79,33 @@ def _record(folder: Path, content: Any) -> FileRecord | None:
 
 
 def remember(model: CachedModel) -> None:
-    """Write down what the cache holds of a model. Raises OSError."""
+    """Record what the cache contains of a model. Raises OSError where that cannot be written."""
     records = {part: getattr(model, part) for part in ("source", "model")}
     content = {part: asdict(record) if record else None for part, record in records.items()}
     write_text(model.folder / _RECORD, json.dumps({"schema": 1, **content}, indent=1))
 
 
 def record_of(path: Path, version: str) -> FileRecord:
-    """A file as it is now."""
+    """The present state of a file.
+
+    Args:
+        path: The file.
+        version: Version of this library that downloaded or wrote it.
+    """
     facts = path.stat()
     return FileRecord(path.name, facts.st_size, sha256_of(path), facts.st_mtime_ns, version)
 
 
 def check_unchanged(model: CachedModel, record: FileRecord, *, thoroughly: bool = False) -> None:
-    """Compare a file with what was written down when it came.
+    """Compare a cached file with its record.
 
     Args:
-        model: Of which it is.
-        record: What was written down.
-        thoroughly: By its checksum even if its size and time of change are the same.
+        model: The model that the file belongs to.
+        record: The file's recorded state.
+        thoroughly: Compare the checksum even if size and modification time are the same.
 
-    Raises: CheckpointError when it has been changed.
+    Raises:
+        CheckpointError: the content has changed.
     """
     path = model.path(record)
     facts = path.stat()
@@ -107,7 +114,7 @@ def check_unchanged(model: CachedModel, record: FileRecord, *, thoroughly: bool 
         facts.st_size != record.size or sha256_of(path) != record.sha256
     ):
         raise CheckpointError(
-            f"{path}: is broken or has been changed since it was put there (then "
+            f"{path}: damaged or changed since it was written ({facts.st_size} bytes; then "
             f"{record.size} bytes, sha256 {record.sha256[:12]})",
             f"dino models pull {model.folder.name} --again",
         )

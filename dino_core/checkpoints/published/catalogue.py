@@ -1,37 +1,41 @@
-"""Published DINO weights: where each file is, what is known of it, and what it is called here.
+"""The catalog of published DINO weights: their URLs, their AP, and their names here.
 
-A variant's own name stands for one of them: of those with a checksum in the file's name (mmdet's),
-trained as published, the one of the best AP; else detrex's of the best AP. Sources: the READMEs of
-IDEA-Research/DINO, IDEA-Research/detrex (projects/dino) and open-mmlab/mmdetection (configs/dino).
+The name of a variant alone stands for one of its files: the one with the best AP among those whose
+file name contains a checksum (mmdet's) and that were trained with the published settings, or else
+the one of detrex with the best AP. The data are from the READMEs of IDEA-Research/DINO,
+IDEA-Research/detrex (projects/dino) and open-mmlab/mmdetection (configs/dino).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dino_core.config import nearest
+from dino_core.errors import CheckpointError
+
 _DETREX = "https://github.com/IDEA-Research/detrex-storage/releases/download/"
 _MMDET = "https://download.openmmlab.com/mmdetection/v3.0/dino/"
 _OFFICIAL = "https://drive.google.com/drive/folders/1qD5m1NmK0kjE5hh-G17XUX751WsEG-h_"
-LICENCE = "Apache-2.0"
-"""Of the code of all three projects; none of them states another one for its weights."""
+LICENSE = "Apache-2.0"
+"""License of the code of all three projects. None of them states a license for its weights."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file of weights that somebody published.
+    """One published file of weights.
 
     Attributes:
-        name: What it is called here.
-        variant: The network it holds; one that `VARIANTS` lacks cannot be used yet.
+        name: Its name here, unique in the catalog.
+        variant: Its network; files of a network that `VARIANTS` lacks cannot be used yet.
         project: "official", "detrex" or "mmdet".
-        file: Its own name.
-        url: Where it can be fetched; None where only a person with a browser gets it.
-        page: Where it is described.
-        ap: On COCO val2017 as published, a fraction.
-        epochs: Passes over COCO train2017.
-        sha256: What is known of the file's checksum: all of it, its first digits, or "".
-        size: In bytes; None where it is not published.
-        note: What else distinguishes it.
+        file: Name of the file as published.
+        url: Where it can be downloaded; None where that takes a person with a browser.
+        page: The page that lists it.
+        ap: Published AP on COCO val2017, as a fraction.
+        epochs: Epochs of training on COCO train2017.
+        sha256: The known digits of its checksum: all 64, the first ones, or none ("").
+        size: Size in bytes; None where it is not published.
+        note: What distinguishes it from other files of the variant.
     """
 
     name: str
@@ -65,7 +69,7 @@ def _official() -> list[Published]:
 
 
 _MMDET_ROWS: tuple[tuple[str, int, float, str, str], ...] = (
-    # variant and extra, epochs, AP, folder, file
+    # Variant and suffix of the name, epochs, AP, folder, file.
     ("r50-4scale", 12, 0.490, "dino-4scale_r50_8xb2-12e_coco/",
      "dino-4scale_r50_8xb2-12e_coco_20221202_182705-55b2bba2.pth"),
     ("r50-4scale improved", 12, 0.501, "dino-4scale_r50_improved_8xb2-12e_coco/",
@@ -88,6 +92,7 @@ def _mmdet() -> list[Published]:
                 "-".join(filter(None, [f"dino-{variant}-{epochs}ep", extra, "mmdet"])),
                 f"dino-{variant}", "mmdet", file, f"{base}{folder}{file}",
                 "https://github.com/open-mmlab/mmdetection/tree/main/configs/dino", ap, epochs,
+                # publish_model.py of mmdet ends file names with the first digits of the SHA-256.
                 sha256=file.removesuffix(".pth")[-8:],
                 note="300 denoising queries and better settings" if extra else "",
             )
@@ -97,7 +102,7 @@ def _mmdet() -> list[Published]:
 
 _IN22K = "backbone from ImageNet-22k"
 _DETREX_ROWS: tuple[tuple[str, int, float, str, str], ...] = (
-    # variant and extra, epochs, AP, release and file, note
+    # Variant and suffix of the name, epochs, AP, release and file, note.
     ("r50-4scale", 12, 0.492, "v0.2.0/dino_r50_4scale_12ep_49_2AP", ""),
     ("r50-4scale ema", 12, 0.494, "v0.3.0/dino_r50_4scale_12ep_with_ema", "averaged weights"),
     ("r50-4scale 300dn", 12, 0.495, "v0.2.0/dino_r50_4scale_12ep_300dn", "300 denoising queries"),
@@ -175,14 +180,23 @@ DEFAULTS = {
     "dino-swinl-5scale": "dino-swinl-5scale-36ep-mmdet",
     "dino-convnextl-4scale": "dino-convnextl-4scale-12ep-in22k-detrex",
 }
-"""Variant to the file that its name alone stands for."""
+"""Variant to the name of the file that the variant's name stands for."""
 
 CATALOGUE: dict[str, Published] = {
     model.name: model for model in (*_mmdet(), *_detrex(), *_official())
 }
-"""Name to published file."""
+"""Name of each published file to what is known of it."""
 
 
 def find_published(name: str) -> Published | None:
-    """The file that a name stands for, also a variant's; None where it is neither."""
+    """The published file that its own name or a variant's name stands for; None for others."""
     return CATALOGUE.get(DEFAULTS.get(name, name))
+
+
+def published_model(name: str) -> Published:
+    """As `find_published`. Raises CheckpointError where there is none, with the nearest name."""
+    published = find_published(name)
+    if published is None:
+        hint = nearest(name, {**DEFAULTS, **CATALOGUE}) or "`dino models list --all` has the names"
+        raise CheckpointError(f"no published model is called '{name}'", hint)
+    return published

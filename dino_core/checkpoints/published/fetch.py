@@ -1,7 +1,7 @@
-"""Fetching one large file: resumed, checked, whole or not there, by one process at a time.
+"""Downloads one large file: resumable, verified, by one process at a time.
 
-The transfer itself is huggingface_hub's `http_get` (ranges, retries, redirects, proxies of the
-environment), which is imported only then.
+The transfer itself is `http_get` of huggingface_hub, which handles range requests, retries,
+redirects and proxies. It is imported only when something is downloaded.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dino_core.errors import CheckpointError
+from dino_core.files import is_disk_full, write_error
 from dino_core.network import is_offline
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
-"""Called with what is being done, the bytes done so far, and all of them where known."""
+"""Called with what is being done, the bytes done so far, and the total where it is known."""
 
 _RANGE_NOT_SATISFIABLE = 416
 _PIECE = 1 << 18
@@ -30,20 +31,21 @@ def fetch(
     check: Callable[[Path], None],
     progress: Progress | None = None,
 ) -> None:
-    """Fetch `url` as `target`, going on where an earlier call stopped.
+    """Download `url` to `target`, resuming an interrupted download.
 
-    What has come so far lies beside it as `target.part`, and stays there when the transfer breaks
-    off. Call it inside `one_at_a_time`.
+    The part downloaded so far is in `target.part` beside it, and is kept when the download is
+    interrupted. Call this inside `one_at_a_time`.
 
     Args:
-        url: http or https.
-        target: Where to; its folder is made. It appears when the file is complete and checked.
-        check: Raises CheckpointError for a file that is not the right one.
-        progress: Is told how it goes.
+        url: An http or https URL.
+        target: The file to write, which appears once it is complete and verified. Its folder is
+            created.
+        check: Raises CheckpointError if a file is not the expected one.
+        progress: Called while bytes arrive.
 
     Raises:
-        CheckpointError: offline, no such file, the transfer broke off, the disk is full, or what
-            came is not what `check` wants (it is deleted).
+        CheckpointError: the network is forbidden, the server has no such file, the transfer was
+            interrupted, the disk is full, or `check` refuses the file (which is then deleted).
     """
     check_online(url, target)
     part = target.with_name(f"{target.name}.part")
@@ -58,29 +60,33 @@ def fetch(
                 check(part)
             except CheckpointError as error:
                 part.unlink()
-                if begun:  # perhaps of another version of the file: all of it again
+                # The part of an earlier call may be of another version of the file. Nothing is
+                # resumed the second time, so this repeats at most once.
+                if begun:
                     continue
                 raise CheckpointError(
-                    f"{url}: what came is not the right file: {error.message}",
-                    "it was not kept; try again later, or choose another of `dino models list`",
+                    f"{url}: the downloaded file is not the expected one: {error.message}",
+                    "it was deleted; try again later, or choose another model of "
+                    "`dino models list`",
                 ) from error
             os.replace(part, target)
             return
     except OSError as error:
-        raise _os_error(error, target) from error
+        raise _write_error(error, target) from error
 
 
 def check_online(url: str, target: Path) -> None:
-    """Raises CheckpointError where DINO_OFFLINE forbids to fetch `target`."""
+    """Raise CheckpointError if DINO_OFFLINE forbids the download of `target`."""
     if is_offline():
         raise CheckpointError(
-            f"{target} is not here, and DINO_OFFLINE forbids the network",
-            f"unset DINO_OFFLINE, or fetch {url} on another machine and `dino models import` it",
+            f"{target} does not exist, and DINO_OFFLINE forbids the network",
+            f"unset DINO_OFFLINE, or download {url} on another machine and import it with "
+            "`dino models import`",
         )
 
 
 def _transfer(url: str, file: Any, begun: int, progress: Progress | None) -> None:
-    """Append what is missing of the file at `url`."""
+    """Append what is missing of the file at `url`, after the first `begun` bytes."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
 
@@ -90,38 +96,40 @@ def _transfer(url: str, file: Any, begun: int, progress: Progress | None) -> Non
                 url,
                 file,
                 resume_size=begun,
-                headers={"Accept-Encoding": "identity"},  # with another there are no ranges
+                # Range requests count bytes of the encoded content, so nothing may be compressed.
+                headers={"Accept-Encoding": "identity"},
                 displayed_filename=Path(file.name).stem,
                 tqdm_class=_bar(progress),
             )
     except HfHubHTTPError as error:
         status = error.response.status_code
-        if begun and status == _RANGE_NOT_SATISFIABLE:  # there is no more of it
+        if begun and status == _RANGE_NOT_SATISFIABLE:  # the file was complete already
             return
         raise CheckpointError(
             f"{url}: the server answered {status} {error.response.reason_phrase}",
-            "try again later, or choose another of `dino models list`",
+            "try again later, or choose another model of `dino models list`",
         ) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES):
+        if is_disk_full(error) or error.errno == errno.EACCES:
             raise
-        raise _broken_off(url, file, error) from error
-    except Exception as error:  # of the HTTP library, which differs between versions
-        raise _broken_off(url, file, error) from error
+        raise _interrupted(url, file, error) from error
+    except Exception as error:  # huggingface_hub uses requests or httpx, depending on its version
+        raise _interrupted(url, file, error) from error
 
 
 @contextlib.contextmanager
 def _quietly_in_small_pieces() -> Iterator[None]:
-    """Let http_get write every quarter of a megabyte, not every 10 MB, and log no retries.
+    """Make http_get write after every 256 KiB instead of every 10 MB, and log no retries.
 
-    What it has not written is lost when the connection breaks or the process ends.
+    Bytes that it has not written are lost when the connection breaks or the process ends. Its
+    function has no parameter for either.
     """
     from huggingface_hub import constants
 
     log = logging.getLogger("huggingface_hub.file_download")
     size, level = constants.DOWNLOAD_CHUNK_SIZE, log.level
     constants.DOWNLOAD_CHUNK_SIZE = _PIECE
-    log.setLevel(logging.CRITICAL)  # the error at the end says it
+    log.setLevel(logging.CRITICAL)  # the error of the last attempt is raised and reported
     try:
         yield
     finally:
@@ -129,23 +137,24 @@ def _quietly_in_small_pieces() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _broken_off(url: str, file: Any, error: Exception) -> CheckpointError:
+def _interrupted(url: str, file: Any, error: Exception) -> CheckpointError:
     file.flush()
     size = os.fstat(file.fileno()).st_size
     reason = str(error) or type(error).__name__
     if size == 0:
         return CheckpointError(
-            f"{url}: cannot be fetched ({reason})",
-            "check the network and HTTPS_PROXY, or fetch it elsewhere and `dino models import` it",
+            f"{url}: cannot be downloaded ({reason})",
+            "check the network and HTTPS_PROXY, or download it elsewhere and import it with "
+            "`dino models import`",
         )
     return CheckpointError(
-        f"{url}: the transfer broke off after {size / 1e6:.1f} MB ({reason})",
-        "the same command goes on from there",
+        f"{url}: the download was interrupted after {size / 1e6:.1f} MB ({reason})",
+        "the same command resumes it",
     )
 
 
 def _bar(progress: Progress | None) -> Any:
-    """What http_get shows its progress with: a class in the manner of tqdm, which only counts."""
+    """A class with the part of tqdm's interface that http_get uses; it reports to `progress`."""
 
     class Bar:
         def __init__(self, *, initial: int = 0, total: int | None = None, **_: object) -> None:
@@ -169,23 +178,22 @@ def _bar(progress: Progress | None) -> Any:
     return Bar
 
 
-def _os_error(error: OSError, target: Path) -> CheckpointError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return CheckpointError(
-            f"{target.parent}: the disk is full; what has come is kept",
-            "free some space, or move the cache with DINO_CACHE; the same command goes on",
-        )
-    return CheckpointError(
-        f"{target.parent}: cannot be written ({error.strerror or error})",
-        "DINO_CACHE=FOLDER moves the cache",
+def _write_error(error: OSError, target: Path) -> CheckpointError:
+    return write_error(
+        target.parent,
+        error,
+        CheckpointError,
+        kept="the part downloaded so far is kept",
+        hint="free some space, or move the cache with DINO_CACHE=FOLDER; the same command resumes",
     )
 
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path, progress: Progress | None = None) -> Iterator[None]:
-    """Keep other processes from doing the same in `folder` meanwhile; wait for one that does.
+    """Hold the lock of `folder`, after waiting for another process that holds it.
 
-    Raises: CheckpointError when the folder cannot be written.
+    Raises:
+        CheckpointError: the folder cannot be written.
     """
     import filelock
 
@@ -196,10 +204,10 @@ def one_at_a_time(folder: Path, progress: Progress | None = None) -> Iterator[No
             lock.acquire(timeout=0)
         except filelock.Timeout:
             if progress is not None:
-                progress("waiting for another process that fetches it", 0, None)
+                progress("waiting for another process that downloads it", 0, None)
             lock.acquire()
     except OSError as error:
-        raise _os_error(error, folder / ".lock") from error
+        raise _write_error(error, folder / ".lock") from error
     try:
         yield
     finally:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_core.data.faults import FaultLog
-from dino_core.data.formats.images import IMAGE_SUFFIXES, upright_size
 from dino_core.data.formats.yolo_labels import label_path
 from dino_core.data.records import DatasetIndex
+from dino_core.processing.image_files import IMAGE_SUFFIXES, upright_size
 
 _RARE_BOXES = 10  # fewer than that of a class are too few to learn it
 _RARE_SHARE = 1 / 50  # of the boxes of the most common class

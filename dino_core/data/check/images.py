@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dino_core.data.check.similar import HASHED_SIDE, perceptual_hash, thumbnail
-from dino_core.data.formats.images import DAMAGED
 from dino_core.errors import DataError
+from dino_core.processing.image_files import DAMAGED, UPRIGHT, exif_orientation
 from dino_core.processing.preprocess import to_rgb_array
 
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = 1
 _FILES_A_TASK = 16
 _JPEG_END = b"\xff\xd9"
 _ZEROS = 64  # that many at the end of a JPEG without its end mark: a copy that stopped
@@ -50,7 +48,7 @@ class ImageFacts:
     path: Path
     problem: str = ""
     reason: str = ""
-    orientation: int = _UPRIGHT
+    orientation: int = UPRIGHT
     digest: bytes = b""
     phash: int | None = None
     small: NDArray[np.uint8] | None = None
@@ -68,7 +66,7 @@ def examine(path: Path) -> ImageFacts:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 is_jpeg = image.format in ("JPEG", "MPO")
-                orientation = image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT)
+                orientation = exif_orientation(image)
                 picture = reduced(image, 2 * HASHED_SIDE)
         except UnidentifiedImageError:
             reason = "not an image" if data else "the file is empty"
@@ -84,7 +82,7 @@ def examine(path: Path) -> ImageFacts:
     hashed = np.asarray(picture.resize(side, Image.Resampling.BILINEAR, reducing_gap=3.0))
     return ImageFacts(
         path,
-        orientation=orientation if orientation in range(1, 9) else _UPRIGHT,
+        orientation=orientation,
         digest=digest,
         phash=perceptual_hash(hashed),
         small=thumbnail(hashed),

@@ -15,8 +15,8 @@ from PIL import Image
 from dino_core.data.check.findings import CheckReport, Finding
 from dino_core.data.check.images import reduced
 from dino_core.data.faults import SEVERITIES, Fault, MarkedBox, Severity
-from dino_core.data.formats.images import DAMAGED, upright_size
 from dino_core.errors import DataError
+from dino_core.processing.image_files import DAMAGED, upright_size
 
 _PICTURES_PER_KIND = 12
 _COPIES_SHOWN = 3  # of a group of equal images

@@ -19,10 +19,7 @@ from dino_core.data.formats.coco_json import (
     read_bbox,
     require_new,
 )
-from dino_core.data.formats.images import (
-    copy_images,
-    unique_names,
-)
+from dino_core.data.formats.images import copy_images, unique_names
 from dino_core.data.formats.labeled import LabeledImage, read_images
 from dino_core.data.formats.layout import image_folders
 from dino_core.data.formats.losses import lost_flags

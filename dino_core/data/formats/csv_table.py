@@ -21,12 +21,7 @@ from dino_core.data.formats.csv_files import (
     CsvTable,
     read_table,
 )
-from dino_core.data.formats.images import (
-    copy_images,
-    number_text,
-    unique_names,
-    writing_failed,
-)
+from dino_core.data.formats.images import copy_images, number_text, unique_names
 from dino_core.data.formats.labeled import LabeledImage, read_images
 from dino_core.data.formats.layout import SPLIT_NAMES, image_folders, root_of
 from dino_core.data.formats.losses import (
@@ -173,17 +168,14 @@ def write_csv(index: DatasetIndex, out_dir: Path) -> list[str]:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_HEADER)
-    try:
-        for split, records in index.splits.items():
-            names = unique_names(records)
-            copy_images(records, names, out_dir / "images" / split, lost)
-            for record, name in zip(records, names, strict=True):
-                image = (f"images/{split}/{name}", record.width, record.height)
-                boxes = _box_fields(record, index.classes) or [("",) * 5]
-                writer.writerows([*image, *box, split] for box in boxes)
-        write_text(out_dir / "annotations.csv", text.getvalue())
-    except OSError as error:
-        raise writing_failed(out_dir, error) from error
+    for split, records in index.splits.items():
+        names = unique_names(records)
+        copy_images(records, names, out_dir / "images" / split, lost)
+        for record, name in zip(records, names, strict=True):
+            image = (f"images/{split}/{name}", record.width, record.height)
+            boxes = _box_fields(record, index.classes) or [("",) * 5]
+            writer.writerows([*image, *box, split] for box in boxes)
+    write_text(out_dir / "annotations.csv", text.getvalue())
     return lost
 
 

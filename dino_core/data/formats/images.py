@@ -1,53 +1,17 @@
-"""Image files of a data set: found, measured by their headers, copied under unique names."""
+"""Image files of a data set: found in folders, copied under unique names."""
 
 from __future__ import annotations
 
 import shutil
-import struct
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dino_core.data.records import ImageRecord
-from dino_core.errors import DataError
+from dino_core.processing.image_files import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif"}
-)
 _LIKELIEST = sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix != ".png", suffix))
-_EXIF_ORIENTATION = 0x0112
-DAMAGED = (  # what Pillow raises on damaged files
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-_SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
-
-
-def upright_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) of an image file as shown upright, from its header; None if it has none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-                if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
-                    width, height = height, width
-        except DAMAGED:
-            return None
-    return (width, height) if width > 0 and height > 0 else None
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -103,8 +67,3 @@ def copy_images(
 def number_text(value: np.float32) -> str:
     """The shortest decimal that reads back as the same number, without an exponent."""
     return np.format_float_positional(value, trim="-")
-
-
-def writing_failed(folder: Path, error: OSError) -> DataError:
-    """The error for a full disk, a missing permission and the like."""
-    return DataError(f"{folder}: cannot be written ({error.strerror or error})")

@@ -8,14 +8,10 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from dino_core.data.faults import FaultLog
-from dino_core.data.formats.images import (
-    IMAGE_SUFFIXES,
-    list_images,
-    upright_size,
-    with_suffixes,
-)
+from dino_core.data.formats.images import list_images, with_suffixes
 from dino_core.data.formats.record import LabeledBox, make_record
 from dino_core.data.records import ImageRecord
+from dino_core.processing.image_files import IMAGE_SUFFIXES, upright_size
 
 _SAME_ASPECT = 0.01  # sizes whose aspect differs by less are one image at two resolutions
 

@@ -20,7 +20,6 @@ from dino_core.data.formats.images import (
     number_text,
     unique_names,
     with_suffixes,
-    writing_failed,
 )
 from dino_core.data.formats.labeled import LabeledImage, read_images
 from dino_core.data.formats.layout import image_folders
@@ -135,18 +134,15 @@ def write_voc(index: DatasetIndex, out_dir: Path) -> list[str]:
     records = [record for split in index.splits.values() for record in split]
     names = unique_names(records)
     pairs = zip(records, names, strict=True)
-    try:
-        copy_images(records, names, out_dir / "JPEGImages", lost)
-        for split, members in index.splits.items():
-            stems = []
-            for record, name in islice(pairs, len(members)):
-                stems.append(Path(name).stem)
-                text = _annotation_text(record, name, index.classes.names)
-                write_text(out_dir / "Annotations" / f"{stems[-1]}.xml", text)
-            listed = "".join(f"{stem}\n" for stem in stems)
-            write_text(out_dir / "ImageSets" / "Main" / f"{split}.txt", listed)
-    except OSError as error:
-        raise writing_failed(out_dir, error) from error
+    copy_images(records, names, out_dir / "JPEGImages", lost)
+    for split, members in index.splits.items():
+        stems = []
+        for record, name in islice(pairs, len(members)):
+            stems.append(Path(name).stem)
+            text = _annotation_text(record, name, index.classes.names)
+            write_text(out_dir / "Annotations" / f"{stems[-1]}.xml", text)
+        listed = "".join(f"{stem}\n" for stem in stems)
+        write_text(out_dir / "ImageSets" / "Main" / f"{split}.txt", listed)
     return lost
 
 

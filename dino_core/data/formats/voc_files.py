@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_core.data.faults import Fault, FaultLog
-from dino_core.data.formats.images import IMAGE_SUFFIXES
 from dino_core.data.formats.layout import folders_in, in_splits, label_folders, split_lists
 from dino_core.data.formats.voc_xml import ROOT
 from dino_core.errors import DataError
+from dino_core.processing.image_files import IMAGE_SUFFIXES
 
 VOC_LAYOUT = (
     "Annotations/*.xml with JPEGImages/ and, for splits, ImageSets/Main/{train,val,test}.txt, "

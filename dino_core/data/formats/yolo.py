@@ -12,12 +12,7 @@ import numpy as np
 import yaml
 
 from dino_core.data.faults import FaultLog
-from dino_core.data.formats.images import (
-    copy_images,
-    unique_names,
-    upright_size,
-    writing_failed,
-)
+from dino_core.data.formats.images import copy_images, unique_names
 from dino_core.data.formats.losses import lost_areas, lost_crowds, lost_flags
 from dino_core.data.formats.record import LabeledBox, make_record
 from dino_core.data.formats.yolo_files import YoloFiles
@@ -26,6 +21,7 @@ from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 from dino_core.files import write_text
+from dino_core.processing.image_files import upright_size
 
 _FIELDS = "class cx cy w h"
 _LARGEST_FRACTION = 2.0  # a larger coordinate was meant as pixels
@@ -283,24 +279,21 @@ def write_yolo(index: DatasetIndex, out_dir: Path) -> list[str]:
         DataError: the folder cannot be written.
     """
     lost = [*index.unread, *_losses(index)]
-    try:
-        for split, records in index.splits.items():
-            names = unique_names(records)
-            copy_images(records, names, out_dir / "images" / split, lost)
-            for record, name in zip(records, names, strict=True):
-                label_file = (out_dir / "labels" / split / name).with_suffix(".txt")
-                write_text(label_file, _label_text(record))
-        table = {split: f"images/{split}" for split in index.splits}
-        table = {"path": ".", "train": table.pop("train", ""), **table}
-        text = yaml.safe_dump(
-            {**table, "nc": len(index.classes), "names": list(index.classes.names)},
-            sort_keys=False,
-            allow_unicode=True,
-            width=1000,
-        )
-        write_text(out_dir / "data.yaml", text)
-    except OSError as error:
-        raise writing_failed(out_dir, error) from error
+    for split, records in index.splits.items():
+        names = unique_names(records)
+        copy_images(records, names, out_dir / "images" / split, lost)
+        for record, name in zip(records, names, strict=True):
+            label_file = (out_dir / "labels" / split / name).with_suffix(".txt")
+            write_text(label_file, _label_text(record))
+    table = {split: f"images/{split}" for split in index.splits}
+    table = {"path": ".", "train": table.pop("train", ""), **table}
+    text = yaml.safe_dump(
+        {**table, "nc": len(index.classes), "names": list(index.classes.names)},
+        sort_keys=False,
+        allow_unicode=True,
+        width=1000,
+    )
+    write_text(out_dir / "data.yaml", text)
     return lost
 
 

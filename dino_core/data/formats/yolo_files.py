@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dino_core.data.formats.images import IMAGE_SUFFIXES, list_images
+from dino_core.data.formats.images import list_images
 from dino_core.data.formats.layout import in_splits, split_lists
 from dino_core.data.formats.yolo_labels import has_labels, image_folders_in, labels_lie_beside
 from dino_core.data.formats.yolo_yaml import DataYaml, SplitEntry, find_data_yaml
 from dino_core.errors import DataError
+from dino_core.processing.image_files import IMAGE_SUFFIXES
 
 YOLO_LAYOUT = (
     "data.yaml, or images/{train,val}/ with labels/{train,val}/, or images and labels in one "

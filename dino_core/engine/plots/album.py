@@ -31,7 +31,7 @@ from dino_core.errors import DataError, DinoError
 from dino_core.evaluation.confusion import confusion_matrix
 from dino_core.evaluation.evaluate import EvaluationResult
 from dino_core.evaluation.precision_recall import precision_recall
-from dino_core.inference.atomic import atomic_file
+from dino_core.files import atomic_file
 from dino_core.inference.draw import encode_image
 from dino_core.inference.names import NameBook
 from dino_core.processing.preprocess import UInt8Image

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from loopback import FileServer, running_server
 
-from dino_core.checkpoints.published.cache import sha256_of
 from dino_core.checkpoints.published.fetch import fetch
 from dino_core.errors import CheckpointError
+from dino_core.files import sha256_of
 
 BODY = random.Random(0).randbytes(3_000_000)
 STALE = random.Random(1).randbytes(1_000_000)
@@ -88,9 +88,9 @@ def test_what_was_begun_is_of_another_file(server: FileServer, tmp_path: Path) -
 
 def test_wrong_bytes_are_refused_and_not_kept(server: FileServer, tmp_path: Path) -> None:
     server.files["/x.pth"] = BODY[:-1] + b"!"
-    with pytest.raises(CheckpointError, match="not the right file: other bytes") as error:
+    with pytest.raises(CheckpointError, match="not the expected one: other bytes") as error:
         fetch(f"{server.url}/x.pth", tmp_path / "x.pth", wanted)
-    assert "not kept" in error.value.hint and list(tmp_path.iterdir()) == []
+    assert "deleted" in error.value.hint and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
@@ -142,16 +142,18 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with running_server() as server:
         url = server.url
     part = begun(tmp_path, BODY[:1_000_000])
-    with pytest.raises(CheckpointError, match=r"broke off after 1\.0 MB") as error:
+    with pytest.raises(CheckpointError, match=r"interrupted after 1\.0 MB") as error:
         fetch(f"{url}/x.pth", part, wanted)
-    assert "goes on from there" in error.value.hint
+    assert "resumes" in error.value.hint
     assert (tmp_path / "x.pth.part").stat().st_size == 1_000_000
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "x.pth.part").symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="the disk is full; what has come is kept"):
+    with pytest.raises(
+        CheckpointError, match="the disk is full; the part downloaded so far is kept"
+    ):
         fetch(f"{server.url}/x.pth", tmp_path / "x.pth", wanted)
 
 

@@ -426,7 +426,7 @@ def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
     index = read_dataset(csv_set(tmp_path / "in"), "csv")
     text_file(tmp_path / "out", "a file where the folder should be")
     with pytest.raises(DataError, match="out: cannot be written"):
-        write_csv(index, tmp_path / "out")
+        save_dataset(index, tmp_path / "out", "csv")
     record = record_of(tmp_path / "in/a.jpg", (40, 20))
     empty = DatasetIndex(tmp_path, "coco", index.classes, {"train": (record,)})
     with pytest.raises(DataError, match="there are no boxes, so CSV could not name the classes"):

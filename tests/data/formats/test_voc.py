@@ -398,7 +398,7 @@ def test_sets_that_cannot_be_written(tmp_path: Path) -> None:
     index = read_dataset(voc_set(tmp_path / "in"), "voc")
     text_file(tmp_path / "out", "a file where the folder should be")
     with pytest.raises(DataError, match="out: cannot be written"):
-        write_voc(index, tmp_path / "out")
+        save_dataset(index, tmp_path / "out", "voc")
     record = record_of(tmp_path / "in/JPEGImages/a.jpg", (40, 20))
     empty = DatasetIndex(tmp_path, "coco", index.classes, {"train": (record,)})
     with pytest.raises(DataError, match="there are no boxes, so VOC could not name the classes"):

@@ -22,7 +22,7 @@ from dino_core.engine.plots.pictures import choose_samples, grid, network_view, 
 from dino_core.engine.plots.scores import draw_confusion, draw_precision_recall
 from dino_core.evaluation.confusion import confusion_matrix
 from dino_core.evaluation.precision_recall import precision_recall
-from dino_core.processing.preprocess import normalise
+from dino_core.processing.preprocess import normalize
 
 BOX = (10.0, 10.0, 50.0, 60.0)
 
@@ -100,7 +100,7 @@ def test_the_networks_view_shows_the_pixels_and_stripes_on_padding() -> None:
     pixels = rng.integers(0, 256, (240, 300, 3)).astype(np.uint8)
     config = PreprocessConfig()
     image = np.zeros((3, 320, 480), np.float32)  # 480: the size of a tile, so nothing is resized
-    image[:, :240, :300] = normalise(pixels, config)
+    image[:, :240, :300] = normalize(pixels, config)
     mask = np.ones((320, 480), bool)
     mask[:240, :300] = False
     box = np.array([[0.5, 0.5, 0.5, 0.5]], np.float32)

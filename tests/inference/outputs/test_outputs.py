@@ -1,4 +1,4 @@
-"""Every `--save` kind, read back by something else than what wrote it."""
+"""Every kind of output of `dino predict`, read back by something else than what wrote it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from pycocotools.coco import COCO
 
 from dino_core.detections import ClassMap
 from dino_core.errors import ConfigError, DataError, DinoError
+from dino_core.inference.outputs.previous import read_finished
+from dino_core.inference.outputs.table import OUTPUTS, check_outputs
+from dino_core.inference.outputs.writers import Writers
 from dino_core.inference.prediction import Prediction, failed
 from dino_core.inference.sources import SourceItem
 from dino_core.inference.video import probe_video, read_video
-from dino_core.inference.writers import KINDS, Writers, read_finished
 from dino_core.processing.preprocess import load_image
 
 DiskFull = Callable[[int], AbstractContextManager[None]]
@@ -63,7 +65,7 @@ BAD = failed("in/bad.jpg", "bad.jpg", "m", "in/bad.jpg: the file is empty")
 
 
 def test_all_kinds_together(tmp_path: Path) -> None:
-    save(tmp_path, list(KINDS), prediction(), BAD, empty("in/b.jpg"))
+    save(tmp_path, list(OUTPUTS), prediction(), BAD, empty("in/b.jpg"))
     assert files(tmp_path) == [
         "crops/dog/a_0.jpg",
         "crops/größe_x/a_1.jpg",
@@ -187,17 +189,30 @@ def test_an_earlier_run_is_carried_on(tmp_path: Path) -> None:
     frame = prediction("clip.mp4", frame=0)
     save(tmp_path, ["jsonl", "images"], prediction("x/a.jpg"), BAD, frame, items=items)
     previous = read_finished(tmp_path)
-    assert [r["source"] for r in previous] == ["x/a.jpg"]  # neither the failure nor the video
+    assert [p.source for p in previous] == ["x/a.jpg"]  # neither the failure nor the video
     kinds = ["jsonl", "images", "coco"]
     save(tmp_path, kinds, prediction("y/a.jpg"), items=items, previous=previous)
-    assert [r["source"] for r in read_finished(tmp_path)] == ["x/a.jpg", "y/a.jpg"]
+    assert [p.source for p in read_finished(tmp_path)] == ["x/a.jpg", "y/a.jpg"]
     assert "images/a.jpg" in files(tmp_path) and "images/a.jpg.jpg" in files(tmp_path)
     assert len(json.loads((tmp_path / "predictions.coco.json").read_text())["images"]) == 2
     assert read_finished(tmp_path / "nowhere") == []
 
 
-def test_a_foreign_results_file(tmp_path: Path) -> None:
-    (tmp_path / "predictions.jsonl").write_text("[1]\n")
+def test_a_resumed_run_writes_what_one_run_would_have(tmp_path: Path) -> None:
+    both = prediction("x/a.jpg"), empty("y/a.jpg")
+    items = [SourceItem("image", p.source, p.name) for p in both]
+    save(tmp_path / "once", list(OUTPUTS), *both, items=items)
+    save(tmp_path / "twice", list(OUTPUTS), both[0], items=items)
+    previous = read_finished(tmp_path / "twice")
+    save(tmp_path / "twice", list(OUTPUTS), both[1], items=items, previous=previous)
+    assert files(tmp_path / "twice") == files(tmp_path / "once")
+    for name in files(tmp_path / "once"):
+        assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+
+
+@pytest.mark.parametrize("line", ["[1]", "1", "{}", "{", '{"schema": 1, "detections": 3}'])
+def test_a_foreign_results_file(tmp_path: Path, line: str) -> None:
+    (tmp_path / "predictions.jsonl").write_text(f"{line}\n")
     with pytest.raises(DataError, match="not a result of"):
         read_finished(tmp_path)
 
@@ -205,9 +220,12 @@ def test_a_foreign_results_file(tmp_path: Path) -> None:
 def test_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'jsonn'.*did you mean 'json"):
         Writers(["jsonn"], tmp_path, CLASSES)
+    with pytest.raises(ConfigError, match=r"known: images, jsonl, .*crops"):
+        check_outputs(["xyzxyzxyz"])
+    assert check_outputs(["csv", "coco", "csv"]) == ("csv", "coco")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OUTPUTS)
 def test_a_full_disk_leaves_no_half_file(
     tmp_path: Path, kind: str, disk_full_after: DiskFull
 ) -> None:

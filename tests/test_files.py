@@ -1,15 +1,17 @@
-"""Files appear whole or not at all, also when the disk is full."""
+"""Files appear completely or not at all, also when the disk is full; errors of writing."""
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from dino_core.errors import DinoError
-from dino_core.inference.atomic import atomic_file
+from dino_core.errors import CheckpointError, DataError, DinoError
+from dino_core.files import atomic_file, write_error, write_errors
 
 
 def test_folders_are_made_and_the_file_replaced(tmp_path: Path) -> None:
@@ -49,3 +51,29 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DinoError, match="cannot be written"), atomic_file(tmp_path / "file" / "a"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_errors_of_a_full_disk(number: int) -> None:
+    error = write_error(Path("a"), OSError(number, os.strerror(number)), CheckpointError, kept="ok")
+    assert type(error) is CheckpointError
+    assert error.message == "a: the disk is full; ok"
+    assert error.hint == "free some space, or choose another --out"
+
+
+def test_other_errors_of_writing_state_the_reason_and_the_hint_of_the_caller() -> None:
+    denied = OSError(errno.EACCES, "Permission denied")
+    error = write_error(Path("a"), denied, DataError, hint="choose another folder")
+    assert (error.message, error.hint) == (
+        "a: cannot be written (Permission denied)", "choose another folder"
+    )  # fmt: skip
+    assert write_error(Path("a"), ValueError("No space left"), DinoError).message == (
+        "a: the disk is full; no incomplete file is left"
+    )
+
+
+def test_only_errors_of_the_system_are_translated() -> None:
+    with pytest.raises(DataError, match="cannot be written"), write_errors(Path("a"), DataError):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(ZeroDivisionError), write_errors(Path("a")):
+        raise ZeroDivisionError

@@ -1,0 +1,97 @@
+"""What a model's name or path stands for, found out without torch and without the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from dino_core.checkpoints.published.cache import cached
+from dino_core.checkpoints.published.catalogue import (
+    CATALOGUE,
+    DEFAULTS,
+    Published,
+    find_published,
+)
+from dino_core.config import nearest
+from dino_core.errors import CheckpointError
+from dino_core.variants import VARIANTS
+
+BUILT_IN = {
+    "dino-nano": Path(__file__).resolve().parents[2] / "assets" / "dino-nano.safetensors",
+}
+"""Name to model file of the models that come with the package."""
+
+FOREIGN_SUFFIXES = (".pth", ".pt", ".pkl")
+"""Suffixes of the pickled checkpoints of other projects."""
+
+Weights: TypeAlias = Literal["built in", "cached", "pull", "by hand", "unsupported", "none"]
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """What a name or path stands for.
+
+    Attributes:
+        name: The name or path as given.
+        path: Its model file on this machine; None where there is none.
+        published: The published file that the name stands for; None for other names and paths.
+        variant: Name of the network, which may be one that `VARIANTS` lacks; None for a path.
+    """
+
+    name: str
+    path: Path | None
+    published: Published | None
+    variant: str | None
+
+    @property
+    def weights(self) -> Weights:
+        """Where the weights are or how to get them.
+
+        "built in" (with the package), "cached" (fetched before), "pull" (can be fetched), "by hand"
+        (only with a browser), "unsupported" (of a network that this version lacks), or "none".
+        """
+        if self.published is None:
+            return "none" if self.path is None else "built in"
+        if self.path is not None:
+            return "cached"
+        if self.variant not in VARIANTS:
+            return "unsupported"
+        return "by hand" if self.published.url is None else "pull"
+
+
+def find_model(name_or_path: str | Path) -> NamedModel:
+    """Look a model up. A file goes before a name that is spelled like it.
+
+    Raises:
+        CheckpointError: there is no such file or model; the nearest known name is suggested.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if path.is_file():
+        return NamedModel(name, path, None, None)
+    published = find_published(name)
+    if published is not None:
+        here = cached(published.name)
+        model = here.path(here.model) if here.model else None
+        return NamedModel(name, model, published, published.variant)
+    if name in VARIANTS or name in {model.variant for model in CATALOGUE.values()}:
+        built_in = BUILT_IN.get(name)
+        return NamedModel(name, built_in if built_in and built_in.is_file() else None, None, name)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder, not a model file", "e.g. best.safetensors in it")
+    if path.suffix or len(path.parts) > 1:
+        raise CheckpointError(f"{path}: no such file")
+    known = f"known: {', '.join(VARIANTS)}; `dino models list --all` has more"
+    hint = nearest(name, {**VARIANTS, **CATALOGUE}) or known
+    raise CheckpointError(f"unknown model '{name}'", hint)
+
+
+def list_models(*, every_file: bool = False) -> list[NamedModel]:
+    """The models that have a name: one per network, or also every published file."""
+    names = [*VARIANTS, *(name for name in DEFAULTS if name not in VARIANTS)]
+    return [find_model(name) for name in ([*names, *CATALOGUE] if every_file else names)]
+
+
+def fetched_models() -> list[str]:
+    """Names of the published files of which something is in the cache."""
+    return [name for name in CATALOGUE if (here := cached(name)).source or here.model]
