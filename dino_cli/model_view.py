@@ -94,7 +94,7 @@ def model_rows(everything: bool) -> list[dict[str, Any]]:
         LICENCE,
         find_published,
     )
-    from dino_core.inference.metadata import read_metadata
+    from dino_core.inference.runtimes import read_metadata
     from dino_core.variants import VARIANTS
 
     names = [*VARIANTS, *(name for name in DEFAULTS if name not in VARIANTS)]
@@ -148,7 +148,7 @@ def describe(model: str) -> dict[str, Any]:
     from dino_core.checkpoints.published.cache import cached
     from dino_core.checkpoints.published.catalogue import find_published
     from dino_core.files import sha256_of
-    from dino_core.inference.metadata import read_metadata
+    from dino_core.inference.runtimes import read_metadata
     from dino_core.metadata import to_json
 
     is_file = Path(model).is_file()

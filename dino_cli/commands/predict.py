@@ -11,6 +11,7 @@ import typer
 
 from dino_cli import errors, model_view, options, output, render
 from dino_cli.gates import ANY, Gate, parse_gate
+from dino_core.config import MIN_IMAGE_SIZE
 from dino_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +56,11 @@ def predict(
     dtype: options.Dtype = "auto",
     image_size: Annotated[
         int | None,
-        typer.Option("--image-size", min=32, help="Long side of the input; default: the model's."),
+        typer.Option(
+            "--image-size",
+            min=MIN_IMAGE_SIZE,
+            help="Long side of the input; default: the model's.",
+        ),
     ] = None,
     batch: options.Batch = 1,
     recursive: Annotated[

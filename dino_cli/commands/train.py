@@ -12,7 +12,7 @@ import typer
 
 from dino_cli import errors, model_view, options, output, processes, render
 from dino_cli.settings import Settings, model_input, model_overrides, resolve_settings
-from dino_core.config import LOGGERS
+from dino_core.config import LOGGERS, MIN_IMAGE_SIZE
 from dino_core.errors import ConfigError
 from dino_core.process import started_by_torchrun
 from dino_core.recipes import find_recipe
@@ -84,7 +84,7 @@ def train(
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Rate of the head.")] = None,
     image_size: Annotated[
-        int | None, typer.Option("--image-size", min=32, help="Long side in pixels.")
+        int | None, typer.Option("--image-size", min=MIN_IMAGE_SIZE, help="Long side in pixels.")
     ] = None,
     dtype: Annotated[
         Literal["auto", "fp32", "bf16"] | None, typer.Option("--dtype", help="Arithmetic.")

@@ -31,20 +31,18 @@ def decode(
     *,
     num_select: int = 300,
     threshold: float = 0.0,
-    clip: bool = True,
     allowed_classes: Sequence[int] | None = None,
 ) -> Decoded:
-    """The best `num_select` (query, class) pairs; one query may appear with several classes.
+    """Return the best `num_select` (query, class) pairs, with boxes clipped to the image.
 
-    Equal scores are ordered by query, then class.
+    One query may appear with several classes. Equal scores are ordered by query, then class.
 
     Args:
         logits: (Q, C) raw class scores.
-        boxes_cxcywh: (Q, 4) boxes normalised to the image.
-        size_hw: Height and width of the original image.
-        num_select: The most objects returned.
-        threshold: The lowest score kept.
-        clip: Clip boxes to the image.
+        boxes_cxcywh: (Q, 4) boxes normalized to the image.
+        size_hw: Height and width of the original image in pixels.
+        num_select: Maximum objects returned.
+        threshold: Lowest score that is kept.
         allowed_classes: Class indices to choose from; all where None.
     """
     columns = np.arange(logits.shape[1]) if allowed_classes is None else np.array(allowed_classes)
@@ -57,9 +55,8 @@ def decode(
     order = candidates[np.argsort(-scores[candidates], kind="stable")][:num_select]
     query, column = np.divmod(order, max(1, columns.size))
     boxes = _to_pixels(boxes_cxcywh[query].astype(np.float32), size_hw)
-    if clip:
-        limit = np.array([size_hw[1], size_hw[0]] * 2, np.float32)
-        boxes = np.clip(boxes, np.float32(0), limit)
+    limit = np.array([size_hw[1], size_hw[0]] * 2, np.float32)
+    boxes = np.clip(boxes, np.float32(0), limit)
     return Decoded(boxes, scores[order], columns[column])
 
 

@@ -257,7 +257,7 @@ import sys
 from pathlib import Path
 import dino_core
 from dino_core import Detector
-from dino_core.inference.metadata import read_metadata
+from dino_core.inference.runtimes import read_metadata
 from dino_core.inference.sources import open_sources
 from dino_core.inference.writers import KINDS, Writers
 folder = Path({str(tmp_path)!r})

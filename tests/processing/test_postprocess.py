@@ -45,11 +45,6 @@ def test_hand_worked_numbers() -> None:
     assert decoded.class_indices.dtype == np.int64
 
 
-def test_without_clipping_boxes_leave_the_image() -> None:
-    decoded = decode(LOGITS, BOXES, (100, 200), threshold=0.4, clip=False)
-    np.testing.assert_allclose(decoded.boxes_xyxy_px[2], [170, 85, 210, 105], atol=1e-4)
-
-
 def test_one_query_may_answer_with_several_classes() -> None:
     decoded = decode(LOGITS, BOXES, (100, 200), num_select=5)
     np.testing.assert_allclose(decoded.scores, [0.9, 0.8, 0.5, 0.3, 0.2], atol=1e-6)

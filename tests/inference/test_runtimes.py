@@ -1,16 +1,18 @@
-"""Model files as they describe themselves, and files that only look like them."""
+"""The table of runtimes: metadata of model files, and files that only look like models."""
 
 from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from factories import CLASS_NAMES, TINY_INPUT, tiny_checkpoint, tiny_config
 
 from dino_core.errors import CheckpointError
-from dino_core.inference.metadata import read_metadata
+from dino_core.inference.runtimes import open_runtime, read_metadata
 
 
 def header(path: Path, content: object, body: bytes = b"") -> Path:
@@ -45,9 +47,33 @@ def test_other_files(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Q", 10) + b"{" * 20)
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         read_metadata(path)
-    with pytest.raises(CheckpointError, match="not one of dino's"):
+    with pytest.raises(CheckpointError, match="without the metadata of a dino model"):
         read_metadata(header(path, {"__metadata__": {"format": "pt"}}))
-    with pytest.raises(CheckpointError, match="not one of dino's"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         read_metadata(header(path, [1, 2]))
+    tensor = {"dtype": "F32", "shape": [2], "data_offsets": [0, 99]}  # 2 values are 8 bytes
+    with pytest.raises(CheckpointError, match="truncated, or not a safetensors file"):
+        read_metadata(header(path, {"__metadata__": {"dino": "{}"}, "a": tensor}, bytes(8)))
     with pytest.raises(CheckpointError, match="upgrade"):
         read_metadata(header(path, {"__metadata__": {"dino": '{"format": 99}'}}))
+
+
+def test_reading_metadata_imports_no_torch(tmp_path: Path) -> None:
+    path = tiny_checkpoint(tmp_path / "a.safetensors")
+    program = (
+        "import sys\n"
+        "from dino_core.inference.runtimes import read_metadata\n"
+        f"assert read_metadata({str(path)!r}).variant == 'dino-tiny'\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_suffix_chooses_the_runtime_whatever_its_case(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "a.ONNX").write_bytes(b"not a graph")
+    with pytest.raises(CheckpointError, match="onnxruntime cannot load it"):
+        open_runtime(tmp_path / "a.ONNX", "cpu", "auto")
+    with pytest.raises(CheckpointError, match="unknown model 'dino-nan'"):
+        open_runtime("dino-nan", "cpu", "auto")
