@@ -1,7 +1,7 @@
 """The export formats: one row per format, read by `export()` and by the command line.
 
-A new format is one file with a writer and a runtime, and one row here. Its packages, and torch, are
-imported when it is used, so that the command line can list the formats at once.
+A new format is one file with a writer and a runtime, and one row here. Its packages, torch
+and numpy are imported when it is used, so that `dino export --help` answers at once.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino_core.errors import ConfigError
-from dino_core.exporters.exporter import Exporter, ExportSettings, VerifiedRuntime
-from dino_core.metadata import CheckpointMeta
+from dino_core.exporters.exporter import Exporter, ExportSettings
 
 if TYPE_CHECKING:
+    from dino_core.exporters.verify import VerifiedRuntime
+    from dino_core.metadata import CheckpointMeta
     from dino_core.models.dino import Dino
 
 

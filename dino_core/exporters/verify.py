@@ -15,21 +15,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dino_core.errors import ConfigError
-from dino_core.exporters.exporter import VerifiedRuntime
-from dino_core.inference.pipeline import Pipeline, RawOutput
+from dino_core.inference.pipeline import Pipeline, RawOutput, Runtime
+from dino_core.metadata import CheckpointMeta
 from dino_core.processing.overlap import box_iou
 from dino_core.processing.postprocess import Decoded
 from dino_core.processing.preprocess import load_image
 
 if TYPE_CHECKING:
     from dino_core.models.dino import Dino, DinoOutput
+
+
+class VerifiedRuntime(Runtime, Protocol):
+    """An artifact opened for verification, which also reports the tokens that became queries."""
+
+    @property
+    def meta(self) -> CheckpointMeta:
+        """The metadata inside the artifact."""
+
+    @property
+    def input_hw(self) -> tuple[int, int]:
+        """Fixed height and width of its input."""
+
+    @property
+    def batch(self) -> int:
+        """Fixed number of images per run."""
+
+    def run_with_tokens(
+        self, images: NDArray[np.float32], padding_mask: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Run one batch.
+
+        Args:
+            images: (B, 3, H, W) float32.
+            padding_mask: (B, H, W) bool, True on padding.
+
+        Returns:
+            logits (B, Q, C), boxes_cxcywh (B, Q, 4) and token_indices (B, Q), the index of the
+            encoder token behind each query.
+        """
 
 
 @dataclass(frozen=True)
