@@ -10,7 +10,13 @@ import typer
 
 from dino_cli import errors, model_view, options, output, render
 from dino_core.errors import ConfigError
-from dino_core.exporters.table import DEFAULT_FORMAT, DTYPES, EXPORTERS, find_exporter
+from dino_core.exporters.table import (
+    DEFAULT_FORMAT,
+    DTYPES,
+    EXPORTERS,
+    check_dtype,
+    find_exporter,
+)
 
 if TYPE_CHECKING:
     from dino_core.exporters.api import ExportReport
@@ -21,6 +27,26 @@ app = typer.Typer(**options.SETTINGS)
 _SUFFIXES = tuple(exporter.suffix for exporter in EXPORTERS.values())
 
 
+_Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="|".join(EXPORTERS),
+        help="Format to write.",
+        autocompletion=lambda: list(EXPORTERS),
+    ),
+]
+_Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="|".join(DTYPES),
+        help="Dtype of the weights.",
+        autocompletion=lambda: list(DTYPES),
+    ),
+]
+
+
 @app.command(
     epilog=options.examples(
         "dino export runs/train/best.safetensors --out best.onnx --verify photos/",
@@ -29,15 +55,7 @@ _SUFFIXES = tuple(exporter.suffix for exporter in EXPORTERS.values())
 )
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or file.")],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="|".join(EXPORTERS),
-            help="Format to write.",
-            autocompletion=lambda: list(EXPORTERS),
-        ),
-    ] = DEFAULT_FORMAT,
+    form: _Format = DEFAULT_FORMAT,
     image_size: Annotated[
         str | None,
         typer.Option(
@@ -45,15 +63,7 @@ def export(
         ),
     ] = None,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX operator set.")] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            metavar="|".join(DTYPES),
-            help="Dtype of the weights.",
-            autocompletion=lambda: list(DTYPES),
-        ),
-    ] = DTYPES[0],
+    dtype: _Dtype = DTYPES[0],
     verify: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,6 +82,7 @@ def export(
 ) -> None:
     """Write MODEL for another runtime, metadata inside, and compare it with torch on images."""
     suffix = find_exporter(form).suffix
+    check_dtype(dtype)
     images = _images(verify)
     size_hw = options.size_hw(image_size)
     model_view.ensure(model)
@@ -82,13 +93,7 @@ def export(
 
         render.note(f"exporting {model}; this takes a while")
         report = write(
-            model,
-            artifact,
-            form,
-            image_size=size_hw,
-            opset=opset,
-            dtype=dtype,
-            verify=images,
+            model, artifact, form, image_size=size_hw, opset=opset, dtype=dtype, verify=images
         )
         if report.parity:
             parity = folder.path / (f"{artifact.stem}.parity.json" if is_file else "parity.json")

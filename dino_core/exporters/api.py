@@ -12,7 +12,7 @@ from dino_core.checkpoints.io import build_model
 from dino_core.config import MIN_IMAGE_SIZE, PreprocessConfig
 from dino_core.errors import ConfigError, ExportError
 from dino_core.exporters.exporter import Exporter, ExportSettings
-from dino_core.exporters.table import DEFAULT_FORMAT, DTYPES, find_exporter
+from dino_core.exporters.table import DEFAULT_FORMAT, check_dtype, find_exporter
 from dino_core.exporters.verify import ParityReport, verify_artifact
 
 
@@ -71,10 +71,7 @@ def export(
     """
     out = Path(out)
     exporter = find_exporter(format)
-    if dtype not in DTYPES:
-        raise ConfigError(
-            f"export dtype '{dtype}' is not available", f"available: {', '.join(DTYPES)}"
-        )
+    check_dtype(dtype)
     opset = exporter.min_opset if opset is None else opset
     _check_settings(exporter, format, batch, opset)
     _check_out(exporter, out)

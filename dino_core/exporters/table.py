@@ -57,3 +57,11 @@ def find_exporter(name: str) -> Exporter:
             f"export format '{name}' is not available", f"available: {', '.join(EXPORTERS)}"
         )
     return EXPORTERS[name]
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ConfigError for a dtype that no exporter writes."""
+    if dtype not in DTYPES:
+        raise ConfigError(
+            f"export dtype '{dtype}' is not available", f"available: {', '.join(DTYPES)}"
+        )

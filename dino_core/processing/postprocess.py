@@ -1,4 +1,4 @@
-"""Raw logits and boxes to detections, without NMS (ALGORITHM 29): THE decode, torch or ONNX."""
+"""From raw logits and boxes to detections, without NMS (ALGORITHM 29), for every runtime."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _sigmoid(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _to_pixels(boxes_cxcywh: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """(N, 4) normalised cxcywh to (N, 4) xyxy pixels."""
+    """(N, 4) normalized cxcywh to (N, 4) xyxy pixels."""
     center, half = boxes_cxcywh[:, :2], np.float32(0.5) * boxes_cxcywh[:, 2:]
     scale = np.array([size_hw[1], size_hw[0]] * 2, np.float32)
     return np.concatenate([center - half, center + half], axis=1) * scale

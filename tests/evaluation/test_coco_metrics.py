@@ -315,7 +315,7 @@ GENERAL = Path(__file__).parents[2] / "../shared/data/general"
 
 @pytest.mark.skipif(not GENERAL.is_dir(), reason="needs the shared data set")
 def test_equal_to_pycocotools_on_a_real_data_set(tmp_path: Path) -> None:
-    """From its annotation file through the neutral form, against pycocotools on that same file."""
+    """The annotation file through our reader, against pycocotools on the same file."""
     dataset = read_coco(GENERAL)
     records, classes = dataset.splits["val"][:150], dataset.classes
     rng = np.random.default_rng(5)

@@ -8,11 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from factories import CLASS_NAMES, TINY_INPUT, tiny_checkpoint, tiny_config
+from numpy.typing import NDArray
 
-from dino_core.errors import CheckpointError
-from dino_core.inference.runtimes import open_runtime, read_metadata
+from dino_core.errors import CheckpointError, ConfigError
+from dino_core.exporters.table import EXPORTERS
+from dino_core.inference.detector import Detector
+from dino_core.inference.runtimes import RUNTIMES, RuntimeKind, open_runtime, read_metadata
+from dino_core.metadata import CheckpointMeta, from_json, to_json
 
 
 def header(path: Path, content: object, body: bytes = b"") -> Path:
@@ -77,3 +82,40 @@ def test_the_suffix_chooses_the_runtime_whatever_its_case(tmp_path: Path) -> Non
         open_runtime(tmp_path / "a.ONNX", "cpu", "auto")
     with pytest.raises(CheckpointError, match="unknown model 'dino-nan'"):
         open_runtime("dino-nan", "cpu", "auto")
+
+
+def test_every_export_format_can_be_predicted_with() -> None:
+    assert {exporter.suffix for exporter in EXPORTERS.values()} <= set(RUNTIMES)
+
+
+class Constant:
+    """A runtime that finds one object of the first class in the middle of every image."""
+
+    input_hw = None
+
+    def run(
+        self, images: NDArray[np.float32], padding_mask: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        logits = np.full((len(images), 1, 2), -9, np.float32)
+        logits[:, 0, 0] = 9
+        return logits, np.full((len(images), 1, 4), 0.5, np.float32)
+
+
+def test_a_row_is_all_that_a_new_kind_of_file_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = read_metadata(tiny_checkpoint(tmp_path / "tiny.safetensors"))
+
+    def read(path: Path) -> CheckpointMeta:
+        return from_json(path.read_text())
+
+    kind = RuntimeKind(lambda path, device, dtype: (Constant(), read(Path(path))), read)
+    monkeypatch.setitem(RUNTIMES, ".constant", kind)
+    path = tmp_path / "a.constant"
+    path.write_text(to_json(meta))
+    assert read_metadata(path) == meta
+    (result,) = Detector.load(path).predict(np.zeros((40, 80, 3), np.uint8))
+    assert (result.model, result.labels) == ("a.constant", [CLASS_NAMES[0]])
+    assert result.boxes_xyxy_px.tolist() == [[20, 10, 60, 30]]
+    with pytest.raises(ConfigError, match="no torch module"):
+        _ = Detector.load(path).model
