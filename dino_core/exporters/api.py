@@ -91,7 +91,7 @@ def export(
     )
     meta = replace(checkpoint.meta, preprocess=preprocess)
     exporter.write(network, meta, out, ExportSettings(input_hw, batch, opset))
-    parity = verify_artifact(exporter.runtime(out), network, verify, str(out)) if verify else None
+    parity = verify_artifact(exporter.runtime(out), network, verify) if verify else None
     return ExportReport(out, format, input_hw, batch, opset, out.stat().st_size, parity)
 
 

@@ -122,7 +122,8 @@ class OnnxWithTokens:
     and verification does.
 
     Attributes:
-        meta: The metadata inside the file.
+        path: The file.
+        meta: The metadata inside it.
         input_hw: Fixed height and width of its input.
         batch: Fixed number of images per run.
     """
@@ -140,6 +141,7 @@ class OnnxWithTokens:
             raise ExportError(error.message, error.hint) from error
         if self._runtime.input_hw is None or self._runtime.input_batch is None:
             raise ExportError(f"{path}: its input has no fixed size and batch", "export it again")
+        self.path: Path = path
         self.meta: CheckpointMeta = self._runtime.meta
         self.input_hw: tuple[int, int] = self._runtime.input_hw
         self.batch: int = self._runtime.input_batch

@@ -36,6 +36,10 @@ class VerifiedRuntime(Runtime, Protocol):
     """An artifact opened for verification, which also reports the tokens that became queries."""
 
     @property
+    def path(self) -> Path:
+        """The artifact's file."""
+
+    @property
     def meta(self) -> CheckpointMeta:
         """The metadata inside the artifact."""
 
@@ -165,7 +169,6 @@ def verify_artifact(
     runtime: VerifiedRuntime,
     model: Dino,
     images: Sequence[str | Path],
-    artifact: str,
     tolerance: Tolerance | None = None,
 ) -> ParityReport:
     """Compare an artifact with the torch model that it was made from.
@@ -176,7 +179,6 @@ def verify_artifact(
         runtime: The artifact, opened by its exporter.
         model: In evaluation mode, on the CPU, float32.
         images: Image files.
-        artifact: The artifact's file, for the report.
         tolerance: What passes.
 
     Raises:
@@ -187,7 +189,7 @@ def verify_artifact(
         raise ConfigError("no images to verify the export on", "give some photos")
     tolerance = tolerance or Tolerance()
     rows = [_compare(runtime, model, Path(image), tolerance) for image in images]
-    return ParityReport(artifact, tolerance, tuple(rows))
+    return ParityReport(str(runtime.path), tolerance, tuple(rows))
 
 
 def _compare(
@@ -197,6 +199,8 @@ def _compare(
     prepared = pipeline.prepare(load_image(path))
     images, mask = pipeline.collate([prepared] * runtime.batch)
     logits, boxes, tokens = runtime.run_with_tokens(images, mask)
+    # `free` picks its own tokens. `forced` takes the artifact's, so that each row of its output
+    # belongs to the same query as in the artifact's output and can be compared with it.
     with torch.inference_mode():
         given = (torch.from_numpy(images), torch.from_numpy(mask))
         free: DinoOutput = model(*given)
@@ -210,6 +214,7 @@ def _compare(
         image=str(path),
         logits=_largest(forced.logits.numpy() - logits),
         boxes=_largest(forced.boxes_cxcywh.numpy() - boxes),
+        # By rank: the artifact may order equally good tokens differently, but not pick worse ones.
         selection=_largest(
             (free.encoder.logits.amax(dim=-1) - forced.encoder.logits.amax(dim=-1)).numpy()
         ),

@@ -34,7 +34,7 @@ Box = tuple[float, float, float, float]
 def verified(
     path: Path, model: Dino, images: list[Path], tolerance: Tolerance | None = None
 ) -> ParityReport:
-    return verify_artifact(OnnxWithTokens(path), model, images, str(path), tolerance)
+    return verify_artifact(OnnxWithTokens(path), model, images, tolerance)
 
 
 def found(*rows: tuple[int, float, Box]) -> Decoded:
