@@ -100,7 +100,7 @@ def model_rows(every_file: bool) -> list[dict[str, Any]]:
 
 def _row(model: NamedModel) -> dict[str, Any]:
     from dino_core.checkpoints.published.catalogue import LICENSE
-    from dino_core.inference.metadata import read_metadata
+    from dino_core.inference.runtimes import read_metadata
     from dino_core.variants import VARIANTS
 
     variant = VARIANTS.get(model.variant or "")
@@ -177,7 +177,7 @@ def _network_facts(variant: str) -> dict[str, Any]:
 def _file_facts(path: Path) -> dict[str, Any]:
     from dino_core.checkpoints.published.names import FOREIGN_SUFFIXES
     from dino_core.files import sha256_of
-    from dino_core.inference.metadata import read_metadata
+    from dino_core.inference.runtimes import read_metadata
     from dino_core.metadata import to_json
 
     facts = {"file": str(path), "mb": _megabytes(path), "sha256": sha256_of(path)}

@@ -128,7 +128,7 @@ def _own_settings(model: str, weights: str | None) -> tuple[ModelConfig, Preproc
     """Network and input that `model` stands for, without reading its weights where possible."""
     from dino_core.checkpoints.published.names import FOREIGN_SUFFIXES
     from dino_core.checkpoints.zoo import load, resolve
-    from dino_core.inference.metadata import read_metadata
+    from dino_core.inference.runtimes import read_metadata
 
     if model in VARIANTS and weights is not None:
         return VARIANTS[model].model, VARIANTS[model].preprocess

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dino_cli import data_options
+from dino_core.config import MIN_IMAGE_SIZE
 
 Data = Annotated[Path | None, data_options.data_argument(show_default=False)]
 Model = Annotated[
@@ -56,7 +57,9 @@ Accumulate = Annotated[
 Lr = Annotated[float | None, typer.Option("--lr", help="Learning rate of the head.")]
 ImageSize = Annotated[
     int | None,
-    typer.Option("--image-size", min=32, help="Long side of the network's input, in pixels."),
+    typer.Option(
+        "--image-size", min=MIN_IMAGE_SIZE, help="Long side of the network's input, in pixels."
+    ),
 ]
 Dtype = Annotated[
     Literal["auto", "fp32", "bf16"] | None,

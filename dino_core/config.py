@@ -24,6 +24,7 @@ else:
 
 T = TypeVar("T")
 
+MIN_IMAGE_SIZE = 32  # pixels of a side of the input: the coarsest backbone map has stride 32
 NECK_GROUPS = 32  # of each level's GroupNorm (ALGORITHM 2)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -1,4 +1,4 @@
-"""Labelled images and detections written by hand or drawn at random, for tests of metrics."""
+"""Labeled images and detections, written by hand or drawn at random, for tests of metrics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def found(*objects: tuple[int, float, Box]) -> Decoded:
 
 
 def random_case(seed: int, classes: int = 4) -> tuple[list[ImageRecord], list[Decoded]]:
-    """Crowds, equal scores, shifted boxes, strays, and more than 100 of one class in an image."""
+    """Crowds, equal scores, shifted boxes, strays, and over 100 boxes of one class per image."""
     rng = np.random.default_rng(seed)
     records, predictions = [], []
     for number in range(25):

@@ -81,12 +81,7 @@ def _evaluate(
     """Run the evaluation with progress on stderr."""
     from dino_core.data.load import load_dataset
     from dino_core.engine.memory import keep_freed_memory
-    from dino_core.evaluation.evaluate import (
-        EvaluationProgress,
-        EvaluationStarted,
-        evaluation_steps,
-        with_val_of_training,
-    )
+    from dino_core.evaluation.evaluate import start_evaluation, with_val_of_training
     from dino_core.inference.detector import Detector
 
     keep_freed_memory()
@@ -94,18 +89,13 @@ def _evaluate(
     model_view.ensure(model)
     detector = Detector.load(model, device=device, dtype=dtype)
     dataset = with_val_of_training(dataset, detector.meta)
-    steps = evaluation_steps(detector, dataset, split, batch=batch)
-    started = next(steps)
-    assert isinstance(started, EvaluationStarted)
-    for warning in started.warnings:
+    evaluation = start_evaluation(detector, dataset, split, batch=batch)
+    for warning in evaluation.warnings:
         render.warn(warning)
-    with render.ticker("images", started.images) as progress:
-        for event in steps:
-            if isinstance(event, EvaluationProgress):
-                progress.advance(event.done - progress.done)
-            elif not isinstance(event, EvaluationStarted):
-                return event
-    raise AssertionError("an evaluation ends with its result")
+    with render.ticker("images", len(evaluation.records)) as ticker:
+        for progress in evaluation:
+            ticker.advance(progress.done - ticker.done)
+        return evaluation.finish()
 
 
 def _print_metrics(metrics: Metrics) -> None:

@@ -1,8 +1,8 @@
 """The 12 COCO numbers and each class's AP, computed by pycocotools itself (`COCOeval`).
 
-The library is fed from memory and its printing is discarded; matching, crowd and area rules are its
-own, so the numbers are those that everyone publishes. Per-class values are read from the same
-accumulated precision table as the overall ones.
+The library gets its input from memory and its printed output is discarded. Matching, crowd and area
+rules are its own, so the numbers are comparable with published ones. Per-class values are read from
+the same accumulated precision table as the overall ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STATS = (  # the order of COCOeval.stats
 
 
 class PredictedBoxes(Protocol):
-    """One image's predictions: `processing.postprocess.Decoded` or anything of its form."""
+    """One image's predictions: `processing.postprocess.Decoded` or anything with its arrays."""
 
     @property
     def boxes_xyxy_px(self) -> NDArray[np.float32]: ...
@@ -39,7 +39,14 @@ class PredictedBoxes(Protocol):
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class: its AP and AP50 (None without ground truth), images and boxes that show it."""
+    """The numbers of one class.
+
+    Attributes:
+        ap: Mean AP over IoU 0.50:0.05:0.95; None without ground truth.
+        ap50: AP at IoU 0.50; None without ground truth.
+        images: Images with at least one box of the class.
+        boxes: Boxes of the class, without crowd regions.
+    """
 
     ap: float | None
     ap50: float | None
@@ -52,12 +59,21 @@ class Metrics:
     """COCO's 12 numbers as fractions; None where nothing could be measured (-1 in pycocotools).
 
     Attributes:
-        ap: Mean AP over IoU 0.50:0.05:0.95; `ap50` and `ap75` are those at one IoU.
-        ap_small: AP of ground truth under 32**2 pixels; `ap_medium` up to 96**2, `ap_large` above.
-        ar_1: Recall with 1 detection a class and image; `ar_10` and `ar_100` with 10 and 100.
+        ap: Mean AP over IoU 0.50:0.05:0.95.
+        ap50: AP at IoU 0.50.
+        ap75: AP at IoU 0.75.
+        ap_small: AP of ground truth of less than 32**2 pixels.
+        ap_medium: AP of ground truth of 32**2 to 96**2 pixels.
+        ap_large: AP of ground truth of more than 96**2 pixels.
+        ar_1: Recall with at most 1 detection per class and image.
+        ar_10: Recall with at most 10.
+        ar_100: Recall with at most 100.
+        ar_small: Recall of small ground truth, with at most 100.
+        ar_medium: Recall of medium ground truth, with at most 100.
+        ar_large: Recall of large ground truth, with at most 100.
         per_class: Class name to its numbers, in class order.
         images: Images evaluated.
-        ms_per_image: Milliseconds of prediction an image; None where it was not timed.
+        ms_per_image: Milliseconds of prediction per image; None where it was not timed.
     """
 
     ap: float | None
@@ -92,10 +108,10 @@ def coco_metrics(
 
     Args:
         records: The images with their boxes.
-        predictions: One entry an image, in the same order; more than 100 boxes of one class in an
-            image are cut to the best 100, as COCO does.
-        classes: What the class indices of both mean.
-        ms_per_image: Passed on into the result.
+        predictions: One entry per image, in the same order. At most the best 100 boxes per class
+            and image count, as in COCO's evaluation.
+        classes: Meaning of the class indices of both.
+        ms_per_image: Copied into the result.
     """
     if len(records) != len(predictions):
         raise ValueError(f"{len(records)} images but {len(predictions)} predictions")
@@ -113,7 +129,7 @@ def coco_metrics(
 def coco_predictions(
     records: Sequence[ImageRecord], predictions: Sequence[PredictedBoxes], classes: ClassMap
 ) -> list[dict[str, Any]]:
-    """Predictions as COCO results: the data set's own image and category ids, boxes x, y, w, h."""
+    """Return predictions as COCO results, with the data set's own ids and boxes x, y, w, h."""
     rows: list[dict[str, Any]] = []
     for record, predicted in zip(records, predictions, strict=True):
         boxes = _xywh(predicted.boxes_xyxy_px)
@@ -145,7 +161,7 @@ def _run_cocoeval(
 
 
 def _coco_index(images: int, classes: int, rows: Iterator[dict[str, Any]]) -> Any:
-    """An in-memory `COCO`. Ids are positions, which are unique whatever the data set's own are."""
+    """Build an in-memory `COCO`; ids are positions, since a data set's own may not be unique."""
     from pycocotools.coco import COCO
 
     index = COCO()
@@ -160,7 +176,7 @@ def _coco_index(images: int, classes: int, rows: Iterator[dict[str, Any]]) -> An
 
 
 def _truth_rows(records: Sequence[ImageRecord]) -> Iterator[dict[str, Any]]:
-    next_id = 1  # COCOeval takes a match with annotation 0 for no match
+    next_id = 1  # COCOeval treats a match with annotation id 0 as no match
     for image, record in enumerate(records):
         boxes = _xywh(record.boxes_xyxy_px).tolist()
         for row, box in enumerate(boxes):
@@ -197,7 +213,7 @@ def _found_rows(predictions: Sequence[PredictedBoxes]) -> Iterator[dict[str, Any
 def _per_class(
     records: Sequence[ImageRecord], classes: ClassMap, precision: NDArray[np.float64]
 ) -> dict[str, ClassMetrics]:
-    """Each named class's numbers; crowd regions are not counted as boxes."""
+    """The numbers of each named class; crowd regions do not count as boxes."""
     images = np.zeros(len(classes), np.int64)
     boxes = np.zeros(len(classes), np.int64)
     for record in records:
@@ -215,7 +231,7 @@ def _per_class(
 
 
 def _mean(table: NDArray[np.float64]) -> float | None:
-    """Mean of the entries that exist; COCOeval marks the others with -1."""
+    """Mean of the entries that are defined; COCOeval marks the others with -1."""
     known = table[table > -1]
     return float(known.mean()) if known.size else None
 

@@ -1,65 +1,39 @@
-"""Score a model on a data set: predictions of all images, then the COCO numbers.
-
-Padding changes what DINO predicts (ALGORITHM, "Do better"), so a batch holds images of one resized
-shape and no padding; only a model of fixed input size (ONNX) gets padded images.
-"""
+"""Score a model on a data set: predict all images, then compute the COCO numbers."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_core.config import PreprocessConfig, TrainConfig
+from dino_core.config import TrainConfig
 from dino_core.data.records import DatasetIndex, ImageRecord, SetApart
 from dino_core.detections import ClassMap
 from dino_core.errors import CheckpointError, DataError
 from dino_core.evaluation.coco_metrics import Metrics, coco_metrics, coco_predictions
+from dino_core.inference.pipeline import Pipeline, group_by_shape
 from dino_core.metadata import CheckpointMeta
-from dino_core.processing.postprocess import Decoded, decode
-from dino_core.processing.preprocess import (
-    collate,
-    fit_size,
-    load_image,
-    preprocess,
-    resized_size,
-)
+from dino_core.processing.postprocess import Decoded
+from dino_core.processing.preprocess import load_image
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from dino_core.inference.detector import Detector
-
-Arrays: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
-Run: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.bool_]], Arrays]
-"""images (B, 3, H, W), padding_mask (B, H, W) -> logits (B, Q, C), boxes_cxcywh (B, Q, 4)."""
-
-
-@dataclass(frozen=True)
-class EvaluationStarted:
-    """Model and data fit together; nothing has been predicted yet.
-
-    Attributes:
-        images: Images to evaluate.
-        classes: The data set's classes.
-        warnings: Classes that the model lacks, and what reading the data repaired.
-    """
-
-    images: int
-    classes: ClassMap
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class EvaluationProgress:
-    """`done` of `total` images are predicted; `ms_per_image` so far."""
+    """Progress after one batch.
+
+    Attributes:
+        done: Images predicted so far.
+        total: Images to predict.
+        ms_per_image: Average milliseconds per image so far, reading included.
+    """
 
     done: int
     total: int
@@ -68,12 +42,12 @@ class EvaluationProgress:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The end of an evaluation.
+    """The metrics of an evaluation and what they were computed from.
 
     Attributes:
-        metrics: The numbers.
+        metrics: The COCO numbers.
         records: The images, in data set order.
-        predictions: Their predictions, class indices being the data set's.
+        predictions: Their predictions, with the data set's class indices.
         classes: The data set's classes.
     """
 
@@ -83,11 +57,85 @@ class EvaluationResult:
     classes: ClassMap
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """The content of `predictions.json`: COCO results in the data set's own ids."""
+        """The content of `predictions.json`: COCO results with the data set's own ids."""
         return coco_predictions(self.records, self.predictions, self.classes)
 
 
-EvaluationEvent: TypeAlias = EvaluationStarted | EvaluationProgress | EvaluationResult
+class Evaluation:
+    """One evaluation: iterate over it to follow its progress, then `finish` returns the result.
+
+        evaluation = start_evaluation("dino-nano", "data/")
+        for progress in evaluation:
+            print(progress.done, "of", progress.total)
+        print(evaluation.finish().metrics.ap)
+
+    The iteration may be left out or left early; `finish` predicts whatever images are left.
+
+    Attributes:
+        records: The images to evaluate.
+        classes: The data set's classes.
+        warnings: What the caller should show before the evaluation, e.g. classes that the model
+            lacks.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        records: Sequence[ImageRecord],
+        classes: ClassMap,
+        *,
+        batch: int = 8,
+        columns: NDArray[np.int64] | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        """Prepare the evaluation; nothing is predicted yet.
+
+        Args:
+            pipeline: The network and its input.
+            records: The images with their boxes.
+            classes: The data set's classes.
+            batch: Maximum images per forward pass.
+            columns: (C,) data set class index of each column of the network, -1 for none; None
+                where they are equal.
+            warnings: Stored as `warnings`.
+        """
+        self.records = tuple(records)
+        self.classes = classes
+        self.warnings = warnings
+        self._pipeline = pipeline
+        self._columns = columns
+        self._groups = shape_groups(pipeline, records, batch)
+        self._groups_done = 0
+        self._predictions: dict[int, Decoded] = {}
+        self._seconds = 0.0
+
+    def __iter__(self) -> Iterator[EvaluationProgress]:
+        """Predict the images that are left, with one progress value after each batch.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        left = self._groups[self._groups_done :]
+        for found, seconds in predict_groups(self._pipeline, self.records, left, self._columns):
+            self._predictions.update(found)
+            self._seconds += seconds
+            self._groups_done += 1
+            done = len(self._predictions)
+            yield EvaluationProgress(done, len(self.records), 1000 * self._seconds / done)
+
+    def finish(self) -> EvaluationResult:
+        """Predict the images that are left and compute the metrics.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        for _ in self:
+            pass
+        count = len(self.records)
+        ordered = tuple(self._predictions[i] for i in range(count))
+        ms = 1000 * self._seconds / count if count else None
+        metrics = coco_metrics(self.records, ordered, self.classes, ms_per_image=ms)
+        return EvaluationResult(metrics, self.records, ordered, self.classes)
 
 
 def evaluate(
@@ -99,14 +147,14 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
 ) -> Metrics:
-    """The COCO numbers of a model on one split of a data set.
+    """Compute the COCO numbers of a model on one split of a data set.
 
     Args:
         model: A model's name, a `.safetensors` or `.onnx` file, or a loaded Detector.
         data: A data set's folder or file, or what `load_dataset` returned. Where a folder or file
-            has no val split, that which the model's training set apart is taken.
+            has no val split, the images that the model's training set apart are used.
         split: "train", "val" or "test".
-        batch: The most images at once; they are of one shape.
+        batch: Maximum images per forward pass; a batch holds images of one shape.
         device: "auto", "cpu", "cuda", ...; a loaded Detector keeps its own.
         dtype: "auto", "fp32", "bf16" or "fp16"; a loaded Detector keeps its own.
 
@@ -114,13 +162,11 @@ def evaluate(
         CheckpointError: the model cannot be read.
         DataError: the data cannot be read, has no such split, or shares no class with the model.
     """
-    for event in evaluation_steps(model, data, split, batch=batch, device=device, dtype=dtype):
-        if isinstance(event, EvaluationResult):
-            return event.metrics
-    raise AssertionError("an evaluation ends with its result")
+    evaluation = start_evaluation(model, data, split, batch=batch, device=device, dtype=dtype)
+    return evaluation.finish().metrics
 
 
-def evaluation_steps(
+def start_evaluation(
     model: str | Path | Detector,
     data: str | Path | DatasetIndex,
     split: str = "val",
@@ -128,8 +174,11 @@ def evaluation_steps(
     batch: int = 8,
     device: str = "auto",
     dtype: str = "auto",
-) -> Iterator[EvaluationEvent]:
-    """As `evaluate`, telling what happens: one start, progress, and the result at the end."""
+) -> Evaluation:
+    """Load model and data for an evaluation whose progress the caller follows.
+
+    Arguments and errors are those of `evaluate`.
+    """
     from dino_core.data.load import load_dataset
     from dino_core.inference.detector import Detector
 
@@ -141,54 +190,49 @@ def evaluation_steps(
         dataset = with_val_of_training(dataset, detector.meta)
     records = split_records(dataset, split)
     columns, warnings = match_classes(detector.classes, dataset.classes)
-    yield EvaluationStarted(len(records), dataset.classes, (*dataset.warnings, *warnings))
-    yield from score(
-        detector.runtime.run,
+    return Evaluation(
+        detector.pipeline,
         records,
         dataset.classes,
-        detector.preprocess,
         batch=batch,
         columns=columns,
-        input_hw=detector.input_hw,
+        warnings=(*dataset.warnings, *warnings),
     )
 
 
 def with_val_of_training(dataset: DatasetIndex, model: CheckpointMeta) -> DatasetIndex:
-    """`dataset` with the val split that the model's training set apart, where it has none.
+    """Return `dataset` with the val split that the model's training set apart, if it has none.
 
-    Any other would hold images that the model was trained on. For a model that was not trained on
-    such a set it is the one that training would make by default.
+    Any other split would contain images that the model was trained on. For a model that was not
+    trained on such a data set, the split is the one that training would make by default.
+
+    Raises:
+        CheckpointError: the split recorded in the model's file is malformed.
     """
     from dino_core.data.load import with_val
 
     default = SetApart(TrainConfig.val_split, TrainConfig.seed)
-    told = model.training.get("set_apart", default._asdict())
+    recorded = model.training.get("set_apart", default._asdict())
     try:
-        how = SetApart(float(told["share"]), int(told["seed"]))
-        fits = 0 <= how.share < 1 and how.seed >= 0
+        how = SetApart(float(recorded["share"]), int(recorded["seed"]))
+        valid = 0 <= how.share < 1 and how.seed >= 0
     except (TypeError, KeyError, ValueError):
-        fits = False
-    if not fits:
-        raise CheckpointError(f"the model's file tells its val split as {told!r:.80}")
+        valid = False
+    if not valid:
+        raise CheckpointError(
+            f"the model's file records its val split as {recorded!r:.80}; expected a share from 0 "
+            "to 1 and a seed",
+            "add a val split to the data",
+        )
     return with_val(dataset, how)
 
 
-def torch_run(model: nn.Module, device: str, dtype: str) -> Run:
-    """A torch model as a function of arrays, under inference mode and autocast."""
-    import torch
-
-    from dino_core.inference.torch_runtime import resolve_dtype, run_model
-
-    where, arithmetic = torch.device(device), resolve_dtype(dtype)
-
-    def run(images: NDArray[np.float32], padding_mask: NDArray[np.bool_]) -> Arrays:
-        return run_model(model, images, padding_mask, where, arithmetic)
-
-    return run
-
-
 def split_records(dataset: DatasetIndex, split: str) -> tuple[ImageRecord, ...]:
-    """The images of a split. Raises DataError where there are none."""
+    """Return the images of a split.
+
+    Raises:
+        DataError: the split is missing or empty.
+    """
     records = dataset.splits.get(split, ())
     if not records:
         found = ", ".join(f"{name} ({len(r)})" for name, r in dataset.splits.items()) or "none"
@@ -201,14 +245,15 @@ def split_records(dataset: DatasetIndex, split: str) -> tuple[ImageRecord, ...]:
 def match_classes(
     model_classes: ClassMap, data_classes: ClassMap
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Which of the data set's classes each column of the model means, by name.
+    """Match the columns of the model with the data set's classes by name.
 
     Returns:
-        (C,) the data set's class index of each column, -1 where it has none; and a warning for
-        classes that the model lacks, whose objects then count as missed.
+        columns: (C,) data set class index of each column, -1 where the data set has no such class.
+        warnings: One warning about the classes that the model lacks, whose objects count as missed;
+            empty where it lacks none.
 
     Raises:
-        DataError: no class name in common.
+        DataError: model and data have no class name in common.
     """
     index = {name: i for i, name in enumerate(data_classes.names) if name}
     columns = np.array([index.get(name, -1) for name in model_classes.names], np.int64)
@@ -235,124 +280,45 @@ def _some(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(named[:limit]) + rest
 
 
-def score(
-    run: Run,
-    records: Sequence[ImageRecord],
-    classes: ClassMap,
-    config: PreprocessConfig,
-    *,
-    batch: int = 8,
-    columns: NDArray[np.int64] | None = None,
-    input_hw: tuple[int, int] | None = None,
-) -> Iterator[EvaluationProgress | EvaluationResult]:
-    """Predict every image and compare: progress after each batch, then the result.
-
-    Args:
-        run: The network.
-        records: The images with their boxes.
-        classes: The data set's classes.
-        config: The network's input.
-        batch: The most images at once.
-        columns: Class index of each of the network's columns, -1 for none; None: they are equal.
-        input_hw: Size to which images are padded; None where each keeps its own.
-    """
-    predictions: dict[int, Decoded] = {}
-    seconds = 0.0
-    groups = shape_groups(records, config, batch, input_hw)
-    for found, spent in predict_groups(run, records, groups, config, input_hw, columns):
-        predictions.update(found)
-        seconds += spent
-        ms_per_image = 1000 * seconds / len(predictions)
-        yield EvaluationProgress(len(predictions), len(records), ms_per_image)
-    ordered = tuple(predictions[i] for i in range(len(records)))
-    ms = 1000 * seconds / len(records) if records else None
-    metrics = coco_metrics(records, ordered, classes, ms_per_image=ms)
-    yield EvaluationResult(metrics, tuple(records), ordered, classes)
+def shape_groups(pipeline: Pipeline, records: Sequence[ImageRecord], batch: int) -> list[list[int]]:
+    """Indices of the images that go through the network together: at most `batch` of one shape."""
+    shapes = [pipeline.input_shape((record.height, record.width)) for record in records]
+    return group_by_shape(shapes, batch)
 
 
 def predict_groups(
-    run: Run,
+    pipeline: Pipeline,
     records: Sequence[ImageRecord],
     groups: Sequence[Sequence[int]],
-    config: PreprocessConfig,
-    input_hw: tuple[int, int] | None,
     columns: NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[dict[int, Decoded], float]]:
-    """Predict the images of each group together: index to prediction, and the seconds it took."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
+    """Predict one group of images after the other.
 
-        def read(group: Sequence[int]) -> list[_Input]:
-            return [_read(records[i], config, input_hw) for i in group]
+    Args:
+        pipeline: The network and its input.
+        records: All images.
+        groups: Indices of the images of each batch.
+        columns: As for `Evaluation`.
 
-        waiting = reader.submit(read, groups[0]) if groups else None
-        for number, group in enumerate(groups):
-            started = time.perf_counter()
-            assert waiting is not None
-            inputs = waiting.result()
-            if number + 1 < len(groups):
-                waiting = reader.submit(read, groups[number + 1])
-            decoded = _predict(run, inputs, columns, input_hw)
-            yield dict(zip(group, decoded, strict=True)), time.perf_counter() - started
+    Yields:
+        The predictions of one group by image index, and the seconds spent on it: waiting for its
+        images, the network, and decoding.
 
-
-def shape_groups(
-    records: Sequence[ImageRecord],
-    config: PreprocessConfig,
-    batch: int,
-    input_hw: tuple[int, int] | None = None,
-) -> list[list[int]]:
-    """Indices of the images that go through the network together: at most `batch` of one shape."""
-    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
-        by_shape[input_hw or resized_size((record.height, record.width), config)].append(index)
-    return [
-        indices[start : start + batch]
-        for indices in by_shape.values()
-        for start in range(0, len(indices), batch)
-    ]
-
-
-@dataclass(frozen=True)
-class _Input:
-    """One image as the network sees it, and its original (height, width)."""
-
-    pixels: NDArray[np.float32]
-    size_hw: tuple[int, int]
-
-
-def _read(
-    record: ImageRecord, config: PreprocessConfig, input_hw: tuple[int, int] | None
-) -> _Input:
-    image = load_image(record.path)
-    size_hw = (image.shape[0], image.shape[1])
-    resized = resized_size(size_hw, config)
-    if input_hw is not None:
-        resized = fit_size(resized, input_hw)
-    return _Input(preprocess(image, config, resized), size_hw)
-
-
-def _predict(
-    run: Run,
-    inputs: Sequence[_Input],
-    columns: NDArray[np.int64] | None,
-    input_hw: tuple[int, int] | None,
-) -> list[Decoded]:
-    """Decode the network's output for each image."""
-    if input_hw is None and len({i.pixels.shape for i in inputs}) > 1:
-        # The data set states another size than the file has: one by one, never padded.
-        return [d for i in inputs for d in _predict(run, [i], columns, None)]
-    images, padding_mask = collate([i.pixels for i in inputs], input_hw)
-    logits, boxes = run(images, padding_mask)
-    return [
-        _in_data_classes(decode(logits[n], boxes[n], i.size_hw), columns)
-        for n, i in enumerate(inputs)
-    ]
+    Raises:
+        DataError: an image cannot be read.
+    """
+    outputs_of_groups = pipeline.outputs_of_groups(groups, lambda i: load_image(records[i].path))
+    started = time.perf_counter()
+    for group, outputs in zip(groups, outputs_of_groups, strict=True):
+        decoded = [_in_data_classes(output.decode(), columns) for output in outputs]
+        yield dict(zip(group, decoded, strict=True)), time.perf_counter() - started
+        started = time.perf_counter()
 
 
 def _in_data_classes(decoded: Decoded, columns: NDArray[np.int64] | None) -> Decoded:
-    """Rename columns to the data set's classes; objects of classes it lacks are left out.
+    """Rename columns to the data set's classes and drop objects of classes that it lacks.
 
-    They are left out after the best 300 were chosen, as the published evaluation does with the
+    They are dropped after the best 300 were chosen, as the published evaluation does with the
     unused columns of its heads.
     """
     if columns is None:

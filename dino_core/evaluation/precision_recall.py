@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dino_core.data.records import ImageRecord
 from dino_core.detections import ClassMap
-from dino_core.evaluation.assignment import NO_OBJECT, Matches, match_detections
+from dino_core.evaluation.assignment import NO_OBJECT, Assignment, assign_detections
 from dino_core.evaluation.coco_metrics import PredictedBoxes
 
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -22,10 +22,10 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True)
 class BestF1:
-    """The threshold at which F1 is greatest; None where nothing is found at any.
+    """The score threshold at which F1 is greatest.
 
     Attributes:
-        threshold: Detections of this score and above count.
+        threshold: Lowest score that counts; None where no threshold finds anything.
         f1: 2 * precision * recall / (precision + recall) there.
     """
 
@@ -35,13 +35,14 @@ class BestF1:
 
 @dataclass(frozen=True)
 class ClassCurve:
-    """One class that the images show.
+    """The curve of one class of which there are objects.
 
     Attributes:
-        name: Its name.
-        boxes: Its objects, crowds not counted.
-        precision: (101,) the best precision at each of RECALLS or a higher recall, 0 beyond reach.
-        best: Where its F1 is best.
+        name: The class.
+        boxes: Number of its objects, without crowd regions.
+        precision: (101,) best precision at each of RECALLS or a higher recall; 0 where the recall
+            is never reached.
+        best: The threshold with its best F1.
     """
 
     name: str
@@ -57,12 +58,12 @@ class ClassCurve:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """The curves of all classes that the images show.
+    """The curves of all classes of which there are objects.
 
     Attributes:
-        curves: In class order; classes without an object have none.
-        iou: The overlap that counts as found.
-        best: One threshold for all classes, all their detections counted together.
+        curves: In class order; classes without objects have none.
+        iou: Lowest IoU at which an object counts as found.
+        best: One threshold for all classes, from the detections of all classes together.
     """
 
     curves: tuple[ClassCurve, ...]
@@ -82,12 +83,19 @@ def precision_recall(
     classes: ClassMap,
     iou: float = 0.5,
 ) -> PrecisionRecall:
-    """Curves from the detections of every image, in the same order as `records`."""
+    """Compute the curves.
+
+    Args:
+        records: The images with their boxes.
+        predictions: Detections of each image, in the same order.
+        classes: Meaning of the class indices of both.
+        iou: Lowest IoU at which an object counts as found.
+    """
     boxes = np.zeros(len(classes), np.int64)
     for record in records:
         boxes += np.bincount(record.class_indices[~record.is_crowd], minlength=len(classes))
-    matches = [match_detections(r, p, iou) for r, p in zip(records, predictions, strict=True)]
-    scores, labels, found = _gather(matches)
+    assigned = [assign_detections(r, p, iou) for r, p in zip(records, predictions, strict=True)]
+    scores, labels, found = _gather(assigned)
     curves = []
     for index, name in enumerate(classes.names):
         if name and boxes[index]:
@@ -100,40 +108,49 @@ def precision_recall(
 
 
 def _gather(
-    matches: Sequence[Matches],
+    assigned: Sequence[Assignment],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Scores, classes and correctness of all detections, best first; those in crowds left out."""
-    counted = [~m.in_crowd for m in matches]
-    pairs = list(zip(matches, counted, strict=True))
-    scores = np.concatenate([np.zeros(0), *(m.scores[k] for m, k in pairs)])
-    labels = np.concatenate([np.zeros(0, np.int64), *(m.class_indices[k] for m, k in pairs)])
-    found = np.concatenate([np.zeros(0, bool), *(m.objects[k] != NO_OBJECT for m, k in pairs)])
+    """Scores, classes and correctness of all detections outside crowds, best score first."""
+    counted = [~a.in_crowd for a in assigned]
+    pairs = list(zip(assigned, counted, strict=True))
+    scores = np.concatenate([np.zeros(0), *(a.scores[k] for a, k in pairs)])
+    labels = np.concatenate([np.zeros(0, np.int64), *(a.class_indices[k] for a, k in pairs)])
+    found = np.concatenate([np.zeros(0, bool), *(a.objects[k] != NO_OBJECT for a, k in pairs)])
     order = np.argsort(-scores, kind="stable")
     return scores[order], labels[order], found[order]
 
 
 def interpolated(found: NDArray[np.bool_], boxes: int) -> NDArray[np.float64]:
-    """(101,) interpolated precision of detections in the order of their scores.
+    """Interpolate precision at the 101 recalls of COCO's evaluation.
 
     Args:
-        found: (N,) whether each detection is right.
-        boxes: Objects to be found, at least 1.
+        found: (N,) whether each detection finds an object, best score first.
+        boxes: Number of objects, at least 1.
+
+    Returns:
+        (101,) float64.
     """
     right = np.cumsum(found)
     recall = right / boxes
     precision = right / np.arange(1, len(found) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    place = np.searchsorted(recall, RECALLS, side="left")  # the first that reaches each recall
+    place = np.searchsorted(recall, RECALLS, side="left")  # first to reach each recall
     return np.append(envelope, 0.0)[np.minimum(place, len(envelope))]
 
 
 def best_f1(scores: NDArray[np.float64], found: NDArray[np.bool_], boxes: int) -> BestF1:
-    """The best threshold for detections in the order of their scores; of equals the highest."""
+    """Find the score threshold with the best F1; on ties the highest threshold.
+
+    Args:
+        scores: (N,) scores in descending order.
+        found: (N,) whether each detection finds an object.
+        boxes: Number of objects.
+    """
     if not found.any():
         return BestF1(None, 0.0)
     right = np.cumsum(found)
     # F1 = 2 TP / (detections + objects), van Rijsbergen's effectiveness with equal weights.
     f1 = 2 * right / (np.arange(1, len(found) + 1) + boxes)
-    f1[:-1][scores[:-1] == scores[1:]] = 0.0  # a threshold cannot part equal scores
+    f1[:-1][scores[:-1] == scores[1:]] = 0.0  # a threshold cannot separate equal scores
     place = int(np.argmax(f1))
     return BestF1(float(scores[place]), float(f1[place]))

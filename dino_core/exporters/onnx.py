@@ -1,46 +1,42 @@
 """A DINO as one ONNX file of fixed input size, with everything that prediction needs inside.
 
-Inputs are `images` (B, 3, H, W) float32, normalised, zero-padded at the bottom and right, and
-`padding_mask` (B, H, W) bool, True on padding; outputs are `logits` (B, Q, C) and `boxes`
-(B, Q, 4) cxcywh relative to the image without padding. Deformable attention is traced through its
-reference form (GridSample, ONNX opset 16), the model metadata is JSON under the key "dino".
+Inputs are `images` (B, 3, H, W) float32, normalized, zero-padded at the bottom and right, and
+`padding_mask` (B, H, W) bool, True on padding. Outputs are `logits` (B, Q, C) and `boxes`
+(B, Q, 4), cxcywh relative to the image without padding. Deformable attention is traced through its
+reference implementation (GridSample, ONNX opset 16). The model's metadata is JSON under the key
+"dino".
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dino_core.config import PreprocessConfig
-from dino_core.errors import ConfigError, ExportError
+from dino_core.errors import CheckpointError, ExportError
+from dino_core.exporters.exporter import ExportSettings
 from dino_core.files import atomic_file
+from dino_core.inference.onnx_runtime import BOXES, IMAGES, LOGITS, PADDING_MASK, OnnxRuntime
+from dino_core.inference.pipeline import Arrays
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, to_json
 from dino_core.ops.backend import use_backend
 
 if TYPE_CHECKING:
     from dino_core.models.dino import Dino
 
-INPUT_NAMES = ("images", "padding_mask")
-OUTPUT_NAMES = ("logits", "boxes")
-
-DEFAULT_OPSET = 18
-MIN_OPSET = 18  # torch's exporter writes 18 and later
-MIN_SIDE = 32  # the coarsest map of a backbone has stride 32
-
-REQUIRED = ("onnx", "onnxscript", "onnxruntime")
+_TOKENS = "tokens"
 
 
 class _Outputs(nn.Module):
-    """The model with a plain tuple for its result, as ONNX has outputs only."""
+    """The model with a plain tuple as its result, since ONNX has named outputs only."""
 
     def __init__(self, model: Dino) -> None:
         super().__init__()
@@ -51,84 +47,33 @@ class _Outputs(nn.Module):
         return output.logits, output.boxes_cxcywh
 
 
-def default_input_hw(config: PreprocessConfig) -> tuple[int, int]:
-    """The fixed size of an export that names none: the model's own, landscape."""
-    return config.canvas or (config.short_side, config.max_side)
-
-
-def check_export(out: Path, input_hw: tuple[int, int], batch: int, opset: int) -> None:
-    """Everything that can be refused before the slow part.
-
-    Raises:
-        ExportError: a package is missing.
-        ConfigError: a size, batch, opset or file name that cannot be.
-    """
-    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ExportError(
-            f"ONNX export needs {', '.join(missing)}", 'pip install "dino-detector[onnx]"'
-        )
-    if min(input_hw) < MIN_SIDE:
-        raise ConfigError(f"image size {input_hw[0]}x{input_hw[1]}: a side is below {MIN_SIDE}")
-    if batch < 1:
-        raise ConfigError(f"batch {batch}: must be at least 1")
-    if opset < MIN_OPSET:
-        raise ConfigError(f"opset {opset}: must be at least {MIN_OPSET}")
-    if out.suffix.lower() != ".onnx":
-        raise ConfigError(f"{out}: an ONNX file's name ends in .onnx", f"{out.stem}.onnx")
-    if out.is_dir():
-        raise ConfigError(f"{out}: is a folder")
-
-
-def export_onnx(
-    model: Dino,
-    meta: CheckpointMeta,
-    out: Path,
-    *,
-    input_hw: tuple[int, int] | None = None,
-    batch: int = 1,
-    opset: int = DEFAULT_OPSET,
-) -> CheckpointMeta:
+def write_onnx(model: Dino, meta: CheckpointMeta, out: Path, settings: ExportSettings) -> None:
     """Write the model as an ONNX file, atomically.
 
     Args:
         model: In evaluation mode, on the CPU, float32.
-        meta: What the file will say about itself.
-        out: The file, ending in `.onnx`.
-        input_hw: Height and width of the input; the model's own where None.
-        batch: Images a run takes, exactly.
-        opset: ONNX operator set.
-
-    Returns:
-        The metadata inside the file, whose preprocessing fits images into `input_hw`.
+        meta: The metadata to put into the file; its preprocessing fits images into the input.
+        out: The file.
+        settings: Input size, batch and operator set.
 
     Raises:
-        ConfigError: a setting that cannot be.
-        ExportError: a package is missing, or torch cannot trace the model.
+        ExportError: torch cannot trace the model, or cannot write the operator set.
     """
-    height, width = input_hw = input_hw or default_input_hw(meta.preprocess)
-    check_export(out, input_hw, batch, opset)
-    meta = replace(
-        meta,
-        preprocess=replace(
-            meta.preprocess, short_side=min(input_hw), max_side=max(input_hw), canvas=input_hw
-        ),
-    )
+    (height, width), batch = settings.input_hw, settings.batch
     example = (
         torch.zeros(batch, 3, height, width),
         torch.zeros(batch, height, width, dtype=torch.bool),
     )
-    proto = _trace(_Outputs(model).eval(), example, opset)
+    proto = _trace(_Outputs(model).eval(), example, settings.opset)
     proto.producer_name, proto.producer_version = "dino-detector", meta.version
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, to_json(meta)
     with atomic_file(out) as file:
         file.write(proto.SerializeToString())
-    return meta
 
 
-def _trace(model: nn.Module, example: tuple[Tensor, Tensor], opset: int) -> Any:
-    """The model as an ONNX ModelProto."""
+def _trace(model: nn.Module, example: tuple[Tensor, Tensor], opset: int | None) -> Any:
+    """Return the model as an ONNX ModelProto."""
     try:
         with use_backend("reference"), _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -137,10 +82,10 @@ def _trace(model: nn.Module, example: tuple[Tensor, Tensor], opset: int) -> Any:
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
-                input_names=INPUT_NAMES,
-                output_names=OUTPUT_NAMES,
+                input_names=(IMAGES, PADDING_MASK),
+                output_names=(LOGITS, BOXES),
             )
-    except Exception as error:  # torch raises many kinds here, all of them meaning this
+    except Exception as error:  # torch raises exceptions of many types here
         first_line = str(error).strip().partition("\n")[0]
         raise ExportError(
             f"torch {torch.__version__} could not write this model as ONNX opset {opset}: "
@@ -150,13 +95,13 @@ def _trace(model: nn.Module, example: tuple[Tensor, Tensor], opset: int) -> Any:
     proto = program.model_proto
     found = max(entry.version for entry in proto.opset_import if entry.domain == "")
     if found != opset:
-        raise ExportError(f"torch wrote ONNX opset {found} where {opset} was asked for")
+        raise ExportError(f"torch wrote ONNX opset {found} instead of {opset}")
     return proto
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's remarks on its own internals, off."""
+    """Silence the exporter's messages about its own internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -168,3 +113,67 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+class OnnxWithTokens:
+    """An ONNX file that also returns the indices of the encoder tokens chosen as queries.
+
+    The tokens are inside the graph, but not among the outputs of the file: users do not need them,
+    and verification does.
+
+    Attributes:
+        path: The file.
+        meta: The metadata inside it.
+        input_hw: Fixed height and width of its input.
+        batch: Fixed number of images per run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file that `write_onnx` wrote.
+
+        Raises:
+            ExportError: the file cannot be read, is of another kind, or cannot be run.
+        """
+        graph = _with_tokens(path)
+        try:
+            self._runtime = OnnxRuntime(path, "cpu", graph=graph)
+        except CheckpointError as error:
+            raise ExportError(error.message, error.hint) from error
+        if self._runtime.input_hw is None or self._runtime.input_batch is None:
+            raise ExportError(f"{path}: its input has no fixed size and batch", "export it again")
+        self.path: Path = path
+        self.meta: CheckpointMeta = self._runtime.meta
+        self.input_hw: tuple[int, int] = self._runtime.input_hw
+        self.batch: int = self._runtime.input_batch
+
+    def run(self, images: NDArray[np.float32], padding_mask: NDArray[np.bool_]) -> Arrays:
+        """Run the network as prediction does; see `OnnxRuntime.run`."""
+        return self._runtime.run(images, padding_mask)
+
+    def run_with_tokens(
+        self, images: NDArray[np.float32], padding_mask: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Run one batch; see `VerifiedRuntime`."""
+        logits, boxes, tokens = self._runtime.run_for(
+            [LOGITS, BOXES, _TOKENS], images, padding_mask
+        )
+        return logits, boxes, tokens
+
+
+def _with_tokens(path: Path) -> bytes:
+    """Return the model of an ONNX file with the token indices as a third output, serialized."""
+    import onnx
+
+    try:
+        proto = onnx.load(str(path))
+    except Exception as error:  # protobuf's exceptions among them, which have no type stubs
+        raise ExportError(f"{path}: cannot be read as ONNX: {error}") from error
+    # Query selection is the only top-k of a DINO; its second output are the indices.
+    selections = [node for node in proto.graph.node if node.op_type == "TopK"]
+    if len(selections) != 1:
+        raise ExportError(f"{path}: found {len(selections)} TopK nodes, expected 1 as in a DINO")
+    proto.graph.node.append(onnx.helper.make_node("Identity", [selections[0].output[1]], [_TOKENS]))
+    proto.graph.output.append(
+        onnx.helper.make_tensor_value_info(_TOKENS, onnx.TensorProto.INT64, None)
+    )
+    return bytes(proto.SerializeToString())

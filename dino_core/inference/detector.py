@@ -1,4 +1,4 @@
-"""`Detector`: a model file and pictures in, predictions out; the same code for torch and ONNX."""
+"""`Detector`: a model and images in, predictions out; the same code for torch and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,71 +7,57 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dino_core.config import PreprocessConfig
+from dino_core.config import MIN_IMAGE_SIZE
 from dino_core.detections import ClassMap
 from dino_core.errors import ConfigError, DinoError
+from dino_core.inference.pipeline import (
+    Pipeline,
+    PreparedImage,
+    RawOutput,
+    Runtime,
+    group_by_shape,
+)
 from dino_core.inference.prediction import Prediction, failed
+from dino_core.inference.runtimes import open_runtime
 from dino_core.inference.sources import Frame, open_sources
 from dino_core.metadata import CheckpointMeta
-from dino_core.processing.postprocess import decode
-from dino_core.processing.preprocess import (
-    UInt8Image,
-    at_image_size,
-    collate,
-    fit_size,
-    preprocess,
-    resized_size,
-    to_rgb_array,
-)
+from dino_core.processing.preprocess import at_image_size, to_rgb_array
 
 if TYPE_CHECKING:
     from dino_core.models.dino import Dino
 
 ImageLike: TypeAlias = "str | Path | NDArray[np.generic] | Image.Image | Frame"
 
-_MIN_IMAGE_SIZE = 32
-_WINDOW_BATCHES = 4  # pictures looked ahead, in batches, to find some of one shape
-_WINDOW_PIXELS = 100_000_000  # and no more than these, which take 300 MB
-
-
-class Runtime(Protocol):
-    """What runs the network."""
-
-    @property
-    def input_hw(self) -> tuple[int, int] | None:
-        """Fixed input size, to which images are padded; None where every size is taken."""
-
-    def run(
-        self, images: NDArray[np.float32], padding_mask: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(B, 3, H, W), (B, H, W) True on padding -> logits (B, Q, C), boxes_cxcywh (B, Q, 4)."""
+# To find images of one shape for a batch, prediction looks this many batches ahead, ...
+_WINDOW_BATCHES = 4
+# ... but stops once the originals in the window have this many pixels, which take 300 MB.
+_WINDOW_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A picture as network input; `pixels` is None where it could not be read."""
+class _Selection:
+    """Which detections are returned: arguments of `Detector.predict`, checked and resolved."""
 
-    frame: Frame
-    pixels: NDArray[np.float32] | None
-    ms: float
+    threshold: float
+    max_detections: int
+    columns: tuple[int, ...]
 
 
 class Detector:
-    """Finds objects in pictures.
+    """Finds objects in images.
 
     Attributes:
         runtime: What runs the network.
-        meta: What the model file says about itself.
-        name: The model's name as it stands in results.
-        classes: What the columns of the logits mean.
-        preprocess: How pictures become network input.
-        input_hw: The size to which pictures are padded; None where each keeps its own.
+        meta: The metadata of the model file.
+        name: The model's name as it appears in results.
+        classes: Meaning of the columns of the logits.
+        pipeline: From images to raw outputs, with the size and normalization of the input.
     """
 
     def __init__(
@@ -81,13 +67,19 @@ class Detector:
         name: str | None = None,
         image_size: int | None = None,
     ) -> None:
-        """Put a runtime and its metadata together; `Detector.load` does so from a file.
+        """Combine a runtime with its metadata; `Detector.load` does so from a file.
+
+        Args:
+            runtime: What runs the network.
+            meta: The metadata of the model.
+            name: The model's name in results; the variant's where None.
+            image_size: Long side of the network's input in pixels; the model's own where None.
 
         Raises:
             ConfigError: `image_size` is too small, or the runtime's input size is fixed.
         """
-        if image_size is not None and image_size < _MIN_IMAGE_SIZE:
-            raise ConfigError(f"image size {image_size}: must be at least {_MIN_IMAGE_SIZE}")
+        if image_size is not None and image_size < MIN_IMAGE_SIZE:
+            raise ConfigError(f"image size {image_size}: must be at least {MIN_IMAGE_SIZE}")
         if image_size is not None and runtime.input_hw is not None:
             height, width = runtime.input_hw
             raise ConfigError(
@@ -98,8 +90,8 @@ class Detector:
         self.meta = meta
         self.name = name or meta.variant
         self.classes: ClassMap = meta.classes
-        self.preprocess: PreprocessConfig = at_image_size(meta.preprocess, image_size)
-        self.input_hw: tuple[int, int] | None = runtime.input_hw or self.preprocess.canvas
+        preprocess = at_image_size(meta.preprocess, image_size)
+        self.pipeline = Pipeline(runtime.run, preprocess, runtime.input_hw or preprocess.canvas)
 
     @classmethod
     def load(
@@ -120,40 +112,27 @@ class Detector:
 
         Raises:
             CheckpointError: the model is missing or malformed.
-            ConfigError: the device, dtype or image size cannot be.
+            ConfigError: the device, dtype or image size is not possible.
         """
+        runtime, meta = open_runtime(model, device, dtype)
         path = Path(model)
-        if path.suffix.lower() == ".onnx":
-            return cls._load_onnx(path, device, dtype, image_size)
-        from dino_core.checkpoints.io import build_model
-        from dino_core.checkpoints.zoo import load
-        from dino_core.inference.torch_runtime import TorchRuntime, resolve_device, resolve_dtype
-
-        resolve_device(device)  # refused before the weights are read
-        resolve_dtype(dtype)
-        checkpoint = load(model)
-        runtime = TorchRuntime(build_model(checkpoint), device, dtype)
-        name = path.name if path.is_file() else str(model)
-        return cls(runtime, checkpoint.meta, name, image_size)
-
-    @classmethod
-    def _load_onnx(cls, path: Path, device: str, dtype: str, image_size: int | None) -> Detector:
-        from dino_core.inference.onnx_runtime import OnnxRuntime
-
-        if dtype not in ("auto", "fp32"):
-            raise ConfigError(
-                f"{path}: the dtype of an ONNX file is fixed when it is exported, not '{dtype}'"
-            )
-        runtime = OnnxRuntime(path, device)
-        return cls(runtime, runtime.meta, path.name, image_size)
+        return cls(runtime, meta, path.name if path.is_file() else str(model), image_size)
 
     @property
     def model(self) -> Dino:
-        """The torch module. Raises ConfigError for an ONNX model, which has none."""
-        model = getattr(self.runtime, "model", None)
-        if model is None:
-            raise ConfigError(f"{self.name} runs in ONNX Runtime and has no torch module")
-        return cast("Dino", model)
+        """The torch module.
+
+        Raises:
+            ConfigError: the model is an exported file, which has none.
+        """
+        from dino_core.inference.torch_runtime import TorchRuntime
+
+        if not isinstance(self.runtime, TorchRuntime):
+            raise ConfigError(
+                f"{self.name} is an exported file and has no torch module",
+                "load the model file that it was exported from",
+            )
+        return self.runtime.model
 
     def predict(
         self,
@@ -163,23 +142,26 @@ class Detector:
         classes: Sequence[str] | None = None,
         batch: int = 1,
     ) -> Iterator[Prediction]:
-        """Detect in one picture or many, lazily and in their order.
+        """Detect objects in one image or many, lazily and in order.
 
-        Pictures of one resized shape share a batch; none is padded, since that would change its
-        result (only a model of fixed input size pads).
+        Images of one resized shape share a batch. None is padded, since padding would change its
+        result; only a model of fixed input size pads.
 
         Args:
             images: Paths (also folders, videos and URLs), (H, W, 3) RGB uint8 arrays, Pillow
-                images, or frames of `open_sources`, whose unreadable pictures become predictions
+                images, or frames of `open_sources`, whose unreadable images become predictions
                 with an `error`.
-            threshold: The lowest score kept.
-            max_detections: The most detections of a picture.
+            threshold: Lowest score that is kept.
+            max_detections: Maximum detections per image.
             classes: Names of the classes to look for; all where None.
-            batch: The most pictures at a time.
+            batch: Maximum images per forward pass.
+
+        Returns:
+            One `Prediction` per image, with boxes in xyxy pixels of the original image.
 
         Raises:
             ConfigError: a setting is out of range, or the model has no such class.
-            DataError: while iterating: a path or array is not a readable picture.
+            DataError: while iterating: a path or array is not a readable image.
         """
         if not 0 <= threshold <= 1:
             raise ConfigError(f"threshold {threshold}: must be from 0 to 1")
@@ -188,97 +170,84 @@ class Detector:
         if batch < 1:
             raise ConfigError(f"batch {batch}: must be at least 1")
         names = [n for n in self.classes.names if n] if classes is None else list(classes)
-        columns = sorted(set(self.classes.indices_of(names)))
-        return self._predict(_frames(images), threshold, max_detections, columns, batch)
+        columns = tuple(sorted(set(self.classes.indices_of(names))))
+        selection = _Selection(threshold, max_detections, columns)
+        return self._predict(_frames(images), batch, selection)
 
     def _predict(
-        self,
-        frames: Iterator[Frame],
-        threshold: float,
-        max_detections: int,
-        columns: list[int],
-        batch: int,
+        self, frames: Iterator[Frame], batch: int, selection: _Selection
     ) -> Iterator[Prediction]:
         window = batch * _WINDOW_BATCHES if batch > 1 else 1
-        while chunk := [self._prepare(frame) for frame in _take(frames, window)]:
+        while chunk := [(frame, self._prepare(frame)) for frame in _take(frames, window)]:
             done: dict[int, Prediction] = {}
-            for rows in _batches([p.pixels for p in chunk], batch, self.input_hw):
-                done |= self._detect(chunk, rows, threshold, max_detections, columns)
-            for index, prepared in enumerate(chunk):
-                # Not `done.get(index) or`: a prediction without objects is falsy.
-                yield done[index] if index in done else self._failed(prepared.frame)
+            shapes = [
+                None if image is None else self.pipeline.input_shape(image.size_hw)
+                for _, image in chunk
+            ]
+            for rows in group_by_shape(shapes, batch):
+                members = [(f, i) for f, i in (chunk[row] for row in rows) if i is not None]
+                done |= zip(rows, self._detect(members, selection), strict=True)
+            for index, (frame, _) in enumerate(chunk):
+                # Not `done.get(index) or ...`, since a prediction without objects is falsy.
+                yield done[index] if index in done else self._failed(frame)
 
-    def _prepare(self, frame: Frame) -> _Prepared:
-        if frame.image is None:
-            return _Prepared(frame, None, 0.0)
-        start = time.perf_counter()
-        size_hw = resized_size(_size_hw(frame.image), self.preprocess)
-        if self.input_hw is not None:
-            size_hw = fit_size(size_hw, self.input_hw)
-        pixels = preprocess(frame.image, self.preprocess, size_hw)
-        return _Prepared(frame, pixels, _ms_since(start))
+    def _prepare(self, frame: Frame) -> PreparedImage | None:
+        return None if frame.image is None else self.pipeline.prepare(frame.image)
 
     def _failed(self, frame: Frame) -> Prediction:
-        error = frame.error.message if frame.error else "no picture"
+        error = frame.error.message if frame.error else "no image"
         return failed(frame.source, frame.name, self.name, error)
 
     def _detect(
-        self,
-        chunk: list[_Prepared],
-        rows: list[int],
-        threshold: float,
-        max_detections: int,
-        columns: list[int],
-    ) -> dict[int, Prediction]:
-        """Predictions of `rows` of `chunk`, which go through the network together."""
-        start = time.perf_counter()
-        pixels = [cast("NDArray[np.float32]", chunk[row].pixels) for row in rows]
-        logits, boxes = self.runtime.run(*collate(pixels, self.input_hw))
-        model_ms = _ms_since(start) / len(rows)
-        if not (np.isfinite(logits).all() and np.isfinite(boxes).all()):
+        self, members: Sequence[tuple[Frame, PreparedImage]], selection: _Selection
+    ) -> list[Prediction]:
+        """Run one batch. Raises DinoError where the network's output is not finite."""
+        outputs = self.pipeline.outputs([image for _, image in members])
+        if not all(output.finite for output in outputs):
             raise DinoError(
                 f"{self.name}: the network's output is not finite for "
-                f"{', '.join(chunk[row].frame.source or 'an array' for row in rows)}",
-                "try --dtype fp32; if it is that already, the weights are damaged",
+                f"{', '.join(frame.source or 'an array' for frame, _ in members)}",
+                "try --dtype fp32; if that is set already, the weights are damaged",
             )
-        found: dict[int, Prediction] = {}
-        for place, row in enumerate(rows):
-            start = time.perf_counter()
-            frame = chunk[row].frame
-            image = cast(UInt8Image, frame.image)
-            decoded = decode(
-                logits[place],
-                boxes[place],
-                _size_hw(image),
-                num_select=max_detections,
-                threshold=threshold,
-                allowed_classes=columns,
-            )
-            found[row] = Prediction(
-                boxes_xyxy_px=decoded.boxes_xyxy_px,
-                scores=decoded.scores,
-                class_ids=np.array(self.classes.source_ids, np.int64)[decoded.class_indices],
-                labels=[self.classes.names[i] for i in decoded.class_indices],
-                width=image.shape[1],
-                height=image.shape[0],
-                source=frame.source,
-                name=frame.name,
-                model=self.name,
-                image=image,
-                frame=frame.frame,
-                time_s=frame.time_s,
-                fps=frame.fps,
-                ms={
-                    "preprocess": chunk[row].ms,
-                    "model": model_ms,
-                    "postprocess": _ms_since(start),
-                },
-            )
-        return found
+        return [
+            self._prediction(frame, image, output, selection)
+            for (frame, image), output in zip(members, outputs, strict=True)
+        ]
+
+    def _prediction(
+        self, frame: Frame, image: PreparedImage, output: RawOutput, selection: _Selection
+    ) -> Prediction:
+        start = time.perf_counter()
+        decoded = output.decode(
+            num_select=selection.max_detections,
+            threshold=selection.threshold,
+            allowed_classes=selection.columns,
+        )
+        height, width = image.size_hw
+        return Prediction(
+            boxes_xyxy_px=decoded.boxes_xyxy_px,
+            scores=decoded.scores,
+            class_ids=np.array(self.classes.source_ids, np.int64)[decoded.class_indices],
+            labels=[self.classes.names[i] for i in decoded.class_indices],
+            width=width,
+            height=height,
+            source=frame.source,
+            name=frame.name,
+            model=self.name,
+            image=frame.image,
+            frame=frame.frame,
+            time_s=frame.time_s,
+            fps=frame.fps,
+            ms={
+                "preprocess": image.ms,
+                "model": output.ms,
+                "postprocess": (time.perf_counter() - start) * 1000,
+            },
+        )
 
 
 def _frames(images: ImageLike | Iterable[ImageLike]) -> Iterator[Frame]:
-    """Every accepted form of pictures as frames."""
+    """Yield every accepted kind of image as a frame."""
     if isinstance(images, (str, Path, np.ndarray, Image.Image, Frame)):
         images = [images]
     for image in images:
@@ -294,31 +263,10 @@ def _frames(images: ImageLike | Iterable[ImageLike]) -> Iterator[Frame]:
 
 
 def _take(frames: Iterator[Frame], count: int) -> Iterator[Frame]:
-    """The next `count` frames, fewer where they are very large."""
+    """Yield the next `count` frames, fewer where they are very large."""
     pixels = 0
     for frame in islice(frames, count):
         yield frame
         pixels += 0 if frame.image is None else frame.image.shape[0] * frame.image.shape[1]
         if pixels >= _WINDOW_PIXELS:
             return
-
-
-def _batches(
-    pixels: Sequence[NDArray[np.float32] | None], batch: int, input_hw: tuple[int, int] | None
-) -> Iterator[list[int]]:
-    """Rows that may share a batch: of one shape, or of any where all are padded anyway."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, image in enumerate(pixels):
-        if image is not None:
-            groups.setdefault(input_hw or image.shape, []).append(row)
-    for rows in groups.values():
-        for start in range(0, len(rows), batch):
-            yield rows[start : start + batch]
-
-
-def _size_hw(image: UInt8Image) -> tuple[int, int]:
-    return image.shape[0], image.shape[1]
-
-
-def _ms_since(start: float) -> float:
-    return (time.perf_counter() - start) * 1000

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_core.checkpoints.header import check_file
 from dino_core.errors import CheckpointError, ConfigError
-from dino_core.metadata import METADATA_KEY, from_json
+from dino_core.inference.pipeline import Arrays
+from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json
 from dino_core.process import usable_cores
 
+# The tensor names of an exported file; the exporter reads them from here.
 IMAGES, PADDING_MASK = "images", "padding_mask"
 LOGITS, BOXES = "logits", "boxes"
 _INSTALL_HINT = 'pip install "dino-detector[onnx]"'
@@ -22,25 +26,34 @@ class OnnxRuntime:
 
     Attributes:
         path: The file.
-        meta: What it says about itself.
+        meta: The metadata inside it.
         input_hw: Fixed (H, W) of its input; None where both are free.
-        input_batch: Images it takes at once; None where free.
+        input_batch: Fixed number of images per run; None where free.
     """
 
-    def __init__(self, path: str | Path, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "auto",
+        threads: int | None = None,
+        *,
+        graph: bytes | None = None,
+    ) -> None:
         """Load the file.
 
         Args:
             path: An ONNX file with the model's metadata.
-            device: "auto", "cpu", or "cuda" where the installed onnxruntime has it.
-            threads: Threads of an operator; as many as this process may use where None.
+            device: "auto", "cpu", or "cuda" where the installed onnxruntime supports it.
+            threads: Threads per operator; as many as this process may use where None.
+            graph: A serialized model to run in place of the file's content, for an exporter that
+                asks the file for more outputs.
 
         Raises:
             CheckpointError: onnxruntime is missing, or the file is not such a model.
             ConfigError: the device is not available to onnxruntime.
         """
         self.path = Path(path)
-        self._session = _open_session(self.path, device, threads)
+        self._session = _open_session(self.path, graph, device, threads)
         self.meta = from_json(_metadata_text(self.path, self._session), str(self.path))
         shape = self._input_shape()
         self.input_batch: int | None = shape[0] if isinstance(shape[0], int) else None
@@ -59,13 +72,11 @@ class OnnxRuntime:
             )
         return list(inputs[IMAGES].shape)
 
-    def run(
-        self, images: NDArray[np.float32], padding_mask: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Detect.
+    def run(self, images: NDArray[np.float32], padding_mask: NDArray[np.bool_]) -> Arrays:
+        """Run the network on any number of images, in parts where the file's batch is fixed.
 
         Args:
-            images: (B, 3, H, W) float32, normalised, zero-padded at the bottom and right.
+            images: (B, 3, H, W) float32, normalized, zero-padded at the bottom and right.
             padding_mask: (B, H, W) bool, True on padding.
 
         Returns:
@@ -73,43 +84,65 @@ class OnnxRuntime:
         """
         size = self.input_batch or len(images)
         parts = [
-            self._run_batch(images[i : i + size], padding_mask[i : i + size], size)
+            self._run_part(images[i : i + size], padding_mask[i : i + size], size)
             for i in range(0, len(images), size)
         ]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
-    def _run_batch(
+    def _run_part(
         self, images: NDArray[np.float32], padding_mask: NDArray[np.bool_], size: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Up to `size` images; a fixed batch is filled up with its last image."""
+    ) -> Arrays:
+        """Run at most `size` images; a fixed batch is filled by repeating the last image."""
         count = len(images)
         if count < size:
             rows = np.minimum(np.arange(size), count - 1)
             images, padding_mask = images[rows], padding_mask[rows]
-        inputs = {IMAGES: images, PADDING_MASK: padding_mask}
-        logits, boxes = self._session.run([LOGITS, BOXES], inputs)
+        logits, boxes = self.run_for([LOGITS, BOXES], images, padding_mask)
         return (
             np.asarray(logits[:count], dtype=np.float32),
             np.asarray(boxes[:count], dtype=np.float32),
         )
 
+    def run_for(
+        self,
+        outputs: Sequence[str],
+        images: NDArray[np.float32],
+        padding_mask: NDArray[np.bool_],
+    ) -> list[NDArray[Any]]:
+        """Run one batch of exactly the file's size and return the named outputs as they are."""
+        inputs = {IMAGES: images, PADDING_MASK: padding_mask}
+        return list(self._session.run(list(outputs), inputs))
 
-def _open_session(path: Path, device: str, threads: int | None) -> Any:
-    if path.is_dir():
-        raise CheckpointError(f"{path}: a folder, not a model file")
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file")
+
+def open_onnx(model: str | Path, device: str, dtype: str) -> tuple[OnnxRuntime, CheckpointMeta]:
+    """Open an ONNX file.
+
+    Raises:
+        CheckpointError: onnxruntime is missing, or the file is not such a model.
+        ConfigError: another dtype than the file's is requested, or the device is not available.
+    """
+    if dtype not in ("auto", "fp32"):
+        raise ConfigError(
+            f"{model}: the dtype of an ONNX file is fixed when it is exported, not '{dtype}'",
+            "use --dtype auto",
+        )
+    runtime = OnnxRuntime(model, device)
+    return runtime, runtime.meta
+
+
+def _open_session(path: Path, graph: bytes | None, device: str, threads: int | None) -> Any:
+    check_file(path)
     try:
         import onnxruntime
     except ImportError as error:
         raise CheckpointError(f"{path}: running ONNX needs onnxruntime", _INSTALL_HINT) from error
     options = onnxruntime.SessionOptions()
-    # onnxruntime would count the cores of the whole machine.
+    # By default onnxruntime would use the cores of the whole machine, not those of this process.
     options.intra_op_num_threads = threads or usable_cores()
-    options.log_severity_level = 3  # errors only: the rest is for developers of onnxruntime
+    options.log_severity_level = 3  # errors only; the rest is for developers of onnxruntime
     providers = _providers(device, onnxruntime.get_available_providers())
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        return onnxruntime.InferenceSession(graph or str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
@@ -135,7 +168,7 @@ def _metadata_text(path: Path, session: Any) -> str:
     found = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in found:
         raise CheckpointError(
-            f"{path}: an ONNX file, but not one of dino's (no metadata)",
-            "make it with `dino export`",
+            f"{path}: an ONNX file without the metadata of a dino model",
+            "export the model with `dino export`",
         )
     return str(found[METADATA_KEY])

@@ -1,10 +1,10 @@
-"""Runs an iterator ahead in a thread, so that decoding overlaps with the model."""
+"""An iterator that a thread runs ahead, so that reading images overlaps with the network."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,16 +23,21 @@ class _End:
     error: BaseException | None
 
 
-def prefetched(items: Iterator[T], ahead: int) -> Iterator[T]:
-    """The same items in the same order, with up to `ahead` of them computed in advance.
+def prefetched(items: Iterator[T], ahead: int) -> Generator[T, None, None]:
+    """Yield the same items in the same order, with up to `ahead` of them made in advance.
 
-    An exception raised by `items` is raised here after the items that came before it. Closing this
-    iterator stops the thread.
+    An exception of `items` is raised here, after the items before it. Closing this iterator stops
+    the thread; a read that is under way ends first, but nobody waits for it.
+
+    Args:
+        items: What to yield; from now on only the thread may use it.
+        ahead: Items kept ready, at least 1. One more may be in the making.
     """
     ready: queue.Queue[_Item[T] | _End] = queue.Queue(maxsize=ahead)
     stop = threading.Event()
 
     def put(entry: _Item[T] | _End) -> None:
+        # A blocking put would never return once nobody takes items, so `stop` is looked at between.
         while not stop.is_set():
             try:
                 ready.put(entry, timeout=_POLL_S)
@@ -51,8 +56,7 @@ def prefetched(items: Iterator[T], ahead: int) -> Iterator[T]:
             error = raised
         put(_End(error))
 
-    # A daemon thread, because a read that blocks forever (stdin, webcam) must not keep the process
-    # alive.
+    # A daemon, since a read that blocks forever (stdin, webcam) must not keep the process alive.
     thread = threading.Thread(target=work, name="dino-prefetch", daemon=True)
     thread.start()
     try:

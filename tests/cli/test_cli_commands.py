@@ -284,6 +284,7 @@ def test_export_and_its_gate(model: Path, capsys: Capture) -> None:
         (["MODEL", "--opset", "3"], 2),
         (["MODEL", "--verify", "nowhere.jpg"], 3),
         (["MODEL", "--format", "tflite"], 2),
+        (["MODEL", "--dtype", "int8"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )

@@ -25,7 +25,7 @@ from dino_core.engine.events import Event, RunPlanned, StepDone
 from dino_core.engine.fit import fit
 from dino_core.engine.state import load_state
 from dino_core.errors import CheckpointError, ConfigError
-from dino_core.inference.metadata import read_metadata
+from dino_core.inference.runtimes import read_metadata
 
 RECIPE = TrainConfig(
     steps=6, batch=2, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3, augment="strong"

@@ -62,7 +62,7 @@ def test_every_object_and_every_counted_detection_is_there_once(threshold: float
     matrix = confusion_matrix(records, predictions, ClassMap.from_names("abcd"), threshold)
     objects = np.bincount(np.concatenate([r.class_indices for r in records]), minlength=4)
     assert matrix.counts[:4].sum(axis=1).tolist() == objects.tolist()
-    # 100 of a class in an image at most, as in COCO's evaluation.
+    # At most 100 per class and image, as in COCO's evaluation.
     detections = [
         sum(
             min(100, int(((p.class_indices == c) & (p.scores >= np.float32(threshold))).sum()))

@@ -21,20 +21,18 @@ from dino_core.engine.fit import fit
 from dino_core.engine.parallel.evaluate import evaluate_together
 from dino_core.errors import CheckpointError, DataError
 from dino_core.evaluation.evaluate import (
-    EvaluationProgress,
+    Evaluation,
     EvaluationResult,
-    EvaluationStarted,
-    Run,
     evaluate,
-    evaluation_steps,
     match_classes,
-    score,
     shape_groups,
     split_records,
+    start_evaluation,
     with_val_of_training,
 )
 from dino_core.inference.detector import Detector
-from dino_core.inference.metadata import read_metadata
+from dino_core.inference.pipeline import Pipeline
+from dino_core.inference.runtimes import read_metadata
 
 RAW = PreprocessConfig(short_side=64, max_side=96, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 CLASSES = ClassMap.from_names(["red", "green"], first_id=5)
@@ -79,7 +77,7 @@ def result_of(model: RectangleFinder, records: list[ImageRecord]) -> EvaluationR
     return evaluate_together(model, records, CLASSES, RAW, batch=2, device=device, dtype="fp32")
 
 
-def run_of(model: RectangleFinder) -> Run:
+def pipeline_of(model: RectangleFinder, input_hw: tuple[int, int] | None = None) -> Pipeline:
     model.eval()
 
     def run(
@@ -88,13 +86,13 @@ def run_of(model: RectangleFinder) -> Run:
         output = model(torch.from_numpy(images), torch.from_numpy(padding_mask))
         return output.logits.numpy(), output.boxes_cxcywh.numpy()
 
-    return run
+    return Pipeline(run, RAW, input_hw)
 
 
 def make_record(
     folder: Path, image_id: int, size_wh: tuple[int, int], boxes: dict[int, tuple[int, ...]]
 ) -> ImageRecord:
-    """A black PNG with a rectangle of colour channel c for each class c."""
+    """A black PNG with a rectangle of color channel c for each class c."""
     width, height = size_wh
     pixels = np.zeros((height, width, 3), np.uint8)
     for channel, (x0, y0, x1, y1) in boxes.items():
@@ -143,29 +141,47 @@ def test_batches_hold_one_shape_and_no_padding(records: list[ImageRecord]) -> No
 
 
 def test_groups_cover_every_image_once(records: list[ImageRecord]) -> None:
-    groups = shape_groups(records, RAW, batch=2)
+    free, fixed = pipeline_of(RectangleFinder()), pipeline_of(RectangleFinder(), (96, 96))
+    groups = shape_groups(free, records, batch=2)
     assert sorted(i for group in groups for i in group) == [0, 1, 2, 3, 4]
-    assert shape_groups(records, RAW, 4, input_hw=(96, 96)) == [[0, 1, 2, 3], [4]]
-    assert shape_groups([], RAW, 2) == []
+    assert shape_groups(fixed, records, 4) == [[0, 1, 2, 3], [4]]
+    assert shape_groups(free, [], 2) == []
 
 
 def test_a_fixed_input_size_is_padded_to(records: list[ImageRecord]) -> None:
     model = RectangleFinder()
-    *_, result = score(run_of(model), records, CLASSES, RAW, batch=3, input_hw=(80, 80))
-    assert isinstance(result, EvaluationResult)
+    result = Evaluation(pipeline_of(model, (80, 80)), records, CLASSES, batch=3).finish()
     assert {shape[2:] for shape in model.shapes} == {(80, 80)}
     assert model.padded
     # The 192-wide image shrinks to 80 x 53 pixels, so its box is 1.2 px coarse: IoU is above 0.75.
     assert result.metrics.ap75 == pytest.approx(1.0)
 
 
-def test_progress_counts_up_and_the_result_is_last(records: list[ImageRecord]) -> None:
-    *progress, result = score(run_of(RectangleFinder()), records, CLASSES, RAW, batch=2)
-    assert isinstance(result, EvaluationResult)
-    assert all(isinstance(event, EvaluationProgress) for event in progress)
-    done = [event.done for event in progress if isinstance(event, EvaluationProgress)]
+def test_progress_counts_up_to_all_images(records: list[ImageRecord]) -> None:
+    evaluation = Evaluation(pipeline_of(RectangleFinder()), records, CLASSES, batch=2)
+    done = [progress.done for progress in evaluation]
     assert done == sorted(set(done))
     assert done[-1] == 5
+    assert evaluation.finish().metrics.ap == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("watched", [0, 1, 4])
+def test_finish_predicts_the_images_that_are_left(records: list[ImageRecord], watched: int) -> None:
+    model = RectangleFinder()
+    evaluation = Evaluation(pipeline_of(model), records, CLASSES, batch=2)
+    for number, _ in enumerate(evaluation, start=1):
+        if number == watched:
+            break
+    assert evaluation.finish().metrics.ap == pytest.approx(1.0)
+    assert sum(shape[0] for shape in model.shapes) == 5  # each image once
+
+
+def test_finish_repeats_the_error_of_an_unreadable_image(records: list[ImageRecord]) -> None:
+    records[2].path.unlink()
+    evaluation = Evaluation(pipeline_of(RectangleFinder()), records, CLASSES, batch=2)
+    for run in (list, Evaluation.finish):
+        with pytest.raises(DataError, match=r"30\.png: no such file"):
+            run(evaluation)
 
 
 def test_predictions_are_in_data_set_order_and_ids(records: list[ImageRecord]) -> None:
@@ -207,8 +223,8 @@ def test_columns_are_matched_by_name(records: list[ImageRecord]) -> None:
     columns, warnings = match_classes(ClassMap.from_names(["green", "red"]), CLASSES)
     assert columns.tolist() == [1, 0]
     assert warnings == ()
-    *_, result = score(run_of(RectangleFinder()), records, CLASSES, RAW, columns=columns)
-    assert isinstance(result, EvaluationResult)
+    pipeline = pipeline_of(RectangleFinder())
+    result = Evaluation(pipeline, records, CLASSES, columns=columns).finish()
     best = [p.class_indices[0] for p in result.predictions]
     assert [best[i] for i in (0, 1, 4)] == [1, 0, 0]  # the data says 0, 1, 1: column 0 is green
 
@@ -219,8 +235,8 @@ def test_a_class_that_the_model_lacks_counts_as_missed(records: list[ImageRecord
     assert len(warnings) == 1
     assert "knows 1 of the data's 2 classes" in warnings[0]
     assert warnings[0].endswith("missed: green")
-    *_, result = score(run_of(RectangleFinder()), records, CLASSES, RAW, columns=columns)
-    assert isinstance(result, EvaluationResult)
+    pipeline = pipeline_of(RectangleFinder())
+    result = Evaluation(pipeline, records, CLASSES, columns=columns).finish()
     assert result.metrics.per_class["red"].ap == pytest.approx(1.0)
     assert result.metrics.per_class["green"].ap == pytest.approx(0.0)
     assert result.metrics.ap == pytest.approx(0.5)
@@ -258,15 +274,14 @@ def test_a_model_file_on_a_data_set(tmp_path: Path) -> None:
     assert evaluate(model, data, "train").images == 6
 
 
-def test_the_start_tells_what_does_not_fit(tmp_path: Path) -> None:
+def test_warnings_name_the_classes_that_the_model_lacks(tmp_path: Path) -> None:
     classes = ClassMap.from_names(["disc", "triangle"])
     model = tiny_checkpoint(tmp_path / "tiny.safetensors", classes)
     data = make_coco_dataset(tmp_path / "data")
-    started, *_, result = evaluation_steps(model, data)
-    assert isinstance(started, EvaluationStarted)
-    assert started.images == 3
-    assert any(w.endswith("missed: square") for w in started.warnings)
-    assert isinstance(result, EvaluationResult)
+    evaluation = start_evaluation(model, data)
+    assert len(evaluation.records) == 3
+    assert any(w.endswith("missed: square") for w in evaluation.warnings)
+    result = evaluation.finish()
     assert result.metrics.per_class["square"].ap == pytest.approx(0.0)
     assert {row["category_id"] for row in result.to_coco()} == {2}  # disc, in the data's own ids
 
@@ -293,16 +308,15 @@ def test_the_images_that_training_set_apart(tmp_path: Path, share: float, seed: 
         (tmp_path / "run" / "last.safetensors", dataset),
         (Path(start), load_dataset(data)),  # never trained on it: the split of the default
     ):
-        *_, result = evaluation_steps(model, data)
-        assert isinstance(result, EvaluationResult)
+        result = start_evaluation(model, data).finish()
         assert [r.image_id for r in result.records] == [r.image_id for r in wanted.splits["val"]]
 
 
 @pytest.mark.parametrize(
-    "told", [3, {}, {"share": 2.0, "seed": 1}, {"share": float("nan"), "seed": 1}]
+    "recorded", [3, {}, {"share": 2.0, "seed": 1}, {"share": float("nan"), "seed": 1}]
 )
-def test_a_file_that_tells_no_possible_split(tmp_path: Path, told: object) -> None:
+def test_a_file_that_records_no_possible_split(tmp_path: Path, recorded: object) -> None:
     dataset = load_dataset(make_coco_dataset(tmp_path, [("train", 4)]), val_split=0)
     meta = read_metadata(tiny_checkpoint(tmp_path / "tiny.safetensors"))
-    with pytest.raises(CheckpointError, match="tells its val split as"):
-        with_val_of_training(dataset, replace(meta, training={"set_apart": told}))
+    with pytest.raises(CheckpointError, match="records its val split as"):
+        with_val_of_training(dataset, replace(meta, training={"set_apart": recorded}))

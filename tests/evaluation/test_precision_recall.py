@@ -42,7 +42,7 @@ def pycocotools_precision(
             "area": width * height, "iscrowd": 0,
         }  # fmt: skip
 
-    labelled = [
+    truths = [
         {**row(i, int(c), b.tolist()), "iscrowd": int(crowd)}
         for i, r in enumerate(records)
         for c, b, crowd in zip(
@@ -55,7 +55,7 @@ def pycocotools_precision(
         for c, b, s in zip(p.class_indices, p.boxes_xyxy_px.astype(float), p.scores, strict=True)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(index(labelled), index(detected), "bbox")
+        evaluation = COCOeval(index(truths), index(detected), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
     table: NDArray[np.float64] = evaluation.eval["precision"][0, :, :, 0, 2]

@@ -18,7 +18,7 @@ pytest.importorskip("onnxscript")
 
 @dataclass(frozen=True)
 class Exported:
-    """A model file, its network, two pictures, and the export of it checked on them."""
+    """A model file, its network, two images, and its export verified on them."""
 
     checkpoint: Path
     model: Dino

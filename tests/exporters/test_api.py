@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from dino_core.errors import CheckpointError, ConfigError
-from dino_core.exporters.api import export
+from dino_core.config import PreprocessConfig
+from dino_core.errors import CheckpointError, ConfigError, ExportError
+from dino_core.exporters.api import default_input_hw, export
+from dino_core.exporters.exporter import Exporter, ExportSettings
+from dino_core.exporters.onnx import OnnxWithTokens
+from dino_core.exporters.table import EXPORTERS
+from dino_core.exporters.verify import VerifiedRuntime
+from dino_core.metadata import CheckpointMeta, from_json, to_json
+from dino_core.models.dino import Dino
 
 if TYPE_CHECKING:
     from tests.exporters.conftest import Exported
@@ -47,13 +55,51 @@ def test_settings_that_cannot_be_are_refused_before_work(
 
 
 def test_another_suffix_is_refused(exported: Exported, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ends in \.onnx"):
+    with pytest.raises(ConfigError, match=r"must end in \.onnx.*out\.onnx"):
         export(exported.checkpoint, tmp_path / "out.pt")
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.safetensors"):
         export(tmp_path / "none.safetensors", tmp_path / "out.onnx")
+
+
+def test_missing_packages_are_named_with_the_extra(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ExportError, match=r"onnx, onnxscript, onnxruntime.*dino-detector\[onnx\]"):
+        export(exported.checkpoint, tmp_path / "a.onnx")
+
+
+def test_the_default_size_is_the_models_own() -> None:
+    assert default_input_hw(PreprocessConfig(short_side=384, max_side=384)) == (384, 384)
+    assert default_input_hw(PreprocessConfig()) == (800, 1333)
+    assert default_input_hw(PreprocessConfig(canvas=(320, 416))) == (320, 416)
+
+
+def test_a_row_is_all_that_a_new_format_needs(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(model: Dino, meta: CheckpointMeta, out: Path, settings: ExportSettings) -> None:
+        out.write_text(to_json(meta))
+
+    def runtime(path: Path) -> VerifiedRuntime:
+        return OnnxWithTokens(exported.report.path)
+
+    monkeypatch.setitem(EXPORTERS, "text", Exporter(".txt", (), "text", write, runtime))
+    out = tmp_path / "a.txt"
+    report = export(
+        exported.checkpoint, out, "text", image_size=(64, 96), verify=exported.images[:1]
+    )
+    assert (report.format, report.opset, report.bytes) == ("text", None, out.stat().st_size)
+    assert report.parity is not None
+    assert report.parity.ok
+    assert from_json(out.read_text()).preprocess.canvas == (64, 96)
+    with pytest.raises(ConfigError, match=r"must end in \.txt"):
+        export(exported.checkpoint, tmp_path / "a.onnx", "text")
+    with pytest.raises(ConfigError, match="text has no operator sets"):
+        export(exported.checkpoint, out, "text", opset=18)
 
 
 def test_the_public_name_is_the_function() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +14,10 @@ import torch
 from factories import CLASS_NAMES, TINY_INPUT, make_coco_dataset, tiny_config
 from torch import Tensor, nn
 
-from dino_core.config import PreprocessConfig
 from dino_core.errors import ExportError
-from dino_core.evaluation.evaluate import EvaluationResult, evaluation_steps
-from dino_core.exporters.onnx import default_input_hw, export_onnx
+from dino_core.evaluation.evaluate import start_evaluation
+from dino_core.exporters.exporter import ExportSettings
+from dino_core.exporters.onnx import write_onnx
 from dino_core.inference.detector import Detector
 from dino_core.inference.torch_runtime import TorchRuntime
 from dino_core.metadata import CheckpointMeta, from_json
@@ -85,11 +84,6 @@ def test_values_are_torchs_with_padding(exported: Exported, backend: str) -> Non
     np.testing.assert_allclose(boxes, expected.boxes_cxcywh.numpy(), atol=1e-4)
 
 
-def test_the_default_size_is_the_models_own() -> None:
-    assert default_input_hw(PreprocessConfig(short_side=384, max_side=384)) == (384, 384)
-    assert default_input_hw(PreprocessConfig()) == (800, 1333)
-
-
 class Untraceable(nn.Module):
     """Its result depends on a value, which no graph can express."""
 
@@ -106,16 +100,13 @@ def tiny_meta() -> CheckpointMeta:
 
 def test_a_model_that_cannot_be_traced_is_an_export_error(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="could not write this model as ONNX opset 18"):
-        export_onnx(Untraceable(), tiny_meta(), tmp_path / "a.onnx")  # type: ignore[arg-type]
+        write_onnx(
+            Untraceable(),  # type: ignore[arg-type]
+            tiny_meta(),
+            tmp_path / "a.onnx",
+            ExportSettings((64, 96), opset=18),
+        )
     assert not list(tmp_path.iterdir())
-
-
-def test_missing_packages_are_named_with_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ExportError, match=r"onnx, onnxscript, onnxruntime.*dino-detector\[onnx\]"):
-        export_onnx(Untraceable(), tiny_meta(), tmp_path / "a.onnx")  # type: ignore[arg-type]
 
 
 def test_evaluating_the_file_predicts_what_torch_predicts(
@@ -125,10 +116,8 @@ def test_evaluating_the_file_predicts_what_torch_predicts(
     data = make_coco_dataset(tmp_path / "data", size_hw=(64, 96))
     artifact = Detector.load(exported.report.path)
     torch_model = Detector(TorchRuntime(copy.deepcopy(exported.model), "cpu"), artifact.meta)
-    *_, ours = evaluation_steps(artifact, data, batch=2)
-    *_, expected = evaluation_steps(torch_model, data, batch=2)
-    assert isinstance(ours, EvaluationResult)
-    assert isinstance(expected, EvaluationResult)
+    ours = start_evaluation(artifact, data, batch=2).finish()
+    expected = start_evaluation(torch_model, data, batch=2).finish()
     for one, other in zip(ours.predictions, expected.predictions, strict=True):
         assert len(one.scores) == 20 * 2
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)

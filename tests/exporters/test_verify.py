@@ -13,21 +13,28 @@ import onnx
 import pytest
 import torch
 
-from dino_core.errors import CheckpointError, ConfigError, DataError, ExportError
+from dino_core.errors import ConfigError, DataError, ExportError
+from dino_core.exporters.onnx import OnnxWithTokens
 from dino_core.exporters.verify import (
     ImageParity,
     ParityReport,
     Tolerance,
-    box_overlaps,
-    match_detections,
-    verify_onnx,
+    compare_detections,
+    verify_artifact,
 )
+from dino_core.models.dino import Dino
 from dino_core.processing.postprocess import Decoded
 
 if TYPE_CHECKING:
     from tests.exporters.conftest import Exported
 
 Box = tuple[float, float, float, float]
+
+
+def verified(
+    path: Path, model: Dino, images: list[Path], tolerance: Tolerance | None = None
+) -> ParityReport:
+    return verify_artifact(OnnxWithTokens(path), model, images, tolerance)
 
 
 def found(*rows: tuple[int, float, Box]) -> Decoded:
@@ -52,7 +59,7 @@ def test_the_report_of_an_equal_artifact(exported: Exported) -> None:
 def test_detections_are_compared_above_the_threshold(exported: Exported) -> None:
     # Fresh DINO heads score about 0.01 everywhere, so the threshold goes below that.
     low = Tolerance(threshold=0.003, score=0.0005)
-    report = verify_onnx(exported.report.path, exported.model, exported.images[:1], low)
+    report = verified(exported.report.path, exported.model, exported.images[:1], low)
     assert report.ok
     (image,) = report.images
     assert image.detections == image.matched > 0
@@ -66,7 +73,7 @@ def test_other_weights_are_not_ok(exported: Exported) -> None:
         head = other.decoder.class_embed[0]
         assert isinstance(head, torch.nn.Linear)
         head.bias += 0.25
-    report = verify_onnx(exported.report.path, other, exported.images[:1])
+    report = verified(exported.report.path, other, exported.images[:1])
     assert not report.ok
     assert report.images[0].logits == pytest.approx(0.25, abs=1e-4)
     assert report.images[0].boxes < 1e-4  # the box head is as it was
@@ -76,7 +83,7 @@ def test_another_choice_of_tokens_is_not_ok(exported: Exported) -> None:
     other = copy.deepcopy(exported.model)
     with torch.no_grad():
         other.query_selection.class_embed.weight.neg_()
-    report = verify_onnx(exported.report.path, other, exported.images[:1])
+    report = verified(exported.report.path, other, exported.images[:1])
     assert not report.ok
     assert report.images[0].selection > report.tolerance.logits
     assert report.images[0].tokens_moved > 0
@@ -85,19 +92,19 @@ def test_another_choice_of_tokens_is_not_ok(exported: Exported) -> None:
 def test_files_that_cannot_be_compared(exported: Exported, tmp_path: Path) -> None:
     path, model = exported.report.path, exported.model
     with pytest.raises(ConfigError, match="no images"):
-        verify_onnx(path, model, [])
+        verified(path, model, [])
     with pytest.raises(DataError, match=r"none\.jpg"):
-        verify_onnx(path, model, [tmp_path / "none.jpg"])
+        verified(path, model, [tmp_path / "none.jpg"])
     with pytest.raises(ExportError, match=r"none\.onnx"):
-        verify_onnx(tmp_path / "none.onnx", model, exported.images)
+        verified(tmp_path / "none.onnx", model, exported.images)
     (tmp_path / "text.onnx").write_text("hello, this is not a graph")
     with pytest.raises(ExportError, match=r"text\.onnx"):
-        verify_onnx(tmp_path / "text.onnx", model, exported.images)
+        verified(tmp_path / "text.onnx", model, exported.images)
     proto = onnx.load(str(path))
     del proto.metadata_props[:]
     onnx.save(proto, str(tmp_path / "bare.onnx"))
-    with pytest.raises(CheckpointError, match=r"bare\.onnx"):
-        verify_onnx(tmp_path / "bare.onnx", model, exported.images)
+    with pytest.raises(ExportError, match=r"bare\.onnx"):
+        verified(tmp_path / "bare.onnx", model, exported.images)
 
 
 A: Box = (0, 0, 100, 100)
@@ -106,7 +113,7 @@ B_SHIFTED: Box = (200, 200, 300, 299)  # IoU 0.99 with B
 
 
 def test_detections_are_matched_whatever_their_order() -> None:
-    answers = match_detections(
+    answers = compare_detections(
         found((0, 0.9, A), (1, 0.8, B)), found((1, 0.85, B_SHIFTED), (0, 0.9, A)), Tolerance()
     )
     assert (answers.matched, answers.unmatched) == (2, 0)
@@ -115,28 +122,21 @@ def test_detections_are_matched_whatever_their_order() -> None:
 
 
 def test_a_class_has_to_be_the_same() -> None:
-    answers = match_detections(found((0, 0.9, A)), found((1, 0.9, A)), Tolerance())
+    answers = compare_detections(found((0, 0.9, A)), found((1, 0.9, A)), Tolerance())
     assert (answers.matched, answers.unmatched) == (0, 2)
     assert answers.iou is None
 
 
 def test_only_detections_clear_of_the_threshold_need_a_partner() -> None:
     tolerance = Tolerance(threshold=0.3, score=0.01)
-    assert match_detections(found((0, 0.305, A)), found(), tolerance).unmatched == 0
-    assert match_detections(found((0, 0.32, A)), found(), tolerance).unmatched == 1
-    assert match_detections(found(), found((0, 0.32, A)), tolerance).unmatched == 1
+    assert compare_detections(found((0, 0.305, A)), found(), tolerance).unmatched == 0
+    assert compare_detections(found((0, 0.32, A)), found(), tolerance).unmatched == 1
+    assert compare_detections(found(), found((0, 0.32, A)), tolerance).unmatched == 1
 
 
 def test_a_partner_just_below_the_threshold_counts() -> None:
-    answers = match_detections(found((0, 0.302, A)), found((0, 0.297, A)), Tolerance())
+    answers = compare_detections(found((0, 0.302, A)), found((0, 0.297, A)), Tolerance())
     assert (answers.matched, answers.unmatched) == (1, 0)
-
-
-def test_overlaps_by_hand() -> None:
-    first = np.array([A, (10, 10, 10, 10)], np.float32)
-    second = np.array([(0, 0, 100, 50), (50, 0, 150, 100), B], np.float32)
-    expected = [[0.5, 1 / 3, 0.0], [0.0, 0.0, 0.0]]
-    np.testing.assert_allclose(box_overlaps(first, second), expected, atol=1e-12)
 
 
 GOOD = ImageParity(

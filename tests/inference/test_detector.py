@@ -1,4 +1,4 @@
-"""The detector: order, batches, classes, boxes in the original picture, and what it refuses."""
+"""The detector: order, batches, classes, boxes in the original image, and refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dino_core.metadata import CheckpointMeta
 
 
 class Recorder:
-    """A runtime with known answers: each picture's own mean brightness is its first logit."""
+    """A runtime with known answers: the first logit is the mean brightness of the image."""
 
     def __init__(self, input_hw: tuple[int, int] | None = None) -> None:
         self.input_hw = input_hw
@@ -57,7 +57,7 @@ def sigmoid(value: float) -> float:
     return float(1 / (1 + np.exp(-value)))
 
 
-def test_one_picture() -> None:
+def test_one_image() -> None:
     (result,) = Detector(Recorder(), META).predict(gray(255, 100, 200))
     assert result.labels == ["cat", "dog"]  # the nameless column, score 0.99, is never an answer
     assert result.class_ids.tolist() == [17, 18] and result.class_ids.dtype == np.int64
@@ -104,7 +104,7 @@ def test_a_fixed_input_is_padded_and_never_exceeded() -> None:
         assert result.scores[0] == pytest.approx(sigmoid(value / 255), abs=1e-5)
 
 
-def test_huge_pictures_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_huge_images_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dino_core.inference.detector._WINDOW_PIXELS", 2 * 32 * 32)
     runtime = Recorder()
     results = list(Detector(runtime, META).predict([gray(n) for n in range(5)], batch=4))
@@ -112,7 +112,7 @@ def test_huge_pictures_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(results) == 5
 
 
-def test_every_form_of_picture(tmp_path: Path) -> None:
+def test_every_kind_of_input(tmp_path: Path) -> None:
     path = tmp_path / "a ü.png"
     Image.fromarray(gray(50)).save(path)
     forms = [path, str(path), gray(50), Image.fromarray(gray(50)), str(tmp_path), gray(50)[:, :, 0]]
@@ -199,7 +199,7 @@ def test_a_checkpoint(tmp_path: Path) -> None:
     assert output.logits.shape[-1] == 2
 
 
-def test_extreme_pictures_through_a_real_network(tmp_path: Path) -> None:
+def test_extreme_images_through_a_real_network(tmp_path: Path) -> None:
     detector = Detector.load(tiny_checkpoint(tmp_path / "a.safetensors"), device="cpu")
     images = [gray(1, 1, 1), gray(1, 10, 20_000), gray(1, 20_000, 10), gray(1, 3, 7)]
     for image, result in zip(images, detector.predict(images, threshold=0.0), strict=True):
@@ -236,7 +236,7 @@ def test_onnx(tmp_path: Path) -> None:
     assert result.labels == [] and detector.name == "a.onnx"
     (result,) = detector.predict(gray(255, 4, 8), threshold=0.7)
     assert result.labels == ["cat"] * 3  # a mean of 1 for each of three queries: 0.73
-    assert result.boxes_xyxy_px[0].tolist() == [6, 1, 8, 3]  # centre at the right edge, clipped
+    assert result.boxes_xyxy_px[0].tolist() == [6, 1, 8, 3]  # center at the right edge, clipped
     with pytest.raises(ConfigError, match="no torch module"):
         _ = detector.model
     with pytest.raises(ConfigError, match="fixed when it is exported"):
@@ -257,7 +257,7 @@ import sys
 from pathlib import Path
 import dino_core
 from dino_core import Detector
-from dino_core.inference.metadata import read_metadata
+from dino_core.inference.runtimes import read_metadata
 from dino_core.inference.outputs.table import OUTPUTS
 from dino_core.inference.outputs.writers import Writers
 from dino_core.inference.sources import open_sources
@@ -284,14 +284,14 @@ assert not heavy, heavy
     assert (tmp_path / "out" / "images" / "a.jpg").exists()
 
 
-def test_canvas_pads_every_picture_to_one_size() -> None:
-    """Boxes stay relative to the picture, not to the canvas."""
+def test_canvas_pads_every_image_to_one_size() -> None:
+    """Boxes stay relative to the image, not to the canvas."""
     from dataclasses import replace
 
     runtime = Recorder()
     meta = replace(META, preprocess=replace(PLAIN, short_side=64, canvas=(64, 64)))
-    pictures = [gray(255, 100, 200), gray(255, 50, 25)]
-    first, second = Detector(runtime, meta).predict(pictures, batch=2)
+    images = [gray(255, 100, 200), gray(255, 50, 25)]
+    first, second = Detector(runtime, meta).predict(images, batch=2)
     assert runtime.shapes == [(2, 3, 64, 64)]
     assert runtime.padded == [True]
     assert first.boxes_xyxy_px[0].tolist() == [50, 25, 150, 75]

@@ -13,8 +13,8 @@ pytest.importorskip("onnxruntime")
 from inference.onnx_files import META, write_onnx
 
 from dino_core.errors import CheckpointError, ConfigError
-from dino_core.inference.metadata import read_metadata
 from dino_core.inference.onnx_runtime import OnnxRuntime
+from dino_core.inference.runtimes import read_metadata
 
 
 @pytest.mark.parametrize("batch", [1, 2, "batch"])
@@ -54,7 +54,7 @@ def test_files_that_are_not_models(tmp_path: Path) -> None:
 
 
 def test_foreign_onnx_files(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"not one of dino's.*dino export"):
+    with pytest.raises(CheckpointError, match=r"without the metadata of a dino model.*dino export"):
         OnnxRuntime(write_onnx(tmp_path / "a.onnx", metadata=""))
     with pytest.raises(CheckpointError, match="metadata is not JSON"):
         OnnxRuntime(write_onnx(tmp_path / "a.onnx", metadata="{"))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dino_core.config import PreprocessConfig
 from dino_core.data.faults import FaultLog, MarkedBox
 from dino_core.data.records import DatasetIndex, ImageRecord
+from dino_core.processing.overlap import box_iou
 from dino_core.processing.preprocess import resized_size
 
 _SAME_IOU = 0.95
@@ -63,7 +64,7 @@ def _check_pairs(
     log: FaultLog,
 ) -> None:
     """Pairs of boxes at one place. A box counts once, however many others lie on it."""
-    same_place = np.triu(_iou(boxes) >= _SAME_IOU, k=1)
+    same_place = np.triu(box_iou(boxes, boxes) >= _SAME_IOU, k=1)
     if not same_place.any():
         return
     same_class = classes[:, None] == classes[None, :]
@@ -76,16 +77,6 @@ def _check_pairs(
         label = f"{names[classes[first]]} and {names[classes[second]]}"
         marked = (_marked(boxes[second], label),)
         log.add("box-two-classes", _in_words(record, marked), (record.path,), marked)
-
-
-def _iou(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, N) intersection over union of every pair."""
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    union = area[:, None] + area[None, :] - shared
-    return np.asarray(shared / np.maximum(union, np.finfo(np.float32).tiny), np.float32)
 
 
 def _marked(box: NDArray[np.float32], label: str) -> MarkedBox:

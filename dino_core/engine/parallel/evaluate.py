@@ -1,8 +1,9 @@
-"""Evaluation by all processes of a run: each predicts its share, all get the same numbers."""
+"""Evaluation by all processes of a run: each predicts its share, and all get the same numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from dino_core.detections import ClassMap
 from dino_core.engine.parallel.collectives import gather_rows, rank, sums, world_size
 from dino_core.errors import DataError
 from dino_core.evaluation.coco_metrics import coco_metrics
-from dino_core.evaluation.evaluate import EvaluationResult, predict_groups, shape_groups, torch_run
+from dino_core.evaluation.evaluate import EvaluationResult, predict_groups, shape_groups
+from dino_core.inference.pipeline import Pipeline
+from dino_core.inference.torch_runtime import resolve_dtype, run_model
 from dino_core.processing.postprocess import Decoded
 
 
@@ -29,31 +32,32 @@ def evaluate_together(
     dtype: str = "auto",
     interrupted: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult:
-    """Numbers and detections, equal in every process; which one predicts an image changes nothing.
+    """Evaluate a model; every process gets the same numbers and detections as one alone would.
 
     Args:
         model: A Dino on `device`, with the same weights in all processes; its mode is kept.
         records: All images, in all processes.
-        classes: The classes of both.
+        classes: The classes of model and data.
         preprocess: The model's input.
-        batch: The most images at once.
+        batch: Maximum images per forward pass.
         device: Where the model is.
         dtype: "auto", "fp32", or "bf16"/"fp16" for autocast.
-        interrupted: Asked after each batch; where it says yes in any process, all stop.
+        interrupted: Called after each batch; if it returns True in any process, all stop.
 
     Raises:
-        DataError: an image cannot be read, by whichever process.
-        KeyboardInterrupt: all were asked to stop.
+        DataError: an image cannot be read, in any process.
+        KeyboardInterrupt: a process was interrupted.
     """
-    groups = shape_groups(records, preprocess, batch, preprocess.canvas)[rank() :: world_size()]
-    run = torch_run(model, str(device), dtype)
+    run = partial(run_model, model, device=device, dtype=resolve_dtype(dtype))
+    pipeline = Pipeline(run, preprocess, preprocess.canvas)
+    groups = shape_groups(pipeline, records, batch)[rank() :: world_size()]
     predictions: dict[int, Decoded] = {}
     seconds, stop = 0.0, False
     failure: DataError | None = None
     training = model.training
     model.eval()
     try:
-        for found, spent in predict_groups(run, records, groups, preprocess, preprocess.canvas):
+        for found, spent in predict_groups(pipeline, records, groups):
             predictions.update(found)
             seconds += spent
             if stop := interrupted():
@@ -62,13 +66,15 @@ def evaluate_together(
         failure = error
     finally:
         model.train(training)
+    # A process that raised at once would leave the others waiting in the next collective, so all
+    # first learn how each of them fared.
     failures, stops, spent = sums([float(failure is not None), float(stop), seconds], device)
     if failures:
         raise failure or DataError("another process cannot read a validation image")
     if stops:
         raise KeyboardInterrupt
     ordered = gather_predictions(predictions, len(records), device)
-    ms = 1000 * spent / len(records) if records else None  # of one device
+    ms = 1000 * spent / len(records) if records else None  # as one device alone
     metrics = coco_metrics(records, ordered, classes, ms_per_image=ms)
     return EvaluationResult(metrics, tuple(records), ordered, classes)
 
@@ -76,7 +82,16 @@ def evaluate_together(
 def gather_predictions(
     mine: Mapping[int, Decoded], count: int, device: torch.device
 ) -> tuple[Decoded, ...]:
-    """The predictions of `count` images, in order, from the shares of all processes."""
+    """Collect the predictions of all processes.
+
+    Args:
+        mine: Image index to prediction, of the images of this process.
+        count: Images of all processes together.
+        device: Where the collectives run.
+
+    Returns:
+        The predictions of all images, in order, equal in every process.
+    """
     own = [mine[index] for index in sorted(mine)]
     places = [
         np.stack([np.full(len(d.scores), index), d.class_indices], axis=1)
@@ -87,7 +102,7 @@ def gather_predictions(
     integers = np.concatenate([np.zeros((0, 2), np.int64), *places])
     rows = torch.cat(gather_rows(torch.from_numpy(numbers).to(device))).cpu().numpy()
     ids = torch.cat(gather_rows(torch.from_numpy(integers).to(device))).cpu().numpy()
-    order = np.argsort(ids[:, 0], kind="stable")  # an image is one process's, in its order
+    order = np.argsort(ids[:, 0], kind="stable")  # stable: keeps each image's own order
     cuts = np.searchsorted(ids[order, 0], np.arange(1, count))
     return tuple(
         Decoded(part[:, :4], part[:, 4], classes)

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dino_core.config import ResolvedConfig, TrainConfig
+from dino_core.config import MIN_IMAGE_SIZE, ResolvedConfig, TrainConfig
 from dino_core.engine.planning import rules
 from dino_core.engine.planning.facts import DataFacts, Machine, ModelFacts
 from dino_core.engine.schedule import WARMUP_SHARE
@@ -16,7 +16,6 @@ from dino_core.errors import ConfigError
 V = TypeVar("V")
 
 AS_ASKED = "as asked"
-_MIN_IMAGE_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -259,8 +258,8 @@ def check_settings(config: TrainConfig) -> None:
             "train.cached_views keeps views; mosaic and copy_paste stop in the middle of a run",
             "set them to 0, or cached_views",
         )
-    if config.image_size is not None and config.image_size < _MIN_IMAGE_SIZE:
-        raise ConfigError(f"image_size = {config.image_size}: must be at least {_MIN_IMAGE_SIZE}")
+    if config.image_size is not None and config.image_size < MIN_IMAGE_SIZE:
+        raise ConfigError(f"image_size = {config.image_size}: must be at least {MIN_IMAGE_SIZE}")
 
 
 def forecast(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from processes import two_processes
 from dino_core.checkpoints.io import build_model, load_checkpoint
 from dino_core.data.load import load_dataset
 from dino_core.engine.parallel.evaluate import gather_predictions
-from dino_core.evaluation.evaluate import EvaluationResult, score, torch_run
+from dino_core.evaluation.evaluate import Evaluation
+from dino_core.inference.pipeline import Pipeline
+from dino_core.inference.torch_runtime import run_model
 from dino_core.processing.postprocess import Decoded
 
 EVALUATE = """
@@ -84,14 +87,9 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     torch.set_num_threads(1)  # as there: sums are then made in the same order
     try:
         for wanted, found in ((records, first[0]), (records[:1], first[1])):
-            *_, result = score(
-                torch_run(model, "cpu", "fp32"),
-                wanted,
-                dataset.classes,
-                checkpoint.meta.preprocess,
-                batch=2,
-            )
-            assert isinstance(result, EvaluationResult)
+            run = partial(run_model, model, device=torch.device("cpu"), dtype=torch.float32)
+            pipeline = Pipeline(run, checkpoint.meta.preprocess, None)
+            result = Evaluation(pipeline, wanted, dataset.classes, batch=2).finish()
             metrics = replace(result.metrics, ms_per_image=None).to_dict()
             assert found == json.loads(json.dumps([metrics, result.to_coco()]))
             assert len(found[1]) == 40 * len(wanted)  # 20 queries, 2 classes

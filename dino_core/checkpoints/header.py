@@ -1,0 +1,57 @@
+"""The metadata of a `.safetensors` model file, read from its header without torch and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+
+from dino_core.errors import CheckpointError
+from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json
+
+_IMPORT_HINT = "model files of other projects are read with `dino models import`"
+
+
+def check_file(path: Path, hint: str = "") -> None:
+    """Check that a path is a file before it is opened as a model.
+
+    Args:
+        path: The model file.
+        hint: What to do about a folder; may be empty.
+
+    Raises:
+        CheckpointError: the path is a folder, or nothing is there.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder, not a model file", hint)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
+
+
+def read_header(path: Path) -> CheckpointMeta:
+    """Read the metadata of a model file.
+
+    The library compares the size of the file with its list of tensors, so a truncated file is
+    found although no tensor is read.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, truncated, of another kind, not one of
+            ours, or of a newer version.
+    """
+    check_file(path)
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as file:
+            entries = file.metadata() or {}
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except safetensors.SafetensorError as error:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path}: truncated, or not a safetensors file ({size} bytes)",
+            f"get it again; {_IMPORT_HINT}",
+        ) from error
+    if METADATA_KEY not in entries:
+        raise CheckpointError(
+            f"{path}: a safetensors file without the metadata of a dino model", _IMPORT_HINT
+        )
+    return from_json(entries[METADATA_KEY], str(path))
