@@ -1,4 +1,4 @@
-"""DINO object detection: `Detector` to predict; `train`, `evaluate`, `export`, `load_dataset`.
+"""DINO object detection: `Detector` predicts; `train`, `fit`, `evaluate`, `export` do the rest.
 
 The names are imported when first used, so that `import dino_core` is fast and needs no torch.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dino_core.data.load import load_dataset
     from dino_core.detections import Detections
-    from dino_core.engine.api import train
+    from dino_core.engine.api import fit, train
     from dino_core.evaluation.evaluate import evaluate
     from dino_core.exporters.api import export
     from dino_core.inference.detector import Detector
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "export",
+    "fit",
     "load_dataset",
     "train",
 ]
@@ -33,6 +34,7 @@ _HOME = {
     "Detector": "dino_core.inference.detector",
     "evaluate": "dino_core.evaluation.evaluate",
     "export": "dino_core.exporters.api",
+    "fit": "dino_core.engine.api",
     "load_dataset": "dino_core.data.load",
     "train": "dino_core.engine.api",
 }

@@ -1,4 +1,4 @@
-"""`dino train`: settings from every source into one run of `fit`, shown as it happens."""
+"""`dino train`: settings from every source into one training run, shown as it happens."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import contextlib
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dino_cli import errors, model_view, options, output, processes, render
 from dino_cli.settings import Settings, model_input, model_overrides, resolve_settings
-from dino_core.config import LOGGERS
+from dino_core.engine.loggers.table import LOGGER_NAMES
 from dino_core.errors import ConfigError
 from dino_core.process import started_by_torchrun
 from dino_core.recipes import find_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from dino_core.data.check.findings import Finding
     from dino_core.data.records import DatasetIndex
-    from dino_core.engine.events import Event
 
 app = typer.Typer(**options.SETTINGS)
 
@@ -124,7 +123,7 @@ def train(
         typer.Option(
             "--logger",
             metavar="NAMES",
-            help="csv, tensorboard, wandb, mlflow; comma-separated.",
+            help=f"Comma-separated: {', '.join(LOGGER_NAMES)}.",
         ),
     ] = None,
     val_split: Annotated[
@@ -199,7 +198,7 @@ def _batch(text: str) -> int | None:
 
 def _loggers(text: str | None) -> list[str] | None:
     """The names given; None keeps the default. Raises ConfigError with the nearest known one."""
-    return None if text is None else options.choices(text, LOGGERS, "--logger")
+    return None if text is None else options.choices(text, LOGGER_NAMES, "--logger")
 
 
 def _run_config(run: Path) -> Path:
@@ -249,16 +248,18 @@ def _plan(
     """Answer `--plan`, for so many processes."""
     from dino_cli.plan_report import print_plan
     from dino_core.engine.fit import plan_run
+    from dino_core.engine.request import RunRequest
 
-    event = plan_run(
+    request = RunRequest(
         settings.train,
         dataset,
-        out=out or output.free_path("train"),
+        out or output.free_path("train"),
         model=model,
         weights=weights,
         model_config=model_overrides(settings, model, weights, backbone),
         processes=devices,
     )
+    event = plan_run(request)
     print_plan(event, dataset, findings, as_json)
 
 
@@ -273,28 +274,26 @@ def _train(
 ) -> None:
     from dino_cli.train_view import train_view
     from dino_core.engine.events import CheckpointSaved, StepDone
-    from dino_core.engine.fit import fit
+    from dino_core.engine.fit import run_events
+    from dino_core.engine.request import RunRequest
     from dino_core.engine.run_folder import RunFolder
 
     model_config = None if resume else model_overrides(settings, model, weights, backbone)
     with _folder(resume or out, settings.train.device) as folder:
-        run = cast(
-            "Generator[Event, None, None]",  # so that closing it saves the state
-            fit(
-                settings.train,
-                dataset,
-                out=folder.path,
-                model=model,
-                weights=weights,
-                model_config=model_config,
-                resume=resume is not None,
-            ),
+        request = RunRequest(
+            settings.train,
+            dataset,
+            folder.path,
+            model=model,
+            weights=weights,
+            model_config=model_config,
+            resume=resume is not None,
         )
         try:
             with (
                 _ended_as_by_interrupt(),
                 train_view() as view,
-                contextlib.closing(run) as events,
+                contextlib.closing(run_events(request)) as events,
             ):
                 for event in events:
                     if isinstance(event, (StepDone, CheckpointSaved)):
