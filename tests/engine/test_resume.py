@@ -87,9 +87,11 @@ def test_stop_and_resume_is_exact(
     steps = [e.step for e in events if isinstance(e, StepDone)]
     assert steps == [4, 5, 6]
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
-    told = read_metadata(tmp_path / "parts" / "last.safetensors").provenance
+    resumed = read_metadata(tmp_path / "parts" / "last.safetensors").provenance
     whole = read_metadata(tmp_path / "whole" / "last.safetensors").provenance
-    assert told == {**whole, "run": "parts"} and told["history"][0]["file"] == Path(start).name
+    assert (
+        resumed == {**whole, "run": "parts"} and resumed["history"][0]["file"] == Path(start).name
+    )
     lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(x) for x in lines]
     assert [r["step"] for r in rows if r["event"] == "step"] == [1, 2, 3, 4, 5, 6]

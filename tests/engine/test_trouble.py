@@ -291,13 +291,13 @@ def test_a_damaged_image_is_left_out_and_listed(
     events = list(train(recipe, data, tmp_path / "whole", start))
     (said,) = warnings(events)  # once, although it is asked for twice
     assert said.startswith(f"image left out: {path}: ")
-    told = summary(events)
-    assert (told.steps, told.epochs, told.skipped_steps) == (8, 2, 0)
-    assert len(told.unreadable_images) == 1 and path in told.unreadable_images[0]
+    outcome = summary(events)
+    assert (outcome.steps, outcome.epochs, outcome.skipped_steps) == (8, 2, 0)
+    assert len(outcome.unreadable_images) == 1 and path in outcome.unreadable_images[0]
     assert path in (tmp_path / "whole/log.txt").read_text()
     stop_after(train(recipe, data, tmp_path / "parts", start), 3)
     again = list(train(recipe, data, tmp_path / "parts", start, resume=True))
-    assert summary(again).unreadable_images == told.unreadable_images
+    assert summary(again).unreadable_images == outcome.unreadable_images
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -21,6 +22,7 @@ from dino_core.data.records import DatasetIndex
 from dino_core.engine.events import Event, RolledBack, RunPlanned, StepDone, Warned
 from dino_core.engine.fit import run_events
 from dino_core.engine.loggers.group import LoggerGroup, chosen_loggers
+from dino_core.engine.loggers.table import LOGGERS
 from dino_core.engine.request import RunRequest
 from dino_core.errors import ConfigError
 
@@ -131,6 +133,33 @@ def test_choice_of_loggers() -> None:
         "tensorboard",
         "mlflow",
     )
+
+
+def test_an_unknown_logger_fails_before_anything_is_written(
+    tmp_path: Path, data: DatasetIndex, start: str
+) -> None:
+    recipe = replace(RECIPE, loggers=("tensorboard", "mlflov"))
+    with pytest.raises(ConfigError, match="unknown logger 'mlflov'") as caught:
+        next(run_events(RunRequest(recipe, data, tmp_path / "run", model=start)))
+    assert caught.value.hint == "did you mean 'mlflow'?"
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_logger_has_an_extra_that_installs_its_package() -> None:
+    """As pyproject.toml declares them; the package's requirements are what pip would install."""
+    requirements = importlib.metadata.requires("dino-detector") or []
+    for name, kind in LOGGERS.items():
+        wanted = [r for r in requirements if f'extra == "{kind.extra}"' in r]
+        assert any(r.startswith(kind.package) for r in wanted), (name, wanted)
+
+
+def test_the_table_imports_no_torch() -> None:
+    """The command line reads its help from it, and must answer at once."""
+    code = (
+        "import sys; from dino_core.engine.loggers.table import LOGGER_NAMES\n"
+        "assert not {'torch', 'torchvision', 'matplotlib', *LOGGER_NAMES[1:]} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -1,4 +1,4 @@
-"""Two processes end with the same weights, replicated or spread, and any number goes on."""
+"""Two processes end with the same weights, replicated or sharded, and any number can resume."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_replicated_and_spread_weights_agree_and_any_number_goes_on(tmp_path: Pa
     names = load_checkpoint(start).state_dict.keys()
     assert load_checkpoint(out / "last.safetensors").state_dict.keys() == names
     events = run_events(RunRequest(replace(RECIPE, steps=4), load_dataset(data), out, resume=True))
-    planned, *_ = list(events)  # one process goes on with what two began
+    planned, *_ = list(events)  # one process continues what two began
     assert isinstance(planned, RunPlanned) and planned.resumed_step == 3
     counters = load_state(out / "state/training.safetensors").counters
     assert (counters.step, counters.processes, counters.planned_processes) == (4, 1, 2)
@@ -126,7 +126,7 @@ def test_other_numbers_of_processes() -> None:
 
 def test_one_process_has_nothing_to_spread(tmp_path: Path) -> None:
     data = load_dataset(make_coco_dataset(tmp_path / "data"))
-    with pytest.raises(ConfigError, match="nothing to spread over"):
+    with pytest.raises(ConfigError, match="nothing to shard over"):
         next(
             run_events(
                 RunRequest(replace(RECIPE, shard="fsdp"), data, tmp_path / "run", weights="none")

@@ -252,12 +252,12 @@ def test_a_run_by_the_clock_tells_how_far_it_will_get(
 ) -> None:
     recipe = replace(RECIPE, steps=None, minutes=1.0)
     events = run_events(RunRequest(recipe, data, tmp_path / "run", model=start))
-    told = next(event for event in events if isinstance(event, SpeedMeasured))
+    measured = next(event for event in events if isinstance(event, SpeedMeasured))
     events.close()
-    assert told.step == SPEED_STEPS + 1  # the first warms up
-    assert told.forecast.steps > told.step
-    assert told.forecast.epochs == told.forecast.steps / 2
-    assert 0 < told.forecast.seconds < 60.0
+    assert measured.step == SPEED_STEPS + 1  # the first warms up
+    assert measured.forecast.steps > measured.step
+    assert measured.forecast.epochs == measured.forecast.steps / 2
+    assert 0 < measured.forecast.seconds < 60.0
 
 
 def test_more_processes_share_the_step(tmp_path: Path, data: DatasetIndex, start: str) -> None:

@@ -110,7 +110,7 @@ def test_a_failure_to_draw_is_one_warning(tmp_path: Path, data: DatasetIndex, st
         events.append(event)
     warnings = [e for e in events if isinstance(e, Warned)]
     assert len(warnings) == 1
-    assert "plots" in warnings[0].message and "training goes on" in warnings[0].message
+    assert "plots" in warnings[0].message and "training continues" in warnings[0].message
     assert isinstance(events[-1], RunFinished) and events[-1].summary.steps == 5
 
 
