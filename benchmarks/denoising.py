@@ -31,7 +31,8 @@ from dino_core.checkpoints.zoo import load
 from dino_core.config import TrainConfig
 from dino_core.data.load import load_dataset
 from dino_core.engine.events import EvaluationDone
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
+from dino_core.engine.request import RunRequest
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "the model's own": {},
@@ -69,8 +70,8 @@ def train(data: Path, model: str, setting: str, seed: int, recipe: TrainConfig) 
     dataset = load_dataset(data)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
-        events = fit(
-            replace(recipe, seed=seed), dataset, out=run, model=model, model_config=network
+        events = run_events(
+            RunRequest(replace(recipe, seed=seed), dataset, run, model=model, model_config=network)
         )
         scores = [event.metrics for event in events if isinstance(event, EvaluationDone)]
     last = scores[-1]

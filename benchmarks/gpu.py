@@ -185,8 +185,9 @@ def training(dtype: str, tiny: bool) -> Call:
     batch = training_batch(TRAIN_BATCH, BOXES, TINY_HW if tiny else IMAGE_HW)
 
     def call() -> None:
-        if not stepper.step([batch], step=config.warmup_steps, progress=0.0).finite:
+        if not stepper.gradients([batch], step=config.warmup_steps, progress=0.0).usable:
             raise SystemExit(f"training step in {dtype}: the loss or its gradient is not finite")
+        stepper.update()
         torch.cuda.synchronize()
 
     return call

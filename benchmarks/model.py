@@ -120,11 +120,10 @@ def train_call(setting: Setting, args: argparse.Namespace) -> Callable[[], objec
     batch = training_batch(TRAIN_BATCH, BOXES, TINY_HW if args.tiny else TRAIN_HW)
 
     def call() -> None:
-        if not stepper.step([batch], step=config.warmup_steps, progress=0.0).finite:
+        if not stepper.gradients([batch], step=config.warmup_steps, progress=0.0).usable:
             raise SystemExit(f"{setting.name}: the loss or its gradient is not finite")
-        optimizer.zero_grad(
-            set_to_none=True
-        )  # so that the memory of the next setting does not include this one's
+        stepper.update()
+        optimizer.zero_grad(set_to_none=True)  # the next setting's memory is its own
 
     return call
 

@@ -9,6 +9,7 @@ import typer
 
 from dino_cli import data_options
 from dino_core.config import MIN_IMAGE_SIZE
+from dino_core.engine.loggers.table import LOGGER_NAMES
 
 Data = Annotated[Path | None, data_options.data_argument(show_default=False)]
 Model = Annotated[
@@ -111,7 +112,7 @@ Logger = Annotated[
     typer.Option(
         "--logger",
         metavar="NAMES",
-        help="Experiment loggers, comma-separated: csv, tensorboard, wandb, mlflow.",
+        help=f"Experiment loggers, comma-separated: {', '.join(LOGGER_NAMES)}.",
     ),
 ]
 ValSplit = Annotated[

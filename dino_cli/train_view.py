@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,7 +49,7 @@ class TrainView:
             self.lines([speed_line(event)])
         elif isinstance(event, events.EvaluationDone):
             self._evaluation(event)
-        elif isinstance(event, events.Warned):
+        elif isinstance(event, (events.Warned, events.RolledBack)):
             self.lines([f"warning: {event.message}"])
         elif isinstance(event, events.RunFinished):
             self.lines(finished_lines(event))
@@ -181,21 +180,18 @@ def decision_lines(event: RunPlanned) -> list[str]:
     for decision in event.plan.decisions:
         value = decision.value
         shown = f"{value:g}" if isinstance(value, float) else str(value)
-        chosen = not decision.reason.startswith("as asked")
-        option = f" ({decision.option})" if chosen else ""
+        option = "" if decision.asked else f" ({decision.option})"
         lines.append(f"  {decision.name:<18} {shown:<8} {decision.reason}{option}")
     return [*lines, rest]
 
 
 def _queries_lines(event: RunPlanned) -> list[str]:
-    """Where an image holds more objects than the model can find, how it can."""
-    queries, most = event.model.num_queries, event.most_objects
-    if most <= queries:
+    """A warning where an image has more objects than the model can find."""
+    if event.suggested_queries is None:
         return []
-    enough = math.ceil(1.5 * most / 50) * 50
     return [
-        f"warning   an image holds {most} objects, and the model finds {queries} at most: "
-        f"--set model.num_queries={enough}"
+        f"warning   an image has {event.most_objects} objects, but the model finds at most "
+        f"{event.model.num_queries}: --set model.num_queries={event.suggested_queries}"
     ]
 
 
@@ -266,16 +262,16 @@ def finished_lines(event: RunFinished) -> list[str]:
     from dino_core.evaluation.class_table import class_lines
 
     summary = event.summary
-    took = render.duration(summary["seconds"])
-    lines = [f"{summary['steps']} steps, {summary['epochs']} epochs in {took}"]
-    if summary["stopped_early"]:
-        lines.append(f"stopped early: {summary['stopped_early']}")
-    if summary["best_ap"] is not None:
-        lines.append(f"best AP {summary['best_ap']:.3f} at step {summary['best_step']}")
-    lines += class_lines(summary["best_per_class"] or {})
-    plots = event.out / "plots"
-    pictures = [f"pictures in {plots} and {event.out / 'samples'}"] if plots.is_dir() else []
-    return [*lines, f"model in {summary['best']}", *pictures, f"results in {event.out}"]
+    took = render.duration(summary.seconds)
+    lines = [f"{summary.steps} steps, {summary.epochs} epochs in {took}"]
+    if summary.stopped_early:
+        lines.append(f"stopped early: {summary.stopped_early}")
+    if summary.best_ap is not None:
+        lines.append(f"best AP {summary.best_ap:.3f} at step {summary.best_step}")
+    lines += class_lines(summary.class_values())
+    plots = summary.out / "plots"
+    pictures = [f"pictures in {plots} and {summary.out / 'samples'}"] if plots.is_dir() else []
+    return [*lines, f"model in {summary.best}", *pictures, f"results in {summary.out}"]
 
 
 def _row(cells: Iterable[str]) -> str:

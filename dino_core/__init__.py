@@ -1,4 +1,4 @@
-"""DINO object detection: `Detector` to predict; `train`, `evaluate`, `export`, `load_dataset`.
+"""DINO object detection: `Detector` predicts; `train`, `fit`, `evaluate`, `export` do the rest.
 
 The names are imported when first used, so that `import dino_core` is fast and needs no torch.
 """
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dino_core.data.load import load_dataset
     from dino_core.data.save import save_dataset
     from dino_core.detections import Detections
-    from dino_core.engine.api import train
+    from dino_core.engine.api import fit, train
     from dino_core.evaluation.evaluate import evaluate
     from dino_core.exporters.api import export
     from dino_core.inference.detector import Detector
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "export",
+    "fit",
     "load_dataset",
     "save_dataset",
     "train",
@@ -35,6 +36,7 @@ _HOME = {
     "Detector": "dino_core.inference.detector",
     "evaluate": "dino_core.evaluation.evaluate",
     "export": "dino_core.exporters.api",
+    "fit": "dino_core.engine.api",
     "load_dataset": "dino_core.data.load",
     "save_dataset": "dino_core.data.save",
     "train": "dino_core.engine.api",

@@ -120,8 +120,6 @@ FreezeName = Literal["none", "backbone"]
 ClassLossName = Literal["focal", "mal"]
 """Sigmoid focal loss as published, or the matchability-aware loss of DEIM (arXiv 2412.04234,
 equation 4): a matched query aims at its box's IoU to the power of `mal_gamma`, not at 1."""
-LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
-LOGGERS: tuple[str, ...] = typing.get_args(LoggerName)
 
 
 @dataclass(frozen=True)
@@ -170,8 +168,8 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     probe: bool = True  # the worst batch goes through once before the first step
     plots: bool = True
-    loggers: tuple[LoggerName, ...] | None = None
-    # csv is always written; None: TensorBoard too, where it is installed
+    # Names in engine/loggers/table.py; None: TensorBoard where it is installed.
+    loggers: tuple[str, ...] | None = None
     compile: bool = False  # torch.compile of backbone and transformer layers
     shard: Literal["none", "fsdp"] = "none"  # spread weights and moments over the processes
     class_aliases: tuple[str, ...] = ()  # "sofa=couch": the data's sofa starts as the model's couch

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dino_core import Detector, evaluate, train
+from dino_core import Detector, evaluate, fit
 from dino_core.engine.events import EvaluationDone, StepDone
 
 
@@ -41,7 +41,7 @@ def make_data(root: Path, count: int) -> None:
 with tempfile.TemporaryDirectory() as folder:
     data, run = Path(folder, "balls"), Path(folder, "run")
     make_data(data, count=8)
-    for event in train(data, model="dino-nano", steps=12, batch=4, image_size=128, out=run):
+    for event in fit(data, model="dino-nano", steps=12, batch=4, image_size=128, out=run):
         if isinstance(event, StepDone):
             print(f"step {event.step}: loss {event.losses['total']:.2f}")
         elif isinstance(event, EvaluationDone):

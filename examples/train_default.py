@@ -27,7 +27,8 @@ from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.detections import ClassMap
 from dino_core.engine.events import EvaluationDone, StepDone
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
+from dino_core.engine.request import RunRequest
 from dino_core.evaluation.evaluate import evaluate
 from dino_core.files import sha256_of
 from dino_core.metadata import CheckpointMeta
@@ -138,7 +139,9 @@ def main() -> None:
         start = imagenet_start(
             args.imagenet, dataset.classes, args.run.with_name(args.run.name + "-start.safetensors")
         )
-    for event in fit(config, dataset, out=args.run, weights=start, resume=args.resume):
+    for event in run_events(
+        RunRequest(config, dataset, args.run, weights=start, resume=args.resume)
+    ):
         if isinstance(event, StepDone):
             losses = "  ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
             clock = time.strftime("%H:%M:%S")

@@ -37,9 +37,9 @@ def test_every_name_is_there(name: str) -> None:
 
 def test_functions_stay_callable_after_their_packages_were_imported() -> None:
     importlib.import_module("dino_core.exporters.api")
-    from dino_core import evaluate, export, load_dataset, train
+    from dino_core import evaluate, export, fit, load_dataset, train
 
-    assert all(map(callable, (evaluate, export, load_dataset, train)))
+    assert all(map(callable, (evaluate, export, fit, load_dataset, train)))
 
 
 def test_unknown_name() -> None:

@@ -98,7 +98,7 @@ def _devices() -> list[dict[str, Any]]:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    from dino_core.engine.setup import cpu_multiplies_bf16
+    from dino_core.engine.model_setup import cpu_multiplies_bf16
 
     return {
         "cores": os.cpu_count(),

@@ -7,7 +7,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -22,17 +22,17 @@ from dino_cli import (
     train_options,
 )
 from dino_cli.settings import Settings, model_input, model_overrides, resolve_settings
-from dino_core.config import LOGGERS
+from dino_core.engine.loggers.table import LOGGER_NAMES
 from dino_core.errors import ConfigError, DataError
 from dino_core.process import started_by_torchrun
 from dino_core.recipes import find_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dino_core.data.check.findings import Finding
     from dino_core.data.records import DatasetIndex
-    from dino_core.engine.events import Event
+    from dino_core.engine.request import RunRequest
 
 app = typer.Typer(**options.SETTINGS)
 
@@ -184,7 +184,7 @@ def _batch(text: str) -> int | None:
 
 def _loggers(text: str | None) -> list[str] | None:
     """The names given; None keeps the default. Raises ConfigError with the nearest known one."""
-    return None if text is None else options.choices(text, LOGGERS, "--logger")
+    return None if text is None else options.choices(text, LOGGER_NAMES, "--logger")
 
 
 def _run_config(run: Path) -> Path:
@@ -232,39 +232,40 @@ def _plan(
     from dino_cli.plan_view import print_plan
     from dino_core.engine.fit import plan_run
 
-    event = plan_run(
+    request = _request(asked, settings, model, dataset, asked.out or output.free_path("train"))
+    print_plan(plan_run(request), dataset, findings, asked.as_json)
+
+
+def _request(
+    asked: _Asked, settings: Settings, model: str, dataset: DatasetIndex, out: Path
+) -> RunRequest:
+    """A new run, as it was asked for."""
+    from dino_core.engine.request import RunRequest
+
+    return RunRequest(
         settings.train,
         dataset,
-        out=asked.out or output.free_path("train"),
+        out,
         model=model,
         weights=asked.weights,
         model_config=model_overrides(settings, model, asked.weights, asked.backbone),
-        processes=asked.devices,
+        processes=asked.devices if asked.plan else None,
     )
-    print_plan(event, dataset, findings, asked.as_json)
 
 
 def _train(
     asked: _Asked, settings: Settings, model: str, dataset: DatasetIndex, resume: Path | None
 ) -> None:
-    from dino_core.engine.fit import fit
+    from dino_core.engine.request import RunRequest
     from dino_core.engine.run_folder import RunFolder
 
-    overrides = None
-    if resume is None:
-        overrides = model_overrides(settings, model, asked.weights, asked.backbone)
     with _folder(resume or asked.out, settings.train.device) as folder:
-        run = fit(
-            settings.train,
-            dataset,
-            out=folder.path,
-            model=model,
-            weights=asked.weights,
-            model_config=overrides,
-            resume=resume is not None,
-        )
+        if resume is None:
+            request = _request(asked, settings, model, dataset, folder.path)
+        else:
+            request = RunRequest(settings.train, dataset, folder.path, resume=True)
         try:
-            _show(run, folder)
+            _show(request, folder)
         except KeyboardInterrupt:
             if not RunFolder(folder.path).state.is_file():
                 raise
@@ -273,13 +274,17 @@ def _train(
             raise typer.Exit(errors.INTERRUPTED) from None
 
 
-def _show(run: Iterator[Event], folder: output.OutputFolder) -> None:
+def _show(request: RunRequest, folder: output.OutputFolder) -> None:
     """Train, and show each event; closing the generator saves the state."""
     from dino_cli.train_view import train_view
     from dino_core.engine.events import CheckpointSaved, StepDone
+    from dino_core.engine.fit import run_events
 
-    generator = cast("Generator[Event, None, None]", run)
-    with _interrupted_by_signals(), train_view() as view, contextlib.closing(generator) as events:
+    with (
+        _interrupted_by_signals(),
+        train_view() as view,
+        contextlib.closing(run_events(request)) as events,
+    ):
         for event in events:
             if isinstance(event, (StepDone, CheckpointSaved)):
                 folder.keep()

@@ -1,21 +1,66 @@
-"""An endless stream of training batches that knows its place, so that a run resumes anywhere."""
+"""Training batches: how they are loaded, and an endless stream of them that knows its position."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
-from dino_core.data.batching import Batch, Loader
+import torch
+
+from dino_core.config import PreprocessConfig, ResolvedConfig, to_dict
+from dino_core.data.augment.mixing import build_mixing
+from dino_core.data.augment.transforms import build_transform
+from dino_core.data.batching import Batch, Loader, make_loader
+from dino_core.data.dataset import DetectionDataset
+from dino_core.data.records import DatasetIndex
 from dino_core.engine.feature_cache import FeatureCache
+from dino_core.engine.parallel.collectives import rank, world_size
+
+
+def training_loader(
+    config: ResolvedConfig,
+    dataset: DatasetIndex,
+    preprocess: PreprocessConfig,
+    device: torch.device,
+) -> Loader:
+    """This process's share of the training batches, augmented as the recipe says."""
+    transform = build_transform(config.augment, preprocess, scale=config.scale_jitter)
+    records = dataset.splits["train"]
+    mixing = build_mixing(config.mosaic, config.copy_paste, config.augment, preprocess, records)
+    images = DetectionDataset(records, preprocess, transform, config.seed, mixing)
+    return make_loader(
+        images,
+        config.batch,
+        seed=config.seed,
+        drop_last=True,
+        workers=config.workers,
+        pin_memory=device.type == "cuda",
+        rank=rank(),
+        world_size=world_size(),
+        skip_unreadable=True,
+    )
+
+
+def cached_loader(
+    config: ResolvedConfig, preprocess: PreprocessConfig, loader: Loader, folder: Path
+) -> FeatureCache:
+    """A cache of backbone features in front of `loader`, in a subfolder for these settings."""
+    # The name covers everything that decides which images a batch holds and how they look.
+    settings = (to_dict(config), to_dict(preprocess), rank(), world_size())
+    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    return FeatureCache(folder / name, loader, config.cached_views, config.seed)
 
 
 class BatchStream:
-    """Batches of one epoch after the other.
+    """The batches of one epoch after the other.
 
     Attributes:
-        epoch: Passes that are complete.
-        batch: Batches taken from the present pass.
-        mixed_batches: The first so many batches of this pass hold samples made of several images,
-            where the data set mixes; None while nobody has stopped it, then zero in later passes.
+        epoch: Completed passes over the data.
+        batch: Batches taken from the current pass.
+        mixed_batches: Number of batches at the beginning of the current pass in which images are
+            mixed (mosaic, copy-paste). None until mixing is stopped, and 0 in later passes.
     """
 
     def __init__(
@@ -30,16 +75,16 @@ class BatchStream:
         self._batches: Iterator[Batch] | None = None
 
     def take(self, count: int) -> list[Batch]:
-        """The next `count` batches, across the end of a pass where need be."""
+        """The next `count` batches, across the end of a pass where necessary."""
         return [self._next() for _ in range(count)]
 
     def go_to(self, epoch: int, batch: int, mixed_batches: int | None) -> None:
-        """Go on from another place."""
+        """Continue from another position."""
         self.epoch, self.batch, self.mixed_batches = epoch, batch, mixed_batches
         self._batches = None
 
     def stop_mixing(self) -> None:
-        """From the next batch on every sample is one image; what was prepared ahead is dropped."""
+        """Mix no images from the next batch on; batches that were prefetched are discarded."""
         if self.mixed_batches is None and self._loader.dataset.mixing is not None:
             self.mixed_batches, self._batches = self.batch, None
 

@@ -1,7 +1,7 @@
-"""`torch.compile` of the parts that repeat: the transformer layers and the backbone.
+"""`torch.compile` for the parts that repeat: the transformer layers and the backbone.
 
-They are compiled where they stand, so parameters keep their names and checkpoints their form; each
-kind of layer is compiled once, for all its copies and for all sizes of images.
+They are compiled in place, so parameters keep their names and checkpoints their format. Each kind
+of layer is compiled once, for all its copies and all image sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dino_core.models.dino import Dino
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises ConfigError where torch has nothing to compile with."""
+    """Raises ConfigError where `torch.compile` lacks its compiler."""
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             raise ConfigError(
@@ -34,12 +34,12 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_parts(model: Dino, backend: str = "inductor") -> None:
-    """Compile the repeating parts of `model`, in place, at their first use."""
+    """Let the repeating parts of `model` be compiled in place, at their first use."""
     for part in (*model.backbone.parts_to_compile(), *model.encoder.layers, *model.decoder.layers):
         part.compile(dynamic=True, backend=backend)
 
 
 def is_compiler_error(error: BaseException) -> bool:
-    """Whether torch.compile failed, rather than the network."""
+    """Whether an error comes from torch.compile rather than from the network."""
     compilers = ("torch._dynamo", "torch._inductor")
     return any(kind.__module__.startswith(compilers) for kind in type(error).__mro__)

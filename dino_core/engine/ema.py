@@ -1,4 +1,4 @@
-"""A running average of the weights, which is what gets evaluated and shipped (not in the paper)."""
+"""An exponential moving average of the weights, which is evaluated and saved (not in the paper)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ class Ema(Generic[M]):
     """Exponential moving average of a model's parameters; buffers are copied.
 
     Attributes:
-        model: The averaged model, in evaluation mode; parameters float32 without gradient.
-        updates: How many times `update` was called.
+        model: The averaged model, in evaluation mode and without gradients.
+        updates: Number of calls of `update`.
     """
 
     def __init__(self, model: M, decay: float, shadow: M | None = None) -> None:
-        """Start from `model`'s present weights.
+        """Start from the current weights of `model`.
 
         Args:
-            model: The live model, which keeps its own copy.
-            decay: Of the average, once it has grown to it.
-            shadow: A copy of `model`; None makes one (a sharded model cannot be copied).
+            model: The live model.
+            decay: Final decay; see `decay_at`.
+            shadow: A copy of `model`, for a sharded model, which cannot be copied; None makes one.
         """
         self.model: M = (copy.deepcopy(model) if shadow is None else shadow).eval()
         self.model.requires_grad_(False)
         self.decay = decay
         self.updates = 0
-        # A frozen parameter equals its average already.
+        # A frozen parameter never changes, so it equals its average already.
         pairs = [
             (shadow, live)
             for shadow, live in zip(self.model.parameters(), model.parameters(), strict=True)
@@ -43,12 +43,12 @@ class Ema(Generic[M]):
         self._live_buffers = list(model.buffers())
 
     def decay_at(self, updates: int) -> float:
-        """The decay of the update after `updates` of them: short memory at first."""
+        """The decay after `updates` updates; it starts low, so that the start is soon forgotten."""
         return min(self.decay, (1 + updates) / (10 + updates))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the live model's present weights."""
+        """Move the average towards the current weights of the live model."""
         weight = 1.0 - self.decay_at(self.updates)
         torch._foreach_lerp_(self._shadow, self._live, weight)
         if self._shadow_buffers:

@@ -1,8 +1,8 @@
-"""Backbone maps of training batches on disk: a frozen backbone needs to see each only once.
+"""Keeps the features of a frozen backbone on disk, so that it sees each training batch only once.
 
-Images have a fixed number of views instead of new random changes in every pass: pass e shows view
-e modulo `views`. A view's batches stay the same, their order is drawn anew in each pass. Training
-from the cache so equals training without it, bit for bit, whatever of it is on disk.
+Images get a fixed number of augmented views instead of new random changes in every pass: pass e
+shows view e modulo `views`. The batches of a view never change, only their order does. Training
+from the cache therefore equals training without it, bit for bit, whatever part of it is on disk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -20,24 +19,24 @@ from torch import Tensor
 
 from dino_core.data.batching import Batch, Loader
 from dino_core.data.dataset import DetectionDataset
+from dino_core.data.seeding import generator
 from dino_core.errors import DinoError
 from dino_core.files import whole_file
 from dino_core.models.backbones.backbone import Backbone
 from dino_core.targets import Target
 
-_SEED_BITS = 0xFFFFFFFF
-
-Place = tuple[int, int]  # view, number of the batch in it
+Place = tuple[int, int]  # view, and number of the batch in it
 
 
 class FeatureCache:
-    """Batches with their backbone maps, a file each, and a loader's place in front of a loader.
+    """Takes the place of a loader: gives batches with features from disk, others from the loader.
 
     Args:
-        folder: Of this process and these settings alone; made when the first batch is kept.
-        loader: Where batches come from that are not on disk.
-        views: How many different passes there are.
-        seed: Of the order of batches.
+        folder: Holds a file per batch, for this process and these settings only. It is created
+            with the first file.
+        loader: Loads the batches that are not on disk.
+        views: Number of different passes.
+        seed: Seed of the order of batches.
     """
 
     def __init__(self, folder: Path, loader: Loader, views: int, seed: int) -> None:
@@ -45,7 +44,7 @@ class FeatureCache:
         self._loader, self._seed = loader, seed
 
     def __len__(self) -> int:
-        """Batches in one pass."""
+        """Number of batches in one pass."""
         return len(self._loader)
 
     @property
@@ -55,12 +54,13 @@ class FeatureCache:
     def batches(
         self, epoch: int, skip_batches: int = 0, mixed_batches: int | None = 0
     ) -> Iterator[Batch]:
-        """The batches of a pass, those that are on disk with `features` instead of images.
+        """The batches of a pass; those that are on disk have `features` instead of images.
 
-        Samples of several images are not kept: their data set has none (`mixed_batches`).
+        Arguments are those of `Loader.batches`. With cached views no images are mixed, so
+        `mixed_batches` changes nothing.
         """
         view = epoch % self.views
-        rng = np.random.default_rng((self._seed & _SEED_BITS, epoch))
+        rng = generator(self._seed, epoch)
         order = rng.permutation(len(self._loader))[skip_batches:].tolist()
         missing = [number for number in order if not self._path((view, number)).exists()]
         loaded = self._loader.chosen_batches(view, missing)
@@ -70,10 +70,10 @@ class FeatureCache:
             yield self._read(place) if found else replace(next(loaded), place=place)
 
     def with_features(self, batch: Batch, backbone: Backbone, device: torch.device) -> Batch:
-        """`batch` with its backbone maps, which are kept unless an image is missing in it.
+        """`batch` with its features, which are kept unless one of its images is missing.
 
         Raises:
-            DinoError: they cannot be written.
+            DinoError: the features cannot be written.
         """
         if batch.features is not None or not batch.image_ids:
             return batch
@@ -90,7 +90,7 @@ class FeatureCache:
         return batch
 
     def remove(self) -> None:
-        """Delete what is on disk."""
+        """Delete the files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, place: Place) -> Path:
@@ -107,13 +107,14 @@ class FeatureCache:
             "boxes_cxcywh": torch.cat([target.boxes_cxcywh for target in batch.targets]),
         }
         for level, features in enumerate(batch.features):
-            # Channels last, as the backbone gives them: the file keeps no strides.
+            # The backbone gives channels last in memory. A file keeps no strides, so the axes are
+            # written in that order, and reading restores the layout and with it the exact results.
             tensors[f"features.{level}"] = features.permute(0, 2, 3, 1).contiguous().cpu()
         with whole_file(self._path(place)) as file:
             file.write(safetensors.torch.save(tensors))
 
     def _read(self, place: Place) -> Batch:
-        """A batch from disk, or from the images where its file is damaged."""
+        """A batch from disk, or from its images where the file is damaged."""
         try:
             tensors = safetensors.torch.load_file(self._path(place))
         except (OSError, SafetensorError):

@@ -1,6 +1,7 @@
-"""Memory: how much there is and is used, and keeping freed memory in the process.
+"""Memory: how much is used and free, and keeping freed memory in the process.
 
-Page faults of big temporaries are half a CPU step.
+Without the latter, half the time of a training step on a CPU goes into page faults, since every
+large temporary tensor is fresh memory of the operating system.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TOP_PAD_BYTES = 256 * 2**20
 
 _KERNELS_KEPT = 4096
-"""oneDNN compiles its kernels for each shape and keeps 1024 by itself. A training step of
-dino-nano runs about 400, its batches come in a dozen shapes: 7 % of the time (RESULTS.md)."""
+"""oneDNN compiles a kernel for each shape and keeps 1024 by default. A training step of dino-nano
+runs about 400, and its batches come in a dozen shapes. Keeping all saves 7 % of the time
+(RESULTS.md)."""
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse freed blocks instead of returning them to the system.
+    """Let glibc reuse freed blocks instead of returning them to the operating system.
 
-    Returns: whether it was done (Linux with glibc only).
+    Returns:
+        Whether it took effect (on Linux with glibc only).
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
@@ -41,21 +44,22 @@ def keep_freed_memory() -> bool:
 
 
 def keep_compiled_kernels() -> None:
-    """Let oneDNN keep those of all shapes that training meets; before the first of them runs.
+    """Let oneDNN keep its kernels for all shapes of a training run.
 
-    A wish in the environment counts more (oneDNN documentation, "Primitive Cache").
+    It must be called before oneDNN is used. A value that the environment sets already is kept
+    (oneDNN documentation, "Primitive Cache").
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS_KEPT))
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held so far, in MiB."""
+    """The most memory that this process has held so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def resident_memory_mb() -> float:
-    """What this process holds now, in MiB; the most so far where the system does not tell."""
+    """What this process holds now, in MiB; its peak where the system does not report that."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -64,12 +68,13 @@ def resident_memory_mb() -> float:
 
 
 def free_memory_mb(device: torch.device) -> float | None:
-    """What this process may still take, in MiB: of the GPU, or of the machine and its container.
+    """Free memory of the GPU, or of the machine and its container, in MiB.
 
-    Returns: None where the system does not tell.
+    Returns:
+        None where the system does not report it.
     """
     if device.type == "cuda":
-        import torch  # prediction by ONNX Runtime keeps freed memory too, without torch
+        import torch  # not at the top: prediction by ONNX Runtime uses this module without torch
 
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -81,7 +86,7 @@ def free_memory_mb(device: torch.device) -> float | None:
 
 
 def _available_mb() -> float | None:
-    """Linux's own estimate of what can be taken without swapping."""
+    """Linux's own estimate of the memory that is available without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -91,7 +96,7 @@ def _available_mb() -> float | None:
 
 
 def _container_mb() -> float | None:
-    """What the container's limit (cgroup 2, else 1) leaves; None without one."""
+    """What the container's limit (cgroup 2, else 1) leaves; None without a limit."""
     root = Path("/sys/fs/cgroup")
     for limit, used in (
         (root / "memory.max", root / "memory.current"),

@@ -1,4 +1,4 @@
-"""AdamW in groups of one rate each: what a name contains decides its group, as published."""
+"""AdamW with three learning rates; as published, a parameter's name decides which one it gets."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import nn
 from dino_core.config import ResolvedConfig
 
 BASE_LR = "base_lr"
-"""Key of a parameter group: its rate before the schedule's factor."""
+"""Key in a parameter group: its learning rate before the schedule's factor."""
 
-_OFFSETS = "sampling_offsets"  # detrex and mmdet also name reference_points, which DINO has none of
+_OFFSETS = "sampling_offsets"  # detrex and mmdet add reference_points, which DINO does not have
 
 
 def build_optimizer(model: nn.Module, config: ResolvedConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay on every one of them, biases included.
+    """AdamW over all trainable parameters, with weight decay on all of them, biases included.
 
-    "backbone" in a name means `backbone_lr_factor` of the rate, an attention's sampling offsets
-    `offsets_lr_factor` of it.
+    The backbone learns at `backbone_lr_factor` of the learning rate, and the sampling offsets of
+    deformable attention at `offsets_lr_factor` of it.
     """
     rest: list[nn.Parameter] = []
     backbone: list[nn.Parameter] = []
@@ -36,6 +36,6 @@ def build_optimizer(model: nn.Module, config: ResolvedConfig) -> torch.optim.Ada
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Every group's rate becomes its base rate times `factor`."""
+    """Set the learning rate of each group to `factor` times its base rate."""
     for group in optimizer.param_groups:
         group["lr"] = group[BASE_LR] * factor

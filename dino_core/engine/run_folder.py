@@ -1,15 +1,14 @@
-"""The folder of a training run: where each file is, and how the tables in it are written."""
+"""The folder of a training run: where each file is, and how the tables and the log are written."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dino_core.config import (
     ModelConfig,
@@ -20,10 +19,20 @@ from dino_core.config import (
     load_toml,
     to_dict,
 )
-from dino_core.engine.events import EvaluationDone, Event, RunFinished, StepDone, Warned
+from dino_core.engine.events import (
+    EvaluationDone,
+    Event,
+    RolledBack,
+    RunFinished,
+    StepDone,
+    Warned,
+)
 from dino_core.errors import ConfigError
 from dino_core.evaluation.class_table import class_lines
 from dino_core.files import write_errors, write_text
+
+if TYPE_CHECKING:
+    from dino_core.engine.summary import RunSummary
 
 _COLUMNS = (
     "step", "epoch", "lr", "loss", "loss_class", "loss_bbox", "loss_giou", "grad_norm",
@@ -33,7 +42,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What config.toml holds: everything a resumed run is built from, besides its state."""
+    """The content of config.toml: with the state, everything that a resumed run is built from."""
 
     train: TrainConfig
     model: ModelConfig
@@ -43,7 +52,11 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run."""
+    """The files of one run.
+
+    Attributes:
+        root: The folder itself.
+    """
 
     root: Path
 
@@ -61,7 +74,7 @@ class RunFolder:
 
     @property
     def features(self) -> Path:
-        """Of the frozen backbone, kept while the run goes on."""
+        """Features of a frozen backbone, which are kept until the run ends."""
         return self.root / "state" / "features"
 
     @property
@@ -74,7 +87,7 @@ class RunFolder:
 
     @property
     def val_images(self) -> Path:
-        """Of the images that were set apart for validation; a data set with a split has none."""
+        """Paths of the images that were split off for validation, where the data had no split."""
         return self.root / "val.txt"
 
     @property
@@ -106,21 +119,25 @@ class RunFolder:
         return self.root / "tensorboard"
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; lines that are no row are passed over."""
+        """The rows of metrics.jsonl; lines that are not a row are ignored."""
         if not self.metrics_jsonl.exists():
             return []
         lines = self.metrics_jsonl.read_text(encoding="utf-8").splitlines()
         return [row for line in lines if (row := _parsed(line)) is not None]
 
     def check_new(self) -> None:
-        """Raises ConfigError when the folder holds something already."""
+        """Raises ConfigError where the folder is not empty."""
         if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             raise ConfigError(
                 f"{self.root}: exists and is not empty", "choose another --out, or use --resume"
             )
 
     def create(self, settings: RunSettings, val_images: Sequence[str] = ()) -> None:
-        """Make the folder and write config.toml, and val.txt where there is something for it."""
+        """Create the folder and write config.toml and, with `val_images`, val.txt.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
         try:
             self.state.parent.mkdir(parents=True, exist_ok=True)
             tables = {
@@ -136,12 +153,12 @@ class RunFolder:
             raise ConfigError(f"{self.root}: cannot be written ({error.strerror})") from error
 
     def mark_launch(self, identity: Mapping[str, str]) -> None:
-        """Note which start of torchrun the run is of, for the processes after a restart."""
+        """Note which launch of torchrun the run belongs to, for the processes after a restart."""
         with self._writing():
             write_text(self.launch, json.dumps(dict(identity)) + "\n", durable=True)
 
     def launched_as(self) -> dict[str, str]:
-        """What `mark_launch` noted; empty where it did not."""
+        """What `mark_launch` noted; empty where it was never called."""
         try:
             noted = json.loads(self.launch.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -149,11 +166,11 @@ class RunFolder:
         return {str(name): str(value) for name, value in noted.items()}
 
     def read_settings(self) -> RunSettings:
-        """What config.toml holds. Raises ConfigError when this is not a run's folder."""
+        """Read config.toml. Raises ConfigError where this is not a run folder."""
         if not self.config.is_file() or not self.state.is_file():
             raise ConfigError(
                 f"{self.root}: no training run to resume (no config.toml or state/)",
-                "--resume takes a run's folder, e.g. runs/train",
+                "--resume takes a run folder, e.g. runs/train",
             )
         tables = load_toml(self.config)
         where = str(self.config)
@@ -165,22 +182,25 @@ class RunFolder:
         )
 
     def record(self, event: Event) -> None:
-        """Append a reported step, an evaluation or a warning to the tables and the log."""
+        """Append a reported step, an evaluation or a warning to the tables and the log.
+
+        Raises:
+            DinoError: a file cannot be written.
+        """
         if isinstance(event, RunFinished):
             with self._writing(), self.log.open("a", encoding="utf-8") as file:
-                per_class = event.summary["best_per_class"] or {}
-                file.writelines(line + "\n" for line in class_lines(per_class))
+                lines = class_lines(event.summary.class_values())
+                file.writelines(f"{line}\n" for line in lines)
         row = _row(event)
         if row is not None:
             with self._writing():
                 self._append(row)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json."""
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write summary.json. Raises DinoError where it cannot be written."""
+        text = json.dumps(summary.to_dict(), indent=2, ensure_ascii=False)
         with self._writing():
-            write_text(
-                self.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n", durable=True
-            )
+            write_text(self.summary, text + "\n", durable=True)
 
     def _writing(self) -> AbstractContextManager[None]:
         hint = (
@@ -204,7 +224,7 @@ class RunFolder:
             writer.writerow({k: v for k, v in row.items() if v is not None})
 
     def clear_up(self, step: int) -> None:
-        """Remove what a killed run left: half-written files, and rows of steps after `step`."""
+        """Remove what a killed run left: unfinished files, and rows of steps after `step`."""
         for folder in (self.root, self.state.parent, self.features, self.plots, self.samples):
             for path in folder.glob(".*.part"):
                 path.unlink(missing_ok=True)
@@ -212,7 +232,7 @@ class RunFolder:
             self.forget_after(step)
 
     def forget_after(self, step: int) -> None:
-        """Drop the rows of steps after `step` from the tables: they are done again."""
+        """Remove the rows of steps after `step` from the tables: these steps are done again."""
         if self.metrics_jsonl.exists():
             lines = self.metrics_jsonl.read_text(encoding="utf-8").splitlines()
             write_text(
@@ -228,16 +248,10 @@ class RunFolder:
             write_text(self.metrics_csv, text, durable=True)
 
 
-def metric_values(metrics: Any) -> dict[str, Any]:
-    """The numbers of an evaluation as plain values (a `to_dict` method, or a dataclass)."""
-    if hasattr(metrics, "to_dict"):
-        return dict(metrics.to_dict())
-    return dict(dataclasses.asdict(metrics))
-
-
 def _row(event: Event) -> dict[str, Any] | None:
+    """The row of an event in metrics.jsonl; None where it has none."""
     if isinstance(event, StepDone):
-        losses = {_loss_name(name): value for name, value in event.losses.items()}
+        losses = {_loss_column(name): value for name, value in event.losses.items()}
         return {
             "event": "step", "step": event.step, "epoch": event.epoch,
             "progress": round(event.progress, 6), "lr": event.lr, **losses,
@@ -245,15 +259,16 @@ def _row(event: Event) -> dict[str, Any] | None:
             "memory_mb": round(event.memory_mb, 1),
         }  # fmt: skip
     if isinstance(event, EvaluationDone):
-        values = metric_values(event.metrics)
         head = {"event": "evaluation", "step": event.step, "epoch": event.epoch}
-        return {**head, "best": event.best, "seconds": round(event.seconds, 2), **values}
-    if isinstance(event, Warned):
+        seconds = round(event.seconds, 2)
+        return {**head, "best": event.best, "seconds": seconds, **event.metrics.to_dict()}
+    if isinstance(event, (Warned, RolledBack)):
         return {"event": "warning", "step": event.step, "message": event.message}
     return None
 
 
-def _loss_name(name: str) -> str:
+def _loss_column(name: str) -> str:
+    """The column of a loss term; the total is simply the loss."""
     return "loss" if name == "total" else f"loss_{name}"
 
 
@@ -270,7 +285,7 @@ def _is_kept(line: str, step: int) -> bool:
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
-    """A row with the step it belongs to; None for a line cut off by a kill."""
+    """A row with its step; None for a line that was cut off when the process was killed."""
     try:
         row = json.loads(line)
         return {**row, "step": int(row.get("step", 0))}

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of how far the run is: a run may end by the clock."""
+"""The learning rate as a function of progress, since a time limit may end a run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import math
 from dino_core.config import TrainConfig
 
 WARMUP_SHARE = 0.1
-"""The warm-up ends here at the latest, as a fraction of the run."""
+"""Fraction of the run after which the warm-up ends at the latest."""
 
 
 def lr_factor(config: TrainConfig, step: int, progress: float, warmup_steps: int) -> float:
-    """What the base rates are multiplied with in one optimiser step.
+    """The factor of all learning rates in one optimizer step.
 
     Args:
         config: Shape of the schedule.
-        step: Optimiser steps already done.
-        progress: Fraction of the run that is done, 0 to 1.
-        warmup_steps: The factor rises linearly over these, from 1 / warmup_steps; in a run so
-            short that they are more than a tenth of it, over that tenth.
+        step: Optimizer steps done before this one.
+        progress: Fraction of the run that is done, from 0 to 1.
+        warmup_steps: The factor rises linearly over this many steps, from 1 / warmup_steps. In a
+            short run it rises over `WARMUP_SHARE` of the run instead.
     """
     progress = min(max(progress, 0.0), 1.0)
     warmup = 1.0

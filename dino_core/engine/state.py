@@ -1,6 +1,6 @@
-"""The state of a training run between two optimiser steps: all that an exact resume needs.
+"""The state of a training run between two optimizer steps: all that an exact resume needs.
 
-It lives in one safetensors file (tensors) whose metadata hold the counters as JSON; never a pickle.
+It is one safetensors file, whose metadata hold the counters as JSON. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ class Counters:
     """Where the run is.
 
     Attributes:
-        step: Optimiser steps done.
-        epoch: Passes over the training split that are complete.
-        batch: Batches of the present pass that are consumed.
+        step: Optimizer steps done.
+        epoch: Completed passes over the training split.
+        batch: Batches that each process has consumed of the current pass.
         mixed_batches: As in `BatchStream`: where mixing of images has stopped.
-        elapsed_s: Seconds of work in all sessions, evaluation included.
-        evaluating_s: Seconds of it spent evaluating.
+        elapsed_s: Working seconds of all sessions, evaluation included.
+        evaluating_s: The part of them that was spent on evaluation.
         evaluation_s: Seconds of the last evaluation; None before the first.
-        best: Best validation score so far.
-        best_step: Its step.
-        since_best: Evaluations since then.
-        skipped: Steps left out in all because of a loss that was not finite, or of no image.
-        ema_updates: Updates of the average.
-        parts: Each batch goes through the network in so many parts, for want of memory.
+        best: Best AP so far; None before the first evaluation.
+        best_step: Optimizer steps done at the best evaluation.
+        since_best: Evaluations since the AP last improved.
+        skipped: Steps without an update, because of the loss or of unreadable images.
+        ema_updates: Updates of the weight average.
+        parts: Number of parts in which a batch goes through the network, to save memory.
         unreadable: Path of each image that could not be read to what is wrong with it.
         sentinel: What the watch over the loss remembers.
-        processes: Of which each has consumed `batch` batches.
-        planned_processes: With which the run began: its plan counts on their images a step.
+        processes: Number of training processes.
+        planned_processes: Number of processes at the start of the run, for which it was planned.
     """
 
     step: int = 0
@@ -69,15 +69,25 @@ class Counters:
     processes: int = 1
     planned_processes: int = 1
 
-    def go_on_with(self, processes: int) -> None:
-        """Count for another number of processes: what the old ones consumed stays consumed.
+    def continue_with(self, processes: int) -> None:
+        """Convert the counts to another number of processes; consumed batches stay consumed.
 
-        Where the numbers do not divide, up to `processes - 1` batches are seen a second time.
+        Where the numbers do not divide evenly, up to `processes - 1` batches are seen twice.
         """
         self.batch = self.batch * self.processes // processes
         if self.mixed_batches is not None:
             self.mixed_batches = self.mixed_batches * self.processes // processes
         self.processes = processes
+
+    def return_to(self, saved: Counters) -> None:
+        """Take over the position of a saved state; what was learned about the run since stays.
+
+        The best score, the unreadable images and the size of the parts belong to the run and not to
+        a position in it.
+        """
+        self.step, self.epoch, self.batch = saved.step, saved.epoch, saved.batch
+        self.mixed_batches, self.ema_updates = saved.mixed_batches, saved.ema_updates
+        self.sentinel = saved.sentinel.after_rollback(self.sentinel.rollbacks + 1)
 
 
 def seed_everything(seed: int) -> None:
@@ -90,8 +100,8 @@ def seed_everything(seed: int) -> None:
 def seed_step(seed: int, step: int, process: int) -> None:
     """Seed the global generators for one step of one process.
 
-    What a step draws (stochastic depth, say) is so a pure function of its place, and a resumed run
-    needs no generator's state, of however many processes.
+    What a step draws, e.g. for stochastic depth, is then a pure function of its position: a resumed
+    run needs no generator's state, with any number of processes.
     """
     words = np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)
     seed_everything(int(words[0] >> np.uint64(1)))
@@ -100,7 +110,7 @@ def seed_step(seed: int, step: int, process: int) -> None:
 def state_tensors(
     model: nn.Module, ema: Ema[Any] | None, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Every tensor of the state by the name it has in the file; parts, where they are spread."""
+    """Name in the file to tensor; of sharded tensors, the part that this process holds."""
     tensors = {f"model.{n}": t for n, t in model.state_dict(keep_vars=True).items()}
     if ema is not None:
         tensors |= {f"ema.{n}": t for n, t in ema.model.state_dict(keep_vars=True).items()}
@@ -133,9 +143,10 @@ class SavedState:
     def restore(
         self, model: nn.Module, ema: Ema[Any] | None, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Put weights, average and optimiser moments back; each process takes its part.
+        """Load weights, average and optimizer moments; each process takes its part.
 
-        Raises: CheckpointError when the state belongs to another model or recipe.
+        Raises:
+            CheckpointError: the state belongs to another model or recipe.
         """
         self._load(model, "model.")
         if ema is not None:
@@ -146,7 +157,9 @@ class SavedState:
         for key, tensor in self._part("optimizer.").items():
             name, _, slot = key.rpartition(":")
             if name not in named:
-                raise CheckpointError(f"{self.path}: optimiser state for unknown '{name}'")
+                raise CheckpointError(
+                    f"{self.path}: optimizer state for an unknown parameter '{name}'"
+                )
             parameter = named[name]
             tensor = tensor.to(parameter.device)
             part = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
@@ -164,7 +177,7 @@ class SavedState:
         try:
             load_whole(module, part)
         except RuntimeError as error:
-            raise CheckpointError(f"{self.path}: of another model: {error}") from error
+            raise CheckpointError(f"{self.path}: belongs to another model: {error}") from error
 
 
 def load_state(path: Path) -> SavedState:

@@ -1,8 +1,8 @@
-"""One optimiser step, and the meter that turns steps into reports."""
+"""One optimizer step: gradients of a few batches, and the update of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from dino_core.config import ResolvedConfig
 from dino_core.data.batching import Batch
 from dino_core.engine.ema import Ema
-from dino_core.engine.events import StepDone
 from dino_core.engine.feature_cache import FeatureCache
-from dino_core.engine.memory import peak_memory_mb
+from dino_core.engine.model_setup import training_mode
 from dino_core.engine.optimizer import set_lr
 from dino_core.engine.parallel.collectives import (
     all_reduce_mean,
@@ -26,10 +25,8 @@ from dino_core.engine.parallel.collectives import (
     world_size,
     wrap,
 )
-from dino_core.engine.planning.plan import Plan
 from dino_core.engine.schedule import lr_factor
-from dino_core.engine.setup import training_mode
-from dino_core.engine.state import Counters, seed_step
+from dino_core.engine.state import seed_step
 from dino_core.errors import is_out_of_memory
 from dino_core.losses.criterion import Criterion, Losses
 from dino_core.models.dino import Dino
@@ -37,17 +34,17 @@ from dino_core.models.dino import Dino
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did.
+    """The gradients of one step, in numbers.
 
     Attributes:
-        finite: Whether loss and gradients were finite; the weights must not be updated if not.
-        images: How many images of this process took part.
-        empty: Whether none took part in any process; the weights must not be updated then.
-        loss: The total, averaged over the processes; not finite where it was so in any.
-        losses: Detached scalars, means over the accumulated batches.
-        grad_norm: Before clipping.
-        lr: The head's rate.
-        unreadable: Whether any process met images that it could not read.
+        finite: Whether loss and gradients were finite; if not, the weights must not be updated.
+        images: Number of this process's images that took part.
+        empty: Whether no image took part in any process; the weights must not be updated then.
+        loss: Total loss, averaged over the processes; not finite where it was not in one of them.
+        losses: Detached scalars, means over the accumulated batches of this process.
+        grad_norm: Gradient norm before clipping.
+        lr: Learning rate of the head.
+        unreadable: Whether an image could not be read in any process.
     """
 
     finite: bool
@@ -66,16 +63,33 @@ class StepResult:
 
 
 class OutOfMemoryTogether(MemoryError):
-    """A forward pass of some process found too little memory, and all left it, at the same one."""
+    """A forward pass ran out of memory in one process, and all processes left it together."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What goes through the network at a time: a batch or, where memory is short, a part of it.
+
+    Attributes:
+        batch: The images; in a blank part, one image without an id, which must not count.
+        boxes: Boxes of the whole batch, averaged over the processes: the loss is divided by them.
+        number: Position in the step, which decides the denoising noise.
+        last: Whether it is the last part of the step, after which gradients are exchanged.
+    """
+
+    batch: Batch
+    boxes: float
+    number: int
+    last: bool
 
 
 class Stepper:
     """Forward, backward and update of one model.
 
     Attributes:
-        cache: Keeps the backbone's maps, where it is frozen and they shall be kept.
-        lr_scale: Factor of every rate, besides the schedule's.
-        parts: Each batch goes through the network in so many parts, for want of memory.
+        cache: Keeps the features of a frozen backbone; None where they are computed every time.
+        lr_scale: Factor of all learning rates, besides the schedule's.
+        parts: Number of parts in which each batch goes through the network, to save memory.
     """
 
     def __init__(
@@ -99,73 +113,47 @@ class Stepper:
 
     @property
     def autocasts(self) -> bool:
+        """Whether the network computes in another data type than its weights have."""
         return self.dtype != torch.float32
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.autocasts)
-
-    def step(self, batches: Sequence[Batch], step: int, progress: float) -> StepResult:
-        """One whole step: `gradients`, and `update` where they can be used."""
-        result = self.gradients(batches, step, progress)
-        if result.usable:
-            self.update()
-        return result
+    @property
+    def shipped(self) -> Dino:
+        """The model that is evaluated and saved: the average, or the live one without it."""
+        return self.ema.model if self.ema is not None else self.model
 
     def gradients(self, batches: Sequence[Batch], step: int, progress: float) -> StepResult:
-        """Accumulate the gradients of `batches`; the weights stay, so it can be done again.
+        """Accumulate the gradients of `batches`. The weights stay, so it can be done again.
 
         Args:
-            batches: Micro-batches; the loss is their mean.
-            step: Steps done before this one.
+            batches: The loss is their mean.
+            step: Optimizer steps done before this one.
             progress: Fraction of the run that is done.
 
         Raises:
-            OutOfMemoryTogether: of several processes with a whole model each.
+            OutOfMemoryTogether: memory was short in one of several processes with a whole model.
         """
         training_mode(self.model, self.config.freeze)
         self.optimizer.zero_grad(set_to_none=True)
         factor = lr_factor(self.config, step, progress, self.config.warmup_steps) * self.lr_scale
         set_lr(self.optimizer, factor)
         seed_step(self.config.seed, step, rank())
-        losses: dict[str, Tensor] = {}
-        finite = True
         boxes, images, unreadable = self._counts(batches)
-        for index, batch in enumerate(batches):
-            if self.cache is not None:
-                with self._autocast():
-                    batch = self.cache.with_features(batch, self.model.backbone, self.device)
-            parts = batch.split(self.parts, blanks=is_distributed())  # as many in all processes
-            for number, part in enumerate(parts):
-                last = index + 1 == len(batches) and number + 1 == len(parts)
-                place = (self.config.seed, step, index * self.parts + number)
-                with exchange(self._wrapped, last):
-                    terms, finite = self._accumulate(part, boxes[index], place, len(batches))
-                for name, value in terms.items():
-                    losses[name] = losses.get(name, torch.zeros_like(value)) + value / len(batches)
-                if not finite:
-                    break
-            if not finite:
-                break
+        losses, finite = self._accumulate(batches, boxes, step)
         norm = self._clip()
         return StepResult(
-            finite=finite and bool(np.isfinite(norm)),  # equal in all: gradients are averaged
+            # The norm is equal in all processes, since gradients are averaged over them.
+            finite=finite and bool(np.isfinite(norm)),
             images=sum(len(batch.image_ids) for batch in batches),
             empty=images == 0,
-            loss=float(all_reduce_mean(losses["loss"])),
+            loss=float(all_reduce_mean(losses["total"])),
             losses=losses,
             grad_norm=norm,
             lr=self.config.lr * factor,
             unreadable=unreadable > 0,
         )
 
-    def _clip(self) -> float:
-        """Limit the gradients' norm, which is returned as it was."""
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
-        total = getattr(norm, "full_tensor", None)  # of parts, where the weights are spread
-        return float(norm if total is None else total())
-
     def update(self) -> None:
-        """Move the weights and their average by the gradients."""
+        """Move the weights along the gradients, and their average after them."""
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
@@ -184,112 +172,106 @@ class Stepper:
         return True
 
     def _counts(self, batches: Sequence[Batch]) -> tuple[list[float], float, float]:
-        """Boxes of each batch (means over the processes), and images read and not read in all."""
+        """Mean boxes of each batch over the processes, and total images read and not read."""
         boxes = [float(sum(len(target.labels) for target in b.targets)) for b in batches]
         images = sum(len(batch.image_ids) for batch in batches)
         unreadable = sum(len(batch.unreadable) for batch in batches)
-        *summed, images_in_all, unreadable_in_all = sums(
+        *summed, total_images, total_unreadable = sums(
             [*boxes, float(images), float(unreadable)], self.device
         )
-        return [count / world_size() for count in summed], images_in_all, unreadable_in_all
+        return [count / world_size() for count in summed], total_images, total_unreadable
 
     def _accumulate(
-        self, batch: Batch, boxes: float, place: tuple[int, int, int], count: int
+        self, batches: Sequence[Batch], boxes: Sequence[float], step: int
     ) -> tuple[dict[str, Tensor], bool]:
-        """Forward and backward of (a part of) a micro-batch.
+        """Forward and backward of all parts of a step, up to one whose loss is not finite.
 
-        Args:
-            batch: The images; a blank one takes part, as other processes wait, with weight 0.
-            boxes: Of the whole micro-batch, which the loss is divided by.
-            place: Seed, step and index, which decide the denoising noise.
-            count: Micro-batches in the step.
-
-        Returns: Its detached loss terms, and whether they are finite in all processes.
-
-        Raises:
-            OutOfMemoryTogether: of several processes with a whole model each.
+        Returns:
+            The detached loss terms, and whether they are finite in all processes.
         """
-        losses: Losses | None = None
-        try:
-            losses = self._losses(batch, boxes, place)
-        except Exception as error:
-            # Nobody else may wait in the midst of what this process has left: not the others'
-            # forward passes, unless weights are spread; but their backward passes do.
-            whole = isinstance(self._wrapped, nn.parallel.DistributedDataParallel)
-            if not (whole and is_out_of_memory(error)):
-                raise
+        losses: dict[str, Tensor] = {}
+        for part in self._parts(batches, boxes):
+            with exchange(self._wrapped, part.last):
+                terms, finite = self._backward(part, step, len(batches))
+            for name, value in terms.items():
+                losses[name] = losses.get(name, torch.zeros_like(value)) + value / len(batches)
+            if not finite:
+                return losses, False
+        return losses, True
+
+    def _parts(self, batches: Sequence[Batch], boxes: Sequence[float]) -> Iterator[_Part]:
+        """The parts of a step, each made when it is its turn: features need memory, too."""
+        for index, batch in enumerate(batches):
+            if self.cache is not None:
+                with self._autocast():
+                    batch = self.cache.with_features(batch, self.model.backbone, self.device)
+            # A process with fewer images fills up with blanks: all must do as many passes.
+            parts = batch.split(self.parts, blanks=is_distributed())
+            for number, part in enumerate(parts):
+                last = index + 1 == len(batches) and number + 1 == len(parts)
+                yield _Part(part, boxes[index], index * self.parts + number, last)
+
+    def _backward(self, part: _Part, step: int, count: int) -> tuple[dict[str, Tensor], bool]:
+        """Forward and backward of one part of `count` batches.
+
+        All processes agree on each stage before the next: a process that skipped a backward pass
+        would leave the others waiting in its gradient exchange.
+
+        Returns:
+            Its detached loss terms, and whether they are finite in all processes.
+        """
+        losses = self._losses_if_memory_suffices(part, step)
         finite = losses is not None and bool(torch.isfinite(losses.total))
         short, infinite = sums([float(losses is None), float(not finite)], self.device)
         if losses is None or short:
             raise OutOfMemoryTogether("out of memory in one of several processes")
-        weight = 1.0 if batch.image_ids else 0.0
-        if not infinite:  # in all processes, or none may enter the gradients' exchange
+        # A blank part takes part, because the other processes wait for it, but with weight 0.
+        weight = 1.0 if part.batch.image_ids else 0.0
+        if not infinite:
             (losses.total * weight / count).backward()  # type: ignore[no-untyped-call]
         return {name: value * weight for name, value in losses.terms.items()}, not infinite
 
-    def _losses(self, batch: Batch, boxes: float, place: tuple[int, int, int]) -> Losses:
-        """Those of a forward pass; arguments as of `_accumulate`."""
-        batch = batch.to(self.device)
+    def _losses_if_memory_suffices(self, part: _Part, step: int) -> Losses | None:
+        """The losses of a forward pass; None where memory was short and all must be asked."""
+        try:
+            return self._losses(part, step)
+        except Exception as error:
+            # With a whole model in each process, forward passes exchange nothing, so this process
+            # can still reach the next collective and warn the others, which would otherwise block
+            # in their backward pass. Sharded weights are gathered in the forward pass itself:
+            # there the error must end this process.
+            whole = isinstance(self._wrapped, nn.parallel.DistributedDataParallel)
+            if not (whole and is_out_of_memory(error)):
+                raise
+            return None
+
+    def _losses(self, part: _Part, step: int) -> Losses:
+        batch = part.batch.to(self.device)
         with self._autocast():
-            noise = noise_generator(*place)
+            noise = noise_generator(self.config.seed, step, part.number)
             output = self._wrapped(
                 batch.images, batch.padding_mask, batch.targets, noise, features=batch.features
             )
-        losses: Losses = self.criterion(output, batch.targets, boxes)
+        losses: Losses = self.criterion(output, batch.targets, part.boxes)
         return losses
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.autocasts)
 
-def noise_generator(seed: int, step: int, index: int) -> torch.Generator:
-    """The denoising noise's generator: a pure function of its place, so resume needs no state."""
-    words = np.random.SeedSequence((seed, step, index, rank())).generate_state(1, np.uint64)
+    def _clip(self) -> float:
+        """Clip the gradients. Returns their norm before that."""
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+        full = getattr(norm, "full_tensor", None)  # sharded gradients give a part of the norm each
+        return float(norm if full is None else full())
+
+
+def noise_generator(seed: int, step: int, number: int) -> torch.Generator:
+    """The generator of the denoising noise: a function of its position, so resume needs no state.
+
+    Args:
+        seed: The run's seed.
+        step: Optimizer steps done before this one.
+        number: Position of the part in the step.
+    """
+    words = np.random.SeedSequence((seed, step, number, rank())).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-
-
-class StepMeter:
-    """Means since the last report."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._clear()
-
-    def _clear(self) -> None:
-        self.steps = 0
-        self._images = 0
-        self._seconds = 0.0
-        self._losses: dict[str, Tensor] = {}
-        self._last: StepResult | None = None
-
-    def add(self, result: StepResult, seconds: float) -> None:
-        """Take in one step that took `seconds`."""
-        self.steps += 1
-        self._images += result.images * world_size()
-        self._seconds += seconds
-        self._last = result
-        for name, value in result.losses.items():
-            self._losses[name] = self._losses.get(name, torch.zeros_like(value)) + value
-
-    def report(self, counters: Counters, plan: Plan, progress: float, elapsed_s: float) -> StepDone:
-        """The event for the steps since the last report; losses are means over the processes."""
-        assert self._last is not None
-        if plan.steps is not None:
-            eta_s = (plan.steps - counters.step) * self._seconds / self.steps
-        else:
-            eta_s = elapsed_s / max(progress, 1e-6) - elapsed_s
-        gpu = self._device.type == "cuda"
-        memory = torch.cuda.max_memory_allocated(self._device) / 2**20 if gpu else peak_memory_mb()
-        names = ["total" if name == "loss" else name for name in self._losses]
-        means = all_reduce_mean(torch.stack(list(self._losses.values())) / self.steps)
-        event = StepDone(
-            step=counters.step,
-            steps_total=plan.steps,
-            epoch=counters.epoch,
-            progress=progress,
-            losses=dict(zip(names, means.tolist(), strict=True)),
-            lr=self._last.lr,
-            grad_norm=self._last.grad_norm,
-            images_per_s=self._images / max(self._seconds, 1e-9),
-            memory_mb=memory,
-            eta_s=max(0.0, eta_s),
-        )
-        self._clear()
-        return event

@@ -64,7 +64,7 @@ class Losses:
     @property
     def terms(self) -> dict[str, Tensor]:
         """What people watch: the last layer's and the encoder's losses, detached."""
-        values = {"loss": self.total.detach()}
+        values = {"total": self.total.detach()}
         for prefix, group, index in (("", self.matching, -2), ("dn_", self.denoising, -1)):
             if group is not None:
                 values[f"{prefix}class"] = group.classes[index].detach()

@@ -1,7 +1,7 @@
-"""Published training recipes, one TOML file each beside this module, found by name.
+"""Published training recipes: one TOML file each in this folder, found by name.
 
-A recipe holds a table `[recipe]` (what it is for), `[train]`, and `[model]` where it changes the
-model. What it does not set is chosen by the plan like in any other run.
+A recipe has the tables `[recipe]` (what it is for), `[train]` and, where it changes the model,
+`[model]`. As in any other run, the plan chooses what the recipe does not set.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class RecipeInfo:
-    """What a recipe tells about itself.
+    """What a recipe says about itself.
 
     Attributes:
-        model: The model that it is for, which `--model` replaces.
-        gives: Its published result.
-        source: Where its numbers are from.
+        model: The model that the recipe is for; `--model` replaces it.
+        gives: The published result.
+        source: Where its numbers come from.
     """
 
     model: str | None = None
@@ -31,14 +31,15 @@ class RecipeInfo:
 
 
 def recipe_names() -> list[str]:
-    """The published recipes."""
+    """Names of the published recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a recipe's name, or of a path.
+    """The file of a recipe, given its name or a path.
 
-    Raises: ConfigError with the nearest name, and all of them.
+    Raises:
+        ConfigError: there is no such recipe or file; the hint lists the known names.
     """
     path, names = Path(name_or_path), recipe_names()
     if path.is_file():

@@ -86,7 +86,7 @@ def test_more_objects_than_queries(
     for queries, warned in ((1, True), (2, False)):
         assert run([*arguments, "--set", f"model.num_queries={queries}"]) == 0
         text = capsys.readouterr().out
-        line = "an image holds 2 objects, and the model finds 1 at most: --set model.num_queries=50"
+        line = "an image has 2 objects, but the model finds at most 1: --set model.num_queries=50"
         assert (line in text) == warned
 
 
@@ -117,7 +117,7 @@ def test_a_recipe_brings_its_model(data: Path, capsys: pytest.CaptureFixture[str
         (["--config", "r50-4scale-13ep"], "did you mean 'r50-4scale-"),
         (["--json"], "--json goes with --plan"),
         (["--plan", "--batch", "0"], "expected a number or auto"),
-        (["--plan", "--set", "train.images_per_step=3", "--batch", "2"], "no multiple of batch"),
+        (["--plan", "--set", "train.images_per_step=3", "--batch", "2"], "not a multiple of batch"),
     ],
 )
 def test_wrong_usage(

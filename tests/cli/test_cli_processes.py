@@ -148,7 +148,7 @@ def test_ended_run_goes_on_with_devices(
     arguments = torchrun(struck(tmp_path), "SIGTERM", "4")
     ended = started([*arguments, *command(data, model)], tmp_path)
     assert ended.returncode != 0
-    assert "interrupted; go on with: dino train --resume runs/train" in ended.stderr
+    assert "interrupted; resume with: dino train --resume runs/train" in ended.stderr
     assert "error:" not in ended.stderr.replace("torch", "")
     assert load_state(tmp_path / "runs/train" / STATE).counters.step in (4, 5)
     resumed = started(
@@ -180,7 +180,7 @@ def test_devices_pass_on_code_and_signal(data: Path, model: Path, tmp_path: Path
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130, rest
-    assert rest.count("interrupted; go on with: dino train --resume runs/train") == 1
+    assert rest.count("interrupted; resume with: dino train --resume runs/train") == 1
     assert "Traceback" not in rest
     assert load_state(tmp_path / "runs/train" / STATE).counters.step > 0
 

@@ -12,7 +12,8 @@ from factories import make_coco_dataset, tiny_config
 from dino_core.config import TrainConfig
 from dino_core.data.load import load_dataset
 from dino_core.engine.compiling import compile_parts, is_compiler_error
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
+from dino_core.engine.request import RunRequest
 from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
 
@@ -49,7 +50,7 @@ def test_no_compiler_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CXX", "no-such-compiler")
     config = TrainConfig(compile=True, device="cpu", steps=1)
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler") as raised:
-        next(fit(config, data, out=tmp_path / "run", weights="none"))
+        next(run_events(RunRequest(config, data, tmp_path / "run", weights="none")))
     assert "g++" in raised.value.hint
     assert not (tmp_path / "run").exists()
 

@@ -13,7 +13,8 @@ from dino_core.config import TrainConfig
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.events import RunFinished, StepDone, Warned
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
+from dino_core.engine.request import RunRequest
 from dino_core.errors import ConfigError
 
 RECIPE = TrainConfig(
@@ -42,12 +43,12 @@ def test_training_from_the_cache_equals_training_without(
     """One run keeps the maps; of the other they are deleted whenever a step is done."""
     kept, lost = tmp_path / "kept", tmp_path / "lost"
     files = 0
-    for event in fit(RECIPE, data, out=kept, model=start):
+    for event in run_events(RunRequest(RECIPE, data, kept, model=start)):
         if isinstance(event, StepDone):
             files = max(files, len(list((kept / "state" / "features").rglob("*.safetensors"))))
     assert files == 6  # two views of three batches
     assert not list((kept / "state" / "features").rglob("*"))
-    for event in fit(RECIPE, data, out=lost, model=start):
+    for event in run_events(RunRequest(RECIPE, data, lost, model=start)):
         if isinstance(event, StepDone):
             shutil.rmtree(lost / "state" / "features", ignore_errors=True)
     ours, theirs = _weights(kept), _weights(lost)
@@ -57,7 +58,7 @@ def test_training_from_the_cache_equals_training_without(
 def test_after_the_first_passes_no_image_is_read(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
-    for event in fit(RECIPE, data, out=tmp_path / "run", model=start):
+    for event in run_events(RunRequest(RECIPE, data, tmp_path / "run", model=start)):
         assert not isinstance(event, Warned)
         if isinstance(event, StepDone) and event.step == 6:
             for record in data.splits["train"]:
@@ -69,21 +70,21 @@ def test_a_resumed_run_goes_on_with_what_was_kept(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    list(fit(RECIPE, data, out=whole, model=start))
-    run = fit(RECIPE, data, out=halves, model=start)
+    list(run_events(RunRequest(RECIPE, data, whole, model=start)))
+    run = run_events(RunRequest(RECIPE, data, halves, model=start))
     for event in run:
         if isinstance(event, StepDone) and event.step == 7:
             break
-    run.close()  # type: ignore[attr-defined]
-    list(fit(RECIPE, data, out=halves, resume=True))
+    run.close()
+    list(run_events(RunRequest(RECIPE, data, halves, resume=True)))
     ours, theirs = _weights(whole), _weights(halves)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_damaged_files_are_computed_again(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
-    list(fit(RECIPE, data, out=whole, model=start))
-    for event in fit(RECIPE, data, out=damaged, model=start):
+    list(run_events(RunRequest(RECIPE, data, whole, model=start)))
+    for event in run_events(RunRequest(RECIPE, data, damaged, model=start)):
         if isinstance(event, StepDone) and event.step == 6:
             for path in (damaged / "state" / "features").rglob("*.safetensors"):
                 path.write_bytes(path.read_bytes()[:100])
@@ -93,4 +94,10 @@ def test_damaged_files_are_computed_again(tmp_path: Path, data: DatasetIndex, st
 
 def test_needs_a_frozen_backbone(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     with pytest.raises(ConfigError, match="frozen backbone"):
-        next(iter(fit(replace(RECIPE, freeze="none"), data, out=tmp_path / "run", model=start)))
+        next(
+            iter(
+                run_events(
+                    RunRequest(replace(RECIPE, freeze="none"), data, tmp_path / "run", model=start)
+                )
+            )
+        )

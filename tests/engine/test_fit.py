@@ -16,12 +16,15 @@ from dino_core.data.records import DatasetIndex
 from dino_core.engine.events import (
     CheckpointSaved,
     EvaluationDone,
+    Event,
+    RolledBack,
     RunFinished,
     RunPlanned,
     StepDone,
     Warned,
 )
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
+from dino_core.engine.request import RunRequest
 from dino_core.engine.step import noise_generator
 from dino_core.errors import CheckpointError, ConfigError, DataError, DinoError
 
@@ -42,7 +45,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_events_and_files_of_a_run(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     out = tmp_path / "run"
-    events = list(fit(RECIPE, data, out=out, model=start))
+    events = list(run_events(RunRequest(RECIPE, data, out, model=start)))
     planned, finished = events[0], events[-1]
     assert isinstance(planned, RunPlanned)
     assert (planned.train_images, planned.val_images, planned.plan.steps) == (6, 3, 4)
@@ -73,13 +76,15 @@ def test_events_and_files_of_a_run(tmp_path: Path, data: DatasetIndex, start: st
 
 def test_training_lowers_the_loss(tmp_path: Path, data: DatasetIndex) -> None:
     recipe = replace(RECIPE, steps=60, batch=6, log_every_steps=20, lr=3e-3, image_size=64)
-    events = fit(
-        replace(recipe, backbone_lr_factor=1.0),
-        replace(data, splits={"train": data.splits["train"]}),
-        out=tmp_path / "run",
-        model="dino-nano",
-        weights="none",
-        model_config=tiny_config(),
+    events = run_events(
+        RunRequest(
+            replace(recipe, backbone_lr_factor=1.0),
+            replace(data, splits={"train": data.splits["train"]}),
+            tmp_path / "run",
+            model="dino-nano",
+            weights="none",
+            model_config=tiny_config(),
+        )
     )
     losses = [e.losses["total"] for e in events if isinstance(e, StepDone)]
     assert losses[-1] < 0.8 * losses[0]
@@ -89,7 +94,7 @@ def test_without_validation_the_last_weights_are_the_best(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
     only_train = replace(data, splits={"train": data.splits["train"]})
-    events = list(fit(RECIPE, only_train, out=tmp_path / "run", model=start))
+    events = list(run_events(RunRequest(RECIPE, only_train, tmp_path / "run", model=start)))
     assert not any(isinstance(e, EvaluationDone) for e in events)
     best = load_checkpoint(tmp_path / "run" / "best.safetensors").state_dict
     last = load_checkpoint(tmp_path / "run" / "last.safetensors").state_dict
@@ -101,7 +106,9 @@ def test_accumulation_takes_more_batches_a_step(
 ) -> None:
     recipe = replace(RECIPE, batch=1, accumulate=3, steps=4)
     steps = [
-        e for e in fit(recipe, data, out=tmp_path / "run", model=start) if isinstance(e, StepDone)
+        e
+        for e in run_events(RunRequest(recipe, data, tmp_path / "run", model=start))
+        if isinstance(e, StepDone)
     ]
     assert steps[-1].epoch == 2  # 4 steps x 3 batches = 2 passes over 6 images
 
@@ -110,7 +117,7 @@ def test_one_step_moves_every_trainable_part(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
     recipe = replace(RECIPE, steps=3, ema=False, warmup_steps=0)
-    list(fit(recipe, data, out=tmp_path / "run", model=start))
+    list(run_events(RunRequest(recipe, data, tmp_path / "run", model=start)))
     before, after = load_checkpoint(Path(start)), load_checkpoint(tmp_path / "run/last.safetensors")
     for part in ("backbone", "neck", "encoder", "query_selection", "decoder", "label_enc"):
         moved = [
@@ -123,7 +130,7 @@ def test_one_step_moves_every_trainable_part(
 
 def test_frozen_backbone_stays(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     recipe = replace(RECIPE, steps=2, freeze="backbone")
-    list(fit(recipe, data, out=tmp_path / "run", model=start))
+    list(run_events(RunRequest(recipe, data, tmp_path / "run", model=start)))
     before, after = load_checkpoint(Path(start)), load_checkpoint(tmp_path / "run/last.safetensors")
     backbone = [n for n in before.state_dict if n.startswith("backbone.")]
     assert backbone
@@ -134,7 +141,7 @@ def test_bf16_runs_and_is_near_fp32(tmp_path: Path, data: DatasetIndex, start: s
     losses = {}
     for dtype in ("fp32", "bf16"):
         recipe = replace(RECIPE, steps=1, log_every_steps=1, dtype=dtype)
-        events = fit(recipe, data, out=tmp_path / dtype, model=start)
+        events = run_events(RunRequest(recipe, data, tmp_path / dtype, model=start))
         losses[dtype] = next(e for e in events if isinstance(e, StepDone)).losses["total"]
     # bfloat16 has 8 bits of mantissa: relative errors of 2**-8 a product, averaged over many.
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
@@ -143,9 +150,9 @@ def test_bf16_runs_and_is_near_fp32(tmp_path: Path, data: DatasetIndex, start: s
 
 def test_a_run_ends_by_the_clock(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     recipe = replace(RECIPE, steps=None, minutes=0.02)
-    finished = list(fit(recipe, data, out=tmp_path / "run", model=start))[-1]
+    finished = list(run_events(RunRequest(recipe, data, tmp_path / "run", model=start)))[-1]
     assert isinstance(finished, RunFinished)
-    assert finished.summary["steps"] >= 1
+    assert finished.summary.steps >= 1
 
 
 def test_infinite_losses_are_left_out_and_in_the_end_stop_the_run(
@@ -153,26 +160,27 @@ def test_infinite_losses_are_left_out_and_in_the_end_stop_the_run(
 ) -> None:
     # An infinite weight makes the loss infinite without changing any code of ours.
     recipe = replace(RECIPE, steps=30, loss=replace(RECIPE.loss, weight_class=float("inf")))
-    warnings: list[Warned] = []
-    events = fit(recipe, data, out=tmp_path / "run", model=start)
+    seen: list[Event] = []
+    events = run_events(RunRequest(recipe, data, tmp_path / "run", model=start))
     with pytest.raises(DinoError, match="10 steps in a row"):
-        warnings.extend(event for event in events if isinstance(event, Warned))
-    returns = [w for w in warnings if "back to step 0" in w.message]
-    assert len(returns) == 2 and len(warnings) == 3 * 10 + len(returns)
+        seen.extend(events)
+    returns = [event for event in seen if isinstance(event, RolledBack)]
+    assert [(event.step, event.from_step) for event in returns] == [(0, 10)] * 2
+    assert sum(isinstance(event, Warned) for event in seen) == 3 * 10
     assert not (tmp_path / "run" / "last.safetensors").exists()
 
 
 def test_patience_stops_early(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     recipe = replace(RECIPE, steps=10**6, patience=1, lr=1e-12, log_every_steps=10**6)
-    finished = list(fit(recipe, data, out=tmp_path / "run", model=start))[-1]
+    finished = list(run_events(RunRequest(recipe, data, tmp_path / "run", model=start)))[-1]
     assert isinstance(finished, RunFinished)
-    assert "no better AP" in finished.summary["stopped_early"]
+    assert finished.summary.stopped_early == "no better AP in 1 evaluations"
 
 
 def test_the_plan_alone_writes_nothing(tmp_path: Path, data: DatasetIndex, start: str) -> None:
-    events = fit(RECIPE, data, out=tmp_path / "run", model=start)
+    events = run_events(RunRequest(RECIPE, data, tmp_path / "run", model=start))
     assert isinstance(next(events), RunPlanned)
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     assert not (tmp_path / "run").exists()
 
 
@@ -180,18 +188,18 @@ def test_failed_starts_leave_no_folder(tmp_path: Path, data: DatasetIndex, start
     out = tmp_path / "run"
     empty = replace(data, splits={"train": ()})
     with pytest.raises(DataError, match="no training images"):
-        list(fit(RECIPE, empty, out=out, model=start))
+        list(run_events(RunRequest(RECIPE, empty, out, model=start)))
     with pytest.raises(CheckpointError, match="no such file"):
-        list(fit(RECIPE, data, out=out, model=str(tmp_path / "gone.safetensors")))
+        list(run_events(RunRequest(RECIPE, data, out, model=str(tmp_path / "gone.safetensors"))))
     with pytest.raises(ConfigError, match="image_size = 8"):
-        list(fit(replace(RECIPE, image_size=8), data, out=out, model=start))
+        list(run_events(RunRequest(replace(RECIPE, image_size=8), data, out, model=start)))
     with pytest.raises(ConfigError, match="device"):
-        list(fit(replace(RECIPE, device="toaster"), data, out=out, model=start))
+        list(run_events(RunRequest(replace(RECIPE, device="toaster"), data, out, model=start)))
     assert not out.exists()
     out.mkdir()
     (out / "precious.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
-        list(fit(RECIPE, data, out=out, model=start))
+        list(run_events(RunRequest(RECIPE, data, out, model=start)))
 
 
 def test_image_size_changes_the_input_and_is_stored(
@@ -199,7 +207,7 @@ def test_image_size_changes_the_input_and_is_stored(
 ) -> None:
     recipe = replace(RECIPE, steps=1, image_size=96)
     saved = [
-        e for e in fit(recipe, data, out=tmp_path / "run", model=start)
+        e for e in run_events(RunRequest(recipe, data, tmp_path / "run", model=start))
         if isinstance(e, CheckpointSaved)
     ]  # fmt: skip
     preprocess = load_checkpoint(saved[-1].path).meta.preprocess

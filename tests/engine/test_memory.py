@@ -15,8 +15,9 @@ from scipy.stats import theilslopes
 from dino_core.config import TrainConfig
 from dino_core.data.load import load_dataset
 from dino_core.engine.events import StepDone
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
 from dino_core.engine.memory import resident_memory_mb
+from dino_core.engine.request import RunRequest
 
 STEPS, SETTLED = 1000, 300  # the allocator and caches by shape are full by then
 
@@ -35,7 +36,7 @@ def _train(folder: Path) -> tuple[list[int], list[float], list[int]]:
         checkpoint_every_steps=STEPS,
     )  # fmt: skip
     steps, memory, tensors = [], [], []
-    for event in fit(recipe, data, out=folder / "run", model=str(start)):
+    for event in run_events(RunRequest(recipe, data, folder / "run", model=str(start))):
         if isinstance(event, StepDone) and event.step >= SETTLED:
             steps.append(event.step)
             memory.append(resident_memory_mb())

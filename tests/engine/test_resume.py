@@ -11,7 +11,6 @@ import time
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
@@ -22,8 +21,10 @@ from dino_core.config import TrainConfig
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.events import Event, RunPlanned, StepDone
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
+from dino_core.engine.request import RunRequest
 from dino_core.engine.state import load_state
+from dino_core.engine.summary import RunSummary
 from dino_core.errors import CheckpointError, ConfigError
 from dino_core.inference.runtimes import read_metadata
 
@@ -49,13 +50,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def train(
     config: TrainConfig, data: DatasetIndex, out: Path, start: str, resume: bool = False
-) -> Generator[Event, None, None]:
-    return cast(
-        "Generator[Event, None, None]", fit(config, data, out=out, model=start, resume=resume)
-    )
+) -> Generator[Event, None, RunSummary]:
+    return run_events(RunRequest(config, data, out, model=start, resume=resume))
 
 
-def stop_after(events: Generator[Event, None, None], step: int) -> None:
+def stop_after(events: Generator[Event, None, RunSummary], step: int) -> None:
     for event in events:
         if isinstance(event, StepDone) and event.step == step:
             events.close()
@@ -88,9 +87,11 @@ def test_stop_and_resume_is_exact(
     steps = [e.step for e in events if isinstance(e, StepDone)]
     assert steps == [4, 5, 6]
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
-    told = read_metadata(tmp_path / "parts" / "last.safetensors").provenance
+    resumed = read_metadata(tmp_path / "parts" / "last.safetensors").provenance
     whole = read_metadata(tmp_path / "whole" / "last.safetensors").provenance
-    assert told == {**whole, "run": "parts"} and told["history"][0]["file"] == Path(start).name
+    assert (
+        resumed == {**whole, "run": "parts"} and resumed["history"][0]["file"] == Path(start).name
+    )
     lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(x) for x in lines]
     assert [r["step"] for r in rows if r["event"] == "step"] == [1, 2, 3, 4, 5, 6]
@@ -102,11 +103,13 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from dino_core.data.load import load_dataset
 from dino_core.engine.events import StepDone
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
+from dino_core.engine.request import RunRequest
 import test_resume
 from dataclasses import replace
 recipe = replace(test_resume.RECIPE, checkpoint_every_steps=2)
-for event in fit(recipe, load_dataset({data!r}), out=Path({out!r}), model={start!r}):
+request = RunRequest(recipe, load_dataset({data!r}), Path({out!r}), model={start!r})
+for event in run_events(request):
     if isinstance(event, StepDone) and event.step == 5:
         print("five", flush=True)
         import time; time.sleep(600)

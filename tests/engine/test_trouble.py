@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +19,14 @@ from dino_core.data.batching import make_loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
-from dino_core.engine.events import Event, RunFinished, StepDone, Warned
-from dino_core.engine.fit import fit
+from dino_core.engine.events import Event, RolledBack, RunFinished, StepDone, Warned
+from dino_core.engine.fit import run_events
 from dino_core.engine.optimizer import build_optimizer
+from dino_core.engine.request import RunRequest
 from dino_core.engine.sentinel import BAD_STEPS, ENOUGH, HIGH_STEPS, Sentinel
 from dino_core.engine.state import load_state
-from dino_core.engine.step import Stepper, StepResult
+from dino_core.engine.step import Stepper
+from dino_core.engine.summary import RunSummary
 from dino_core.errors import DataError, DinoError
 from dino_core.models.dino import Dino
 
@@ -34,7 +36,7 @@ RECIPE = ResolvedConfig(
     steps=6, batch=2, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3, augment="none",
     probe=False,
 )  # fmt: skip
-Events = Generator[Event, None, None]
+Events = Generator[Event, None, RunSummary]
 
 
 @pytest.fixture
@@ -47,8 +49,10 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_checkpoint(tmp_path_factory.mktemp("start") / "tiny.safetensors"))
 
 
-def train(config: TrainConfig, data: DatasetIndex, out: Path, start: str, **more: Any) -> Events:
-    return cast("Events", fit(config, data, out=out, model=start, **more))
+def train(
+    config: TrainConfig, data: DatasetIndex, out: Path, start: str, resume: bool = False
+) -> Events:
+    return run_events(RunRequest(config, data, out, model=start, resume=resume))
 
 
 def stop_after(events: Events, step: int) -> list[Event]:
@@ -62,10 +66,11 @@ def stop_after(events: Events, step: int) -> list[Event]:
 
 
 def warnings(events: list[Event]) -> list[str]:
-    return [event.message for event in events if isinstance(event, Warned)]
+    """Messages of all events that the log shows as warnings."""
+    return [event.message for event in events if isinstance(event, (Warned, RolledBack))]
 
 
-def summary(events: list[Event]) -> Any:
+def summary(events: list[Event]) -> RunSummary:
     assert isinstance(events[-1], RunFinished)
     return events[-1].summary
 
@@ -98,35 +103,35 @@ def at_training_passes(action: Callable[[Dino, int, int], None]) -> Iterator[Non
 # The loss
 
 
-def result(loss: float, finite: bool = True, empty: bool = False) -> StepResult:
-    return StepResult(finite, 2, empty, loss, {}, 1.0, 1e-3)
+def see(sentinel: Sentinel, loss: float, finite: bool = True) -> str:
+    return sentinel.see(loss, finite=finite, empty=False)
 
 
 def test_the_sentinel_bears_a_few_bad_steps() -> None:
     sentinel = Sentinel()
     for _ in range(5):
-        assert [sentinel.see(result(0.0, finite=False)) for _ in range(BAD_STEPS - 1)] == [""] * 9
+        assert [see(sentinel, 0.0, finite=False) for _ in range(BAD_STEPS - 1)] == [""] * 9
         assert not sentinel.calm
-        assert sentinel.see(result(3.0)) == "" and sentinel.calm
+        assert see(sentinel, 3.0) == "" and sentinel.calm
     for _ in range(BAD_STEPS - 1):
-        sentinel.see(result(0.0, finite=False))
-    assert "not finite in 10 steps" in sentinel.see(result(0.0, finite=False))
+        see(sentinel, 0.0, finite=False)
+    assert "not finite in 10 steps" in see(sentinel, 0.0, finite=False)
 
 
 def test_the_sentinel_sees_a_loss_that_stays_far_above_the_usual() -> None:
     sentinel = Sentinel()
-    assert not any(sentinel.see(result(1.0 + n % 3)) for n in range(ENOUGH))  # the median is 2
+    assert not any(see(sentinel, 1.0 + n % 3) for n in range(ENOUGH))  # the median is 2
     for _ in range(3):
-        assert not any(sentinel.see(result(10.1)) for _ in range(HIGH_STEPS - 1))
+        assert not any(see(sentinel, 10.1) for _ in range(HIGH_STEPS - 1))
         assert not sentinel.calm
-        assert not sentinel.see(result(9.9))  # under five times the median
-    assert not any(sentinel.see(result(1e9)) for _ in range(HIGH_STEPS - 1))
-    assert "over 5 times its usual value in 25 steps" in sentinel.see(result(1e9))
+        assert not see(sentinel, 9.9)  # under five times the median
+    assert not any(see(sentinel, 1e9) for _ in range(HIGH_STEPS - 1))
+    assert "over 5 times its usual value in 25 steps" in see(sentinel, 1e9)
 
 
 def test_the_sentinel_waits_for_a_usual_loss() -> None:
     sentinel = Sentinel()
-    assert not any(sentinel.see(result(10.0**n)) for n in range(ENOUGH))
+    assert not any(see(sentinel, 10.0**n) for n in range(ENOUGH))
 
 
 def test_spoilt_weights_send_the_run_back_and_it_ends_well(
@@ -147,9 +152,11 @@ def test_spoilt_weights_send_the_run_back_and_it_ends_well(
         "and fp32"
     )
     assert len(said) == 11
+    (returned,) = (event for event in events if isinstance(event, RolledBack))
+    assert (returned.from_step, returned.step, returned.lr) == (15, 4, 1e-3 / 4)
     steps = [e.step for e in events if isinstance(e, StepDone)]
     assert steps == [*range(1, 6), *range(5, 17)]
-    assert (summary(events)["steps"], summary(events)["rollbacks"]) == (16, 1)
+    assert (summary(events).steps, summary(events).rollbacks) == (16, 1)
     assert "back to step 4" in (tmp_path / "whole/log.txt").read_text()
     rows = [json.loads(x) for x in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if r["event"] == "step"] == list(range(1, 17))
@@ -177,7 +184,7 @@ def test_a_loss_that_explodes_sends_the_run_back(
         events = list(train(recipe, only_train, tmp_path / "run", start))
     (said,) = warnings(events)
     assert "over 5 times its usual value in 25 steps in a row; back to step 20" in said
-    assert summary(events)["steps"] == 60
+    assert summary(events).steps == 60
 
 
 def test_a_rate_that_is_far_too_high_ends_the_run_with_words(
@@ -187,7 +194,7 @@ def test_a_rate_that_is_far_too_high_ends_the_run_with_words(
     said: list[str] = []
     with pytest.raises(DinoError, match="although the run went back to its checkpoint 2 times"):
         said.extend(e.message for e in train(recipe, data, tmp_path / "run", start)
-                    if isinstance(e, Warned))  # fmt: skip
+                    if isinstance(e, (Warned, RolledBack)))  # fmt: skip
     assert sum("back to step 0" in message for message in said) == 2
     # The state is that of the start, not one of the spoilt ones.
     tensors = load_state(tmp_path / "run" / STATE).tensors
@@ -223,7 +230,7 @@ def test_short_memory_halves_the_batches(
         assert [m.partition(" from here")[0] for m in said] == [
             f"out of memory: batches of 4 go through in {n} parts" for n in (2, 4)
         ]
-        assert summary(events)["steps"] == 4 and summary(events)["epochs"] == 2
+        assert summary(events).steps == 4 and summary(events).epochs == 2
         stop_after(train(recipe, data, tmp_path / "parts", start), 2)
         again = list(train(recipe, data, tmp_path / "parts", start, resume=True))
     assert warnings(again) == []  # it is remembered
@@ -284,13 +291,13 @@ def test_a_damaged_image_is_left_out_and_listed(
     events = list(train(recipe, data, tmp_path / "whole", start))
     (said,) = warnings(events)  # once, although it is asked for twice
     assert said.startswith(f"image left out: {path}: ")
-    told = summary(events)
-    assert (told["steps"], told["epochs"], told["skipped_steps"]) == (8, 2, 0)
-    assert len(told["unreadable_images"]) == 1 and path in told["unreadable_images"][0]
+    outcome = summary(events)
+    assert (outcome.steps, outcome.epochs, outcome.skipped_steps) == (8, 2, 0)
+    assert len(outcome.unreadable_images) == 1 and path in outcome.unreadable_images[0]
     assert path in (tmp_path / "whole/log.txt").read_text()
     stop_after(train(recipe, data, tmp_path / "parts", start), 3)
     again = list(train(recipe, data, tmp_path / "parts", start, resume=True))
-    assert summary(again)["unreadable_images"] == told["unreadable_images"]
+    assert summary(again).unreadable_images == outcome.unreadable_images
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -315,7 +322,7 @@ def test_a_batch_without_a_readable_image_changes_nothing(
     events = list(train(recipe, data, tmp_path / "run", start))
     left_out, skipped = warnings(events)
     assert path in left_out and "none of its images can be read" in skipped
-    assert (summary(events)["steps"], summary(events)["skipped_steps"]) == (8, 1)
+    assert (summary(events).steps, summary(events).skipped_steps) == (8, 1)
 
 
 def test_data_that_is_mostly_gone_ends_the_run(
@@ -335,7 +342,8 @@ def test_a_damaged_validation_image_is_left_out(
     events = list(train(RECIPE, data, tmp_path / "run", start))
     (said,) = warnings(events)
     assert said.startswith(f"validation image left out: {path}: ")
-    assert summary(events)["metrics"]["images"] == 2
+    metrics = summary(events).metrics
+    assert metrics is not None and metrics.images == 2
     damage(data, 2, split="val")
     with pytest.raises(DataError, match="2 of 3 validation images cannot be read"):
         list(train(RECIPE, data, tmp_path / "again", start))

@@ -17,8 +17,9 @@ from dino_core.config import PreprocessConfig, TrainConfig
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
 from dino_core.engine.parallel.evaluate import evaluate_together
+from dino_core.engine.request import RunRequest
 from dino_core.errors import CheckpointError, DataError
 from dino_core.evaluation.evaluate import (
     Evaluation,
@@ -301,7 +302,7 @@ def test_the_images_that_training_set_apart(tmp_path: Path, share: float, seed: 
     dataset = load_dataset(data, val_split=share, seed=seed)
     start = str(tiny_checkpoint(tmp_path / "tiny.safetensors"))
     recipe = TrainConfig(steps=1, batch=2, device="cpu", dtype="fp32", plots=False)
-    list(fit(recipe, dataset, out=tmp_path / "run", model=start))
+    list(run_events(RunRequest(recipe, dataset, tmp_path / "run", model=start)))
     listed = (tmp_path / "run" / "val.txt").read_text().splitlines()
     assert listed == [str(record.path) for record in dataset.splits["val"]]
     for model, wanted in (

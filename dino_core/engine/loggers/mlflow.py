@@ -1,4 +1,4 @@
-"""A run in MLflow, at the server or in the folder that MLFLOW_TRACKING_URI names."""
+"""Logs a run to MLflow: to the server or the folder that MLFLOW_TRACKING_URI names."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 from typing import Any
 
 from dino_core.engine.events import Event, PicturesDrawn, RunFinished
-from dino_core.engine.loggers.group import Opening, hyper_parameters, remembered_id, scalars
+from dino_core.engine.loggers.base import Opening, hyper_parameters, remembered_id, scalars
 from dino_core.errors import DinoError
 from dino_core.network import is_offline
 
 _EXPERIMENT = "dino"
 _METRICS_A_CALL, _PARAMS_A_CALL, _PARAM_LETTERS = 1000, 100, 500  # MLflow's limits of log_batch
 _REMOTE = ("http:", "https:", "databricks", "postgresql", "mysql", "mssql")
-_FOREIGN = re.compile(r"[^\w\-./ ]")  # letters that a metric's name may not hold
+_FOREIGN = re.compile(r"[^\w\-./ ]")  # characters that a metric's name may not contain
 
 
 class MlflowLogger:
-    """One MLflow run, which a resumed run goes on with."""
+    """One MLflow run, which a resumed run continues."""
 
     def __init__(self, opening: Opening) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -27,7 +27,7 @@ class MlflowLogger:
 
         uri = str(mlflow.get_tracking_uri())
         if is_offline() and uri.startswith(_REMOTE):
-            raise DinoError(f"DINO_OFFLINE forbids the network, and MLflow's place is {uri}")
+            raise DinoError(f"DINO_OFFLINE forbids the network, and MLflow logs to {uri}")
         self._mlflow: Any = mlflow
         self._client: Any = mlflow.MlflowClient()
         self._folder = opening.folder
@@ -60,7 +60,7 @@ class MlflowLogger:
             self._status = "FINISHED"
 
     def close(self) -> None:
-        """Say whether the run came to its end."""
+        """Report whether the run finished."""
         self._client.set_terminated(self._id, self._status)
 
     def _create(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""A run in Weights & Biases, as its own settings say where (WANDB_MODE, WANDB_PROJECT, ...)."""
+"""Logs a run to Weights & Biases, whose own settings apply (WANDB_MODE, WANDB_PROJECT, ...)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import secrets
 from typing import Any
 
 from dino_core.engine.events import Event, PicturesDrawn, RunFinished
-from dino_core.engine.loggers.group import (
+from dino_core.engine.loggers.base import (
     Opening,
     hyper_parameters,
     picture_tag,
@@ -20,7 +20,7 @@ _PROJECT = "dino"
 
 
 class WandbLogger:
-    """One W&B run, which a resumed run goes on with."""
+    """One W&B run, which a resumed run continues."""
 
     def __init__(self, opening: Opening) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no telemetry
@@ -41,7 +41,7 @@ class WandbLogger:
             mode="offline" if is_offline() else None,  # None: as WANDB_MODE says
             settings=wandb.Settings(silent=True, console="off"),
         )
-        # W&B's own step can only grow; ours goes back with a rollback or a resume.
+        # W&B's own step can only grow, but ours goes back on a rollback or a resume.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -56,5 +56,5 @@ class WandbLogger:
         self._finished = self._finished or isinstance(event, RunFinished)
 
     def close(self) -> None:
-        """Send the rest, and say whether the run came to its end."""
+        """Send the rest, and report whether the run finished."""
         self._run.finish(exit_code=0 if self._finished else 1)

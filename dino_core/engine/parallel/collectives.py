@@ -1,6 +1,6 @@
-"""The few collective operations training needs; in a single process each does nothing.
+"""The collective operations of training; in a single process they do nothing.
 
-Everything that is exchanged is a tensor: nothing is pickled.
+Only tensors are exchanged, so nothing is pickled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
-    """Whether several processes train together (a process group is initialised)."""
+    """Whether several processes train together, i.e. a process group is initialized."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -27,7 +27,7 @@ def rank() -> int:
 
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:
-    """The mean of `tensor` over all processes; `tensor` itself where there is one."""
+    """The mean of `tensor` over all processes; in a single process, `tensor` itself."""
     if not is_distributed():
         return tensor
     result = tensor.detach().clone()
@@ -41,7 +41,7 @@ def all_true(flag: bool, device: torch.device) -> bool:
 
 
 def most(count: int, device: torch.device) -> int:
-    """The largest `count` of all processes."""
+    """The largest `count` of any process."""
     if not is_distributed():
         return count
     value = torch.tensor(count, device=device)
@@ -50,7 +50,7 @@ def most(count: int, device: torch.device) -> int:
 
 
 def sums(values: Sequence[float], device: torch.device) -> list[float]:
-    """Each of `values`, which are as many everywhere, summed over the processes."""
+    """Each of `values` summed over the processes, which must all have the same number of values."""
     if not is_distributed():
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
@@ -60,7 +60,7 @@ def sums(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def gather_rows(rows: Tensor) -> list[Tensor]:
-    """The (N, ...) tensors of all processes in their order; only N may differ between them."""
+    """The (N, ...) tensors of all processes in the order of ranks; only N may differ."""
     if not is_distributed():
         return [rows]
     counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
@@ -77,7 +77,7 @@ def gather_rows(rows: Tensor) -> list[Tensor]:
 
 
 def gather_texts(text: str, device: torch.device) -> list[str]:
-    """The texts of all processes, in their order."""
+    """The texts of all processes in the order of ranks."""
     if not is_distributed():
         return [text]
     code = torch.tensor(list(text.encode()), dtype=torch.uint8).to(device)
@@ -85,15 +85,15 @@ def gather_texts(text: str, device: torch.device) -> list[str]:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has arrived here."""
     if is_distributed():
         dist.barrier()
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether a collective operation failed because another process is gone.
+    """Whether a collective operation failed because another process has ended.
 
-    NCCL's errors have a type; gloo's are plain RuntimeErrors that name the source file.
+    NCCL's errors have a type of their own; gloo's are plain RuntimeErrors that name a source file.
     """
     if not isinstance(error, RuntimeError):
         return False
@@ -101,22 +101,26 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def exchange(model: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
-    """Forward and backward of a wrapped model in it average gradients only where `wanted`.
+    """A block in which a backward pass averages gradients over the processes only where `wanted`.
 
-    Gradients that are accumulated first need one exchange a step instead of one a micro-batch.
+    With accumulation, one exchange per step suffices instead of one per batch.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext() if wanted else model.no_sync()
-    set_sync = getattr(model, "set_requires_gradient_sync", None)  # of `sharding.shard`'s models
+    set_sync = getattr(
+        model, "set_requires_gradient_sync", None
+    )  # a model that `sharding.shard` sharded
     if set_sync is not None:
         set_sync(wanted)
     return contextlib.nullcontext()
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model`, averaging gradients over processes where there are several."""
-    if not is_distributed() or hasattr(model, "set_requires_gradient_sync"):  # shards do it already
+    """`model`, wrapped so that gradients are averaged where there are several processes."""
+    if not is_distributed() or hasattr(
+        model, "set_requires_gradient_sync"
+    ):  # FSDP averages them itself
         return model
     ids = [device.index] if device.type == "cuda" else None
-    # No buffer changes in training: batch norms are frozen.
+    # Buffers need no broadcast: batch norms are frozen, so none changes in training.
     return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)

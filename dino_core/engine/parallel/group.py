@@ -1,4 +1,4 @@
-"""Becoming one of several processes that train together, as `torchrun` started them."""
+"""Joins the processes that `torchrun` started into a group that trains together."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from dino_core.inference.torch_runtime import resolve_device
 from dino_core.process import started_by_torchrun
 
 TIMEOUT = timedelta(minutes=30)
-"""The others wait so long for one process: it may be reading a large data set or writing a large
-state, and a hang still ends before a night is lost."""
+"""How long a process waits for another one. It is long enough to read a large data set or to write
+a large state, and short enough that a hanging run does not waste a night."""
 
 
 @contextlib.contextmanager
 def process_group(device: str = "auto") -> Iterator[Store]:
     """Join the processes that torchrun started: NCCL between GPUs, gloo between CPUs.
 
-    After success all leave together; after an error this one leaves at once, and the others'
-    operations fail or are ended by torchrun.
+    After success all processes leave together. After an error this process leaves at once; the
+    operations of the others then fail, or torchrun ends them.
 
     Args:
-        device: "auto", "cpu" or "cuda": what each process computes on.
+        device: "auto", "cpu" or "cuda", for every process.
 
-    Yields: the store that the processes share.
+    Yields:
+        The store that the processes share.
 
     Raises:
-        ConfigError: there are fewer GPUs than processes here, or the device is one in particular.
+        ConfigError: there are fewer GPUs than processes here, or `device` names a single GPU.
     """
     store, own_rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     store = PrefixStore(_attempt(), store)
@@ -55,35 +56,35 @@ def process_group(device: str = "auto") -> Iterator[Store]:
     )
     try:
         yield store
-        dist.barrier()  # one that leaves earlier would end the others' operations
+        dist.barrier()  # a process that left earlier would break the operations of the others
     finally:
         dist.destroy_process_group()
 
 
 def torchruns_store() -> Store | None:
-    """The store that the processes share before they are a group; None where torchrun has none."""
+    """The store that processes share before they form a group; None where torchrun has none."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     try:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return PrefixStore(_attempt(), TCPStore(*place, timeout=timedelta(seconds=30)))
-    except RuntimeError:  # it is gone, or was never there
+    except RuntimeError:  # the store is gone, or never existed
         return None
 
 
 def _attempt() -> str:
-    """The part of torchrun's store for these processes: it still holds what earlier ones wrote."""
+    """Prefix of the keys of these processes in torchrun's store, which outlives a restart."""
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return f"attempt {count} of {os.environ['WORLD_SIZE']}"
 
 
 def device_of_process(name: str) -> torch.device:
-    """The device of this process: of several, each one's own GPU. Raises ConfigError."""
+    """The device of this process; several processes have a GPU each. Raises ConfigError."""
     if not (is_distributed() or started_by_torchrun()):
         return resolve_device(name)
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(
-            f"device '{name}' with several processes: each takes its own",
+            f"device '{name}' with several processes: each of them uses its own",
             "--device cuda or cpu; CUDA_VISIBLE_DEVICES chooses among GPUs",
         )
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
@@ -98,15 +99,15 @@ def check_gpus(processes: int) -> None:
     found = torch.cuda.device_count()
     if processes > found:
         raise ConfigError(
-            f"{processes} processes, but torch {torch.__version__} sees {found} CUDA GPUs here",
-            f"start {found}, one a GPU, or choose --device cpu" if found else "--device cpu",
+            f"{processes} processes, but torch {torch.__version__} finds {found} CUDA GPUs here",
+            f"start {found}, one per GPU, or choose --device cpu" if found else "--device cpu",
         )
 
 
 def launch_identity() -> dict[str, str]:
-    """What tells the job of this process from others, also after torchrun has restarted it."""
+    """What identifies the job of this process, also after torchrun has restarted the process."""
     parent = os.getppid()
-    try:  # in which clock tick the parent began: process numbers are used again
+    try:  # the clock tick in which the parent started, since process ids are reused
         began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         began = ""
@@ -117,10 +118,11 @@ def launch_identity() -> dict[str, str]:
 
 
 def is_same_launch(earlier: dict[str, str]) -> bool:
-    """Whether torchrun has started this process in place of the one that was `earlier`.
+    """Whether torchrun has started this process in place of the one that noted `earlier`.
 
-    Where a machine joins or leaves, torchrun does not count a restart: the same agent tells it.
-    After a failure process 0 may be on another machine: the job's id tells it, where one was given.
+    Where a machine joins or leaves, torchrun does not count a restart, but the agent is the same.
+    After a failure, rank 0 may be on another machine with another agent, but the job's id is the
+    same, where one was given.
     """
     now = launch_identity()
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -1,4 +1,4 @@
-"""Letting the few moments pass in which an interrupt would leave a run in two states at once."""
+"""Defers SIGINT and SIGTERM while weights and counters are updated together."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """SIGINT and SIGTERM that come during the block arrive at its end.
+    """SIGINT and SIGTERM that arrive during the block take effect at its end.
 
-    Masking them would not do: Python runs handlers in the main thread whichever thread the system
-    gave the signal to, and torch has threads of its own. Outside the main thread nothing is needed.
+    Masking the signals would not suffice: the system may deliver them to one of torch's threads,
+    and Python then runs the handler in the main thread anyway. Outside of the main thread nothing
+    needs to be done, because handlers never run there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -23,7 +24,10 @@ def interrupts_deferred() -> Iterator[None]:
         with contextlib.ExitStack() as handlers:
             for number in (signal.SIGINT, signal.SIGTERM):
                 previous = signal.getsignal(number)
-                if previous in (None, signal.SIG_IGN):  # not Python's to change, or not wanted
+                if previous in (
+                    None,
+                    signal.SIG_IGN,
+                ):  # a handler that is not Python's, or an ignored signal
                     continue
                 handlers.callback(signal.signal, number, previous)
                 signal.signal(number, lambda caught, frame: arrived.append(caught))
@@ -35,10 +39,13 @@ def interrupts_deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_collected() -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGHUP that would raise something are only put into the list.
+    """SIGINT, SIGTERM and SIGHUP are only collected, where they would otherwise raise an exception.
 
-    For several processes, which must stop at one and the same step: one that left at once would
-    leave the others waiting.
+    Several processes must stop at the same step: one that left immediately would leave the others
+    waiting in their next collective operation.
+
+    Yields:
+        The signals that have arrived so far.
     """
     arrived: list[int] = []
     with contextlib.ExitStack() as handlers:

@@ -1,8 +1,8 @@
-"""FSDP2: weights, gradients and moments of the largest networks, spread over the processes.
+"""FSDP2: shards weights, gradients and moments of the largest networks over the processes.
 
-Each process keeps its part of every parameter and gathers a layer's only while it computes with
-it. What is saved, evaluated or resumed is always whole, so that files and results are the same as
-without.
+Each process keeps its part of every parameter, and gathers the parameters of a layer only while it
+computes with them. Files and evaluations always use whole tensors, so they are the same as without
+sharding.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from dino_core.engine.parallel.collectives import gather_rows, is_distributed, w
 from dino_core.errors import ConfigError
 from dino_core.models.dino import Dino
 
-_AT_A_TIME = 2**26  # numbers in one exchange: a quarter of a gigabyte
+_AT_A_TIME = 2**26  # numbers per exchange: 256 MiB
 
 
 def check_sharding() -> None:
-    """Raises ConfigError where there is nothing to spread over."""
+    """Raises ConfigError where there is only one process."""
     if not is_distributed():
         raise ConfigError(
-            "train.shard = fsdp: there is one process, nothing to spread over",
+            "train.shard = fsdp: there is only one process, so nothing to shard over",
             "--devices N, or torchrun",
         )
 
 
 def shard(model: Dino, device: torch.device) -> None:
-    """Spread the parameters of `model` over all processes, in place; names stay.
+    """Shard the parameters of `model` over all processes, in place; names stay the same.
 
-    Transformer layers and stages of the backbone are gathered one at a time; what is left (heads,
-    embeddings, neck) as long as the step lasts.
+    Transformer layers and stages of the backbone are gathered one at a time. The rest (heads,
+    embeddings, neck) stays gathered during the whole step.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -51,11 +51,11 @@ def shard(model: Dino, device: torch.device) -> None:
 
 
 def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Gather what is spread, on the CPU; every process must call this with the same names.
+    """Gather sharded tensors on the CPU; every process must call this with the same names.
 
     Args:
-        tensors: Name to tensor, a part or whole already; one under two names stays one.
-        keep: Whether this process wants the result, which is empty otherwise.
+        tensors: Name to tensor, sharded or whole. A tensor with two names stays one tensor.
+        keep: Whether this process needs the result, which is empty otherwise.
     """
     parts = {id(t): t for t in tensors.values() if hasattr(t, "full_tensor")}
     gathered: dict[int, Tensor] = {}
@@ -72,7 +72,7 @@ def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]
 
 
 def _gather(parts: Sequence[Tensor], keep: bool) -> dict[int, Tensor]:
-    """The whole of each of `parts` by its id, in one exchange; none where not to `keep` them."""
+    """Id of each sharded tensor to the whole one, in one exchange; empty unless `keep`."""
     if not parts:
         return {}
     shares = gather_rows(torch.cat([local(part).detach().flatten() for part in parts]))
@@ -80,7 +80,8 @@ def _gather(parts: Sequence[Tensor], keep: bool) -> dict[int, Tensor]:
         return {}
     result: dict[int, list[Tensor]] = {id(part): [] for part in parts}
     for number, share in enumerate(shares):
-        # FSDP2 cuts along the first axis as torch.chunk does: equal pieces, the last ones smaller.
+        # FSDP2 cuts along the first axis as torch.chunk does: into equal pieces, of which the last
+        # ones are smaller or empty.
         rows = [-(-len(part) // len(shares)) for part in parts]
         rows = [min(n, max(0, len(p) - number * n)) for n, p in zip(rows, parts, strict=True)]
         sizes = [n * math.prod(part.shape[1:]) for n, part in zip(rows, parts, strict=True)]
@@ -90,22 +91,23 @@ def _gather(parts: Sequence[Tensor], keep: bool) -> dict[int, Tensor]:
 
 
 def like(full: Tensor, target: Tensor) -> Tensor:
-    """This process's part of `full` where `target` is a part, else `full`."""
+    """This process's part of `full` where `target` is sharded, else `full`."""
     if not hasattr(target, "full_tensor"):
         return full
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(target, DTensor)
     full = full.to(target.device)
-    # Every process has read the same file: nothing needs sending.
+    # Every process has read the same file, so nothing needs to be sent.
     part = distribute_tensor(full, target.device_mesh, target.placements, src_data_rank=None)
     return cast(Tensor, part)
 
 
 def load_whole(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """`load_state_dict` of whole tensors into a module that may be spread.
+    """`load_state_dict` of whole tensors into a module that may be sharded.
 
-    Raises: RuntimeError as `load_state_dict` does.
+    Raises:
+        RuntimeError: as `load_state_dict`.
     """
     own = module.state_dict()
     placed = {n: like(t, own[n]) if n in own and own[n].shape == t.shape else t
@@ -114,6 +116,6 @@ def load_whole(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of `tensor` that this process holds: all of it where it is not spread."""
+    """The part of `tensor` that this process holds: all of it where it is not sharded."""
     part = getattr(tensor, "to_local", None)
     return tensor if part is None else cast(Tensor, part())

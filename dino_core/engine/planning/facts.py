@@ -1,4 +1,4 @@
-"""What a plan is made from: facts about the data, the model and the machine."""
+"""The facts that a plan is made from: data, model and machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from dino_core.checkpoints.surgery import TransferReport
 from dino_core.config import PreprocessConfig
 from dino_core.data.records import DatasetIndex, ImageRecord
-from dino_core.engine.setup import Start
+from dino_core.engine.start import Start
 from dino_core.errors import DataError
 from dino_core.process import usable_cores
 from dino_core.processing.preprocess import resized_size
@@ -20,15 +20,14 @@ from dino_core.processing.preprocess import resized_size
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The training split, as the model would see it at its own input size.
+    """Facts about the data, as the model would see them at its own input size.
 
     Attributes:
         images: Training images.
-        boxes: Their boxes, crowds left out.
+        boxes: Their boxes, without crowds.
         val_images: Validation images.
-        object_px: Median of the boxes' sides (square root of the area) at the model's own input
-            size, in pixels.
-        detail: How many times larger than that input the images are on disk (median, long side).
+        object_px: Median side of a box (square root of its area) in pixels of that input.
+        detail: Long side of an image on disk over that of the input, as a median.
     """
 
     images: int
@@ -40,11 +39,11 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The model that a run starts from.
+    """Facts about the model that a run starts from.
 
     Attributes:
-        parameters: All of them, frozen ones too.
-        input_px: Long side of its own input.
+        parameters: Number of parameters, frozen ones included.
+        input_px: Long side of its own input in pixels.
         trained: Whether its backbone starts from trained weights.
     """
 
@@ -55,13 +54,13 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run goes on.
+    """Facts about the machine that a run uses.
 
     Attributes:
         device: "cpu", "cuda" or "mps".
         cores: Processor cores that this process may use.
-        processes: Training processes, one a device.
-        fits: Most images that go through at a time, as was found out by trying; None: not tried.
+        processes: Number of training processes, one per device.
+        fits: Most images that fit in a forward pass, found by a trial; None before any trial.
     """
 
     device: str
@@ -71,13 +70,13 @@ class Machine:
 
     @classmethod
     def here(cls, device: torch.device, processes: int) -> Machine:
-        """This machine, its cores shared by the processes on it."""
+        """This machine, with its cores divided among the processes on it."""
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
         return cls(device.type, max(1, usable_cores() // local), processes)
 
 
 def check_data(dataset: DatasetIndex) -> None:
-    """Raises DataError without training images, or without a box in any."""
+    """Raises DataError where there are no training images, or none of them has a box."""
     records = dataset.splits.get("train", ())
     if not records:
         raise DataError(f"{dataset.root}: no training images")
@@ -90,7 +89,7 @@ def data_facts(dataset: DatasetIndex, own_input: PreprocessConfig) -> DataFacts:
 
     Args:
         dataset: The data.
-        own_input: The model's input before any choice.
+        own_input: The model's input before the plan chooses its size.
     """
     records = dataset.splits["train"]
     sides = np.concatenate([_object_sides_px(record, own_input) for record in records])
@@ -105,7 +104,7 @@ def data_facts(dataset: DatasetIndex, own_input: PreprocessConfig) -> DataFacts:
 
 
 def model_facts(start: Start) -> ModelFacts:
-    """What matters of a model that was built."""
+    """Measure a model that was built."""
     return ModelFacts(
         parameters=sum(p.numel() for p in start.model.parameters()),
         input_px=start.preprocess.max_side,
@@ -114,12 +113,12 @@ def model_facts(start: Start) -> ModelFacts:
 
 
 def _is_trained(report: TransferReport | None) -> bool:
-    """Whether the backbone has got its weights: another than the starting model's has none."""
+    """Whether the backbone has trained weights; one that is not the starting model's has none."""
     return report is not None and not any(n.startswith("backbone.") for n in report.kept)
 
 
 def boxes_of_images(records: Sequence[ImageRecord]) -> list[int]:
-    """How many boxes of each image are trained on."""
+    """Number of boxes of each image that are trained on: all but crowds."""
     return [int((~record.is_crowd).sum()) for record in records]
 
 

@@ -1,8 +1,8 @@
-"""The worst batch that a run can meet, tried before the first step: memory, and the speed.
+"""Tries the worst batch that a run can meet before the first step, for its memory and its speed.
 
-Forward and backward of random pictures of that shape with that many boxes. Weights, buffers and
-modes are afterwards as before, and each step seeds its own random numbers, so that a run with it
-equals a run without it.
+The trial is a forward and backward pass of random images of that shape with that many boxes. It
+leaves weights, buffers and modes as they were, and each step seeds its own random numbers, so a run
+with the trial equals a run without it.
 """
 
 from __future__ import annotations
@@ -18,30 +18,31 @@ from torch import Tensor, nn
 from dino_core.config import ResolvedConfig
 from dino_core.data.batching import STRIDE, Batch, ShapeBatches
 from dino_core.engine.memory import free_memory_mb, peak_memory_mb, resident_memory_mb
-from dino_core.engine.setup import training_mode
+from dino_core.engine.model_setup import training_mode
 from dino_core.errors import is_out_of_memory
 from dino_core.losses.criterion import Criterion
 from dino_core.models.denoising import denoising_layout
 from dino_core.models.dino import Dino
 from dino_core.targets import Target
 
-_LOOK_AT_IMAGES = 20_000  # sizes of about so many augmented images are looked at
+_LOOK_AT_IMAGES = 20_000  # about this many augmented images are searched for the largest batch
 _MOST_EPOCHS = 10
-_USABLE = 0.9  # share of the free memory: what is estimated here is not exact
-_UPDATE = 1.05  # a step with its update over forward and backward alone, measured on dino-nano
-_BYTES = 4  # of a float32, in which weights, gradients and moments are kept
+_USABLE = 0.9  # usable share of the free memory: the estimate is not exact
+_UPDATE = 1.05  # time of a whole step over forward and backward alone, measured on dino-nano
+_BYTES = 4  # per float32 number: weights, gradients and moments are kept in float32
+_MIB = 2**20
 
 
 @dataclass(frozen=True)
 class WorstBatch:
-    """The batch that takes most memory.
+    """The batch that takes the most memory.
 
     Attributes:
-        images: Images in it.
-        size_hw: Their padded height and width.
-        boxes: Boxes of each.
-        queries: Denoising queries of each.
-        mean_share: Pixels of a mean batch over this one's.
+        images: Number of images.
+        size_hw: Padded height and width in pixels.
+        boxes: Boxes per image.
+        queries: Denoising queries per image.
+        mean_share: Pixels of an average batch as a fraction of this one's.
     """
 
     images: int
@@ -53,14 +54,14 @@ class WorstBatch:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of trying it.
+    """The result of a successful trial.
 
     Attributes:
         worst: The batch.
-        at_a_time: Images of it that went through at a time.
-        peak_mb: Memory of the process, or of the GPU, with all that a step needs, in MiB.
-        limit_mb: What it may have; None where the system does not tell.
-        step_s: Seconds that a mean optimiser step is expected to take.
+        at_a_time: Number of its images that went through the network at a time.
+        peak_mb: Memory of the process, or of the GPU, with everything a step needs, in MiB.
+        limit_mb: Memory that it may use, in MiB; None where the system does not report it.
+        step_s: Expected seconds of an average optimizer step.
     """
 
     worst: WorstBatch
@@ -71,17 +72,18 @@ class Trial:
 
     @property
     def parts(self) -> int:
-        """In how many parts a batch goes through."""
+        """Number of parts in which a batch goes through the network."""
         return -(-self.worst.images // self.at_a_time)
 
 
 def worst_batch(sampler: ShapeBatches, boxes: Sequence[int], dn_number: int) -> WorstBatch:
-    """The largest shape of the first epochs' batches, with the boxes that make most queries.
+    """The largest batch of the first epochs, with the number of boxes that makes most queries.
 
     Args:
         sampler: The run's batches.
-        boxes: How many boxes a sample may have.
-        dn_number: The model's; the queries are not most where the boxes are.
+        boxes: The numbers of boxes that a sample may have.
+        dn_number: The model's setting. Denoising queries come in groups, as many as fit, so the
+            image with the most boxes need not have the most queries.
     """
     epochs = min(max(_LOOK_AT_IMAGES // sampler.count, 1), _MOST_EPOCHS)
     shapes = [shape for epoch in range(epochs) for shape in _shapes(sampler, epoch)]
@@ -93,7 +95,7 @@ def worst_batch(sampler: ShapeBatches, boxes: Sequence[int], dn_number: int) -> 
 
 
 def _shapes(sampler: ShapeBatches, epoch: int) -> Iterator[tuple[int, int, int]]:
-    """Images, padded height and padded width of each batch."""
+    """Images, padded height and padded width of each batch of an epoch."""
     sizes = sampler.sizes_of_epoch(epoch)
     for batch in sampler.batches(epoch):
         height, width = (
@@ -102,84 +104,118 @@ def _shapes(sampler: ShapeBatches, epoch: int) -> Iterator[tuple[int, int, int]]
         yield len(batch), height, width
 
 
-def try_out(
-    model: Dino,
-    config: ResolvedConfig,
-    worst: WorstBatch,
-    at_a_time: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Trial | None:
-    """Forward and backward of `at_a_time` images of the worst batch; None where they do not fit.
+@dataclass(frozen=True)
+class Probe:
+    """Tries batches on a model.
 
-    A single image goes first, which warms up, and from which the need of all of them is estimated:
-    a CPU's memory cannot be tried out, the system ends whoever takes too much.
-
-    Args:
+    Attributes:
         model: On its device, before it is wrapped for several processes.
-        config: The recipe.
-        worst: The batch.
-        at_a_time: Images at a time, up to `worst.images`.
-        device: The model's.
-        dtype: Arithmetic inside the network.
+        device: The model's device.
+        dtype: Data type inside the network.
     """
-    criterion = Criterion(config.loss, config.class_loss)
-    first = resident_memory_mb() if device.type == "cpu" else _allocated_mb(device)
-    free = free_memory_mb(device)
-    limit = None if free is None else first + free
-    later = _later_mb(model, config.ema)
-    with _untouched(model):
-        training_mode(model, config.freeze)
-        try:
-            with _saved_mb(model) as saved:
-                seconds, peak = _pass(model, criterion, _batch(worst, 1), device, dtype)
-            if limit is not None:
-                weights = _trainable(model) * _BYTES / 2**20  # gradients: once, not for each image
-                each = max(sum(saved), peak - first - weights)
-                if first + weights + later + each * at_a_time > first + (limit - first) * _USABLE:
-                    return None
-            if at_a_time > 1:
-                seconds, peak = _pass(model, criterion, _batch(worst, at_a_time), device, dtype)
-            if device.type == "cuda":  # the first pass of a size looks for kernels, for seconds
-                seconds, _ = _pass(model, criterion, _batch(worst, at_a_time), device, dtype)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+
+    model: Dino
+    device: torch.device
+    dtype: torch.dtype
+
+    def try_out(self, config: ResolvedConfig, worst: WorstBatch, at_a_time: int) -> Trial | None:
+        """Forward and backward of a part of the worst batch; None where it does not fit.
+
+        Args:
+            config: The recipe.
+            worst: The batch.
+            at_a_time: Images at a time, at most `worst.images`.
+        """
+        criterion = Criterion(config.loss, config.class_loss)
+        before = self._used_mb()
+        free = free_memory_mb(self.device)
+        limit = None if free is None else before + free
+        later = _later_mb(self.model, config.ema)
+        with _untouched(self.model):
+            training_mode(self.model, config.freeze)
+            try:
+                spent = self._spent(criterion, worst, at_a_time, before, later, limit)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return None
+        if spent is None or (limit is not None and spent.peak_mb + later > limit):
             return None
-    if limit is not None and peak + later > limit:
-        return None
-    passes = config.accumulate * config.batch / at_a_time
-    step_s = seconds * passes * worst.mean_share * _UPDATE
-    return Trial(worst, at_a_time, peak + later, limit, step_s)
+        passes = config.accumulate * config.batch / at_a_time
+        step_s = spent.seconds * passes * worst.mean_share * _UPDATE
+        return Trial(worst, at_a_time, spent.peak_mb + later, limit, step_s)
+
+    def _spent(
+        self,
+        criterion: Criterion,
+        worst: WorstBatch,
+        at_a_time: int,
+        before: float,
+        later: float,
+        limit: float | None,
+    ) -> _Spent | None:
+        """Time and memory of `at_a_time` images; None where they would not fit.
+
+        A single image goes first. It warms up, and from its memory that of all images is estimated:
+        on a CPU they cannot simply be tried, because the system ends a process that takes too much.
+        """
+        with _saved_mb(self.model) as saved:
+            spent = self._pass(criterion, _batch(worst, 1))
+        if limit is not None:
+            gradients = _trainable(self.model) * _BYTES / _MIB  # once, and not for each image
+            each = max(sum(saved), spent.peak_mb - before - gradients)
+            if gradients + later + each * at_a_time > (limit - before) * _USABLE:
+                return None
+        if at_a_time > 1:
+            spent = self._pass(criterion, _batch(worst, at_a_time))
+        if self.device.type == "cuda":
+            # The first pass of a shape includes the seconds in which cuDNN searches for kernels.
+            spent = self._pass(criterion, _batch(worst, at_a_time))
+        return spent
+
+    def _pass(self, criterion: Criterion, batch: Batch) -> _Spent:
+        """One forward and backward pass."""
+        model, device = self.model, self.device
+        model.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        before = peak_memory_mb()
+        started = time.monotonic()
+        batch = batch.to(device)
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output = model(batch.images, batch.padding_mask, batch.targets, torch.Generator())
+        criterion(output, batch.targets).total.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            seconds = time.monotonic() - started
+            return _Spent(seconds, torch.cuda.max_memory_allocated(device) / _MIB)
+        # The process's peak counts, unless something before the pass was larger. Then it is what
+        # the process still holds, which hardly shrinks where freed memory is kept.
+        peak = peak_memory_mb()
+        seconds = time.monotonic() - started
+        return _Spent(seconds, peak if peak > before else resident_memory_mb())
+
+    def _used_mb(self) -> float:
+        if self.device.type == "cpu":
+            return resident_memory_mb()
+        return (
+            torch.cuda.memory_allocated(self.device) / _MIB if self.device.type == "cuda" else 0.0
+        )
 
 
-def _pass(
-    model: Dino, criterion: Criterion, batch: Batch, device: torch.device, dtype: torch.dtype
-) -> tuple[float, float]:
-    """One forward and backward. Returns: its seconds and the memory held at most, in MiB."""
-    model.zero_grad(set_to_none=True)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    before = peak_memory_mb()
-    started = time.monotonic()
-    batch = batch.to(device)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        output = model(batch.images, batch.padding_mask, batch.targets, torch.Generator())
-    criterion(output, batch.targets).total.backward()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return time.monotonic() - started, torch.cuda.max_memory_allocated(device) / 2**20
-    # The process's peak, unless something before was larger: then what it holds still, which
-    # hardly shrinks where freed memory is kept.
-    peak = peak_memory_mb()
-    return time.monotonic() - started, peak if peak > before else resident_memory_mb()
+@dataclass(frozen=True)
+class _Spent:
+    """What a pass took: its seconds, and the most memory that was held during it, in MiB."""
+
+    seconds: float
+    peak_mb: float
 
 
 @contextmanager
 def _saved_mb(model: nn.Module) -> Iterator[list[float]]:
-    """MiB of each tensor that forward passes inside keep for the backward, weights left out.
+    """MiB of each tensor that forward passes inside keep for the backward, without weights.
 
-    A process that held more before does not grow by them.
+    They are counted because a process that once held more memory does not grow by them.
     """
     seen = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     sizes: list[float] = []
@@ -188,7 +224,7 @@ def _saved_mb(model: nn.Module) -> Iterator[list[float]]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
-            sizes.append(storage.nbytes() / 2**20)
+            sizes.append(storage.nbytes() / _MIB)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -196,7 +232,7 @@ def _saved_mb(model: nn.Module) -> Iterator[list[float]]:
 
 
 def _batch(worst: WorstBatch, images: int) -> Batch:
-    """Random pictures and boxes, the same each time."""
+    """Random images and boxes, the same each time."""
     random = torch.Generator().manual_seed(0)
     height, width = worst.size_hw
     targets = [
@@ -216,7 +252,7 @@ def _batch(worst: WorstBatch, images: int) -> Batch:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever is done with the model inside leaves no trace but in its weights."""
+    """Restore the modes and buffers of a model and drop its gradients; weights must not change."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -232,15 +268,11 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def _allocated_mb(device: torch.device) -> float:
-    return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
-
-
 def _trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _later_mb(model: nn.Module, ema: bool) -> float:
-    """What comes with the first step: the optimiser's two moments, and the average's weights."""
+    """Memory that the first step adds: the optimizer's two moments and the average's weights."""
     average = sum(p.numel() for p in model.parameters()) if ema else 0
-    return (2 * _trainable(model) + average) * _BYTES / 2**20
+    return (2 * _trainable(model) + average) * _BYTES / _MIB

@@ -1,7 +1,7 @@
-"""The rules by which a run's settings are chosen where nobody gave them.
+"""The rules that choose a run's settings where nothing was asked for.
 
-All their numbers stand at the top, each with its source. A rule is a pure function that returns the
-value and, in a few words for people, why.
+All their numbers are at the top, each with its source. A rule is a pure function that returns a
+value and a short reason for people to read.
 """
 
 from __future__ import annotations
@@ -11,103 +11,110 @@ import math
 from dino_core.config import AugmentName, ClassLossName, FreezeName
 from dino_core.engine.planning.facts import DataFacts, Machine, ModelFacts
 
-# Models under this size learn by the numbers that dino-nano was tuned with.
+# Models below this size use the numbers that dino-nano was tuned with.
 SMALL_MODEL_PARAMETERS = 20_000_000
 
-# Images a step: the published total batch (ALGORITHM 26; detrex and mmdet use it too), and that
-# which dino-nano was trained with.
-LARGE_IMAGES_A_STEP = 16
-SMALL_IMAGES_A_STEP = 8
-# A small set takes smaller steps, so that a pass over it still is this many of them. Small models
-# need fewer: with as many images seen, steps of 4 did a little better than steps of 8 on bccd, but
-# with as many minutes steps of 8 did (RESULTS.md, "Fine-tuning"), as each has a cost of its own ...
-LARGE_STEPS_AN_EPOCH, SMALL_STEPS_AN_EPOCH = 40, 10
-# ... but none so small that the gradient is mostly noise.
-LEAST_IMAGES_A_STEP = 4
+# Images per step: the published total batch (ALGORITHM 26; detrex and mmdet use it, too), and the
+# one that dino-nano was trained with.
+LARGE_IMAGES_PER_STEP = 16
+SMALL_IMAGES_PER_STEP = 8
+# On a small data set, steps have fewer images, so that a pass still has this many steps. Small
+# models need fewer steps: on bccd, 4 images per step did a little better than 8 for the same number
+# of images, but 8 did better in the same time, since every step has a cost of its own (RESULTS.md,
+# "Fine-tuning").
+LARGE_STEPS_PER_EPOCH, SMALL_STEPS_PER_EPOCH = 40, 10
+# Below this number of images, the gradient would be mostly noise.
+LEAST_IMAGES_PER_STEP = 4
 
-# Learning rate: 6e-4 at 4 images is what fine-tuning dino-nano did best with (RESULTS.md,
-# "Fine-tuning"), 1e-4 at 16 is the published one (ALGORITHM 26). Other sizes: times the square
-# root of the ratio, which keeps the noise of Adam's steps (Granziol et al., arXiv 2006.09092;
-# Malladi et al., arXiv 2205.10287).
+# Learning rate: 6e-4 at 4 images was the best for fine-tuning dino-nano (RESULTS.md,
+# "Fine-tuning"); 1e-4 at 16 images is the published one (ALGORITHM 26). For other numbers of images
+# it is scaled by the square root of their ratio, which keeps the noise of Adam's steps (Granziol et
+# al., arXiv 2006.09092; Malladi et al., arXiv 2205.10287).
 SMALL_MODEL_LR, SMALL_MODEL_IMAGES = 6e-4, 4
 LARGE_MODEL_LR, LARGE_MODEL_IMAGES = 1e-4, 16
-# A backbone that was trained before: the published share, and what did better for dino-nano. A
-# random one learns like the rest.
+# Learning rate of a trained backbone as a factor of the head's: the published one, and one that did
+# better for dino-nano. A backbone with random weights learns at the head's rate.
 LARGE_BACKBONE_LR_FACTOR = 0.1
 SMALL_BACKBONE_LR_FACTOR = 0.5
 
-# The class loss: small models learn faster where a query's score is to say how well its box fits
-# (RESULTS.md, "Fine-tuning": better on bccd and raccoon); large ones as published.
+# Class loss: small models learn faster where a query's score must express how well its box fits
+# (RESULTS.md, "Fine-tuning": better on bccd and raccoon). Large models use the published loss.
 SMALL_CLASS_LOSS: ClassLossName = "mal"
 
-# Length: so many steps, but within so many passes.
+# Length of a run: about this many steps, within this range of epochs.
 AIM_STEPS = 3000
 MIN_EPOCHS, MAX_EPOCHS = 12, 100
 
-# Steps until the full rate; `schedule.WARMUP_SHARE` keeps it within a tenth of a short run.
+# Steps until the full learning rate; `schedule.WARMUP_SHARE` limits them in short runs.
 WARMUP_STEPS = 100
-# Memory of the average: official config, `ema_decay`. It grows with the steps (engine/ema.py), so
-# that it is at most a ninth of the run so far, and needs no rule for short runs.
+# Decay of the weight average, from the official config (`ema_decay`). It starts lower and grows
+# (engine/ema.py), so that the average covers a ninth of the run so far and short runs need no rule.
 EMA_DECAY = 0.9997
 
-# Strong augmentation where an image is seen so often that it is learned by heart. bccd did no
-# better with it in 35 passes (RESULTS.md, "Fine-tuning"); the training of dino-nano needed it after
-# 15 passes of 4,727 images. How many passes fit into given minutes is not known yet then.
+# Strong augmentation where an image is seen so often that the model memorizes it. On bccd it made
+# no difference in 35 epochs (RESULTS.md, "Fine-tuning"); training dino-nano needed it after 15
+# epochs of 4,727 images. In a run with a time limit, the number of epochs is not known in advance.
 STRONG_FROM_EPOCHS = 50
 
-# Input size: objects whose side is under this in the median get a larger input. Small models gain
-# until about 40 px, 2.5 cells of dino-nano's finest map (RESULTS.md, "Which input size"); large
-# ones, whose maps are twice as fine, were not measured ...
+# Input size: it grows where the median side of an object is below this. Small models gain up to
+# about 40 px, 2.5 cells of dino-nano's finest feature map (RESULTS.md, "Which input size"). Large
+# models, whose maps are twice as fine, were not measured.
 SMALL_MODEL_OBJECT_PX, LARGE_MODEL_OBJECT_PX = 40.0, 12.0
-# ... by at most this factor (attention and backbone cost its square), and not beyond the images'
-# own detail, in multiples of this.
+# It grows by at most this factor, since the cost grows with its square, and never beyond the detail
+# of the images on disk.
 MOST_GROWTH = 2.0
 SIZE_MULTIPLE = 32
 
-# With fewer training images than this the backbone stays as it is; 0: never by itself. Its rate is
-# lower already, and the first stages are frozen in every variant.
-FREEZE_BELOW_IMAGES = 0
-
-# Loading processes for a GPU, which outruns one thread; on a CPU they would compete with the step.
+# Loading processes for a GPU, which one thread cannot keep busy. On a CPU they would compete with
+# the training step for the cores.
 MOST_WORKERS = 8
-# A small set is not worth the seconds that each process takes to start.
+# With fewer images, an epoch is shorter than the start of the processes is worth.
 WORKERS_FROM_IMAGES = 500
 
-# Share of the time that evaluation may take.
+# Spare queries over the most objects in an image, and the multiple to which they are rounded up:
+# several queries compete for an object, so as many queries as objects would miss some.
+QUERIES_PER_OBJECT, QUERIES_MULTIPLE = 1.5, 50
+
+# Share of the working time that evaluation may take.
 EVALUATION_SHARE = 0.08
 
 
 def images_per_step(data: DataFacts, model: ModelFacts, machine: Machine) -> tuple[int, str]:
-    """The images of all processes that make one step."""
-    least = min(LEAST_IMAGES_A_STEP, data.images)
-    most, steps, usual = LARGE_IMAGES_A_STEP, LARGE_STEPS_AN_EPOCH, "the published total batch"
+    """Images per optimizer step, over all processes."""
+    least = min(LEAST_IMAGES_PER_STEP, data.images)
+    most, steps, usual = LARGE_IMAGES_PER_STEP, LARGE_STEPS_PER_EPOCH, "the published total batch"
     if _is_small(model):
-        most, steps, usual = SMALL_IMAGES_A_STEP, SMALL_STEPS_AN_EPOCH, "as dino-nano's"
+        most, steps, usual = SMALL_IMAGES_PER_STEP, SMALL_STEPS_PER_EPOCH, "as for dino-nano"
     fitting = data.images // steps
     wanted = max(2 ** int(math.log2(fitting)) if fitting else 1, least)
     if wanted >= most:
         images, why = most, usual
     else:
         images = wanted
-        why = f"{data.images} images still make {data.images // images} steps an epoch"
+        why = f"so that {data.images} images make {data.images // images} steps per epoch"
     if machine.processes > images:
-        return machine.processes, "one of each process"
+        return machine.processes, "one per process"
     each = -(-images // machine.processes)
     return each * machine.processes, why
 
 
 def split(images: int, machine: Machine) -> tuple[int, int, str]:
-    """Images a forward pass, passes a step, and why, for so many images a process and step."""
+    """Images per forward pass, passes per step, and why.
+
+    Args:
+        images: Images per step of each process.
+        machine: Knows how many of them fit in memory.
+    """
     batch, passes = images, 1
     while machine.fits is not None and batch > max(1, machine.fits):
         batch, passes = -(-batch // 2), passes * 2
     if passes > 1:
-        return batch, passes, f"{images} at a time do not fit in memory"
+        return batch, passes, f"{images} images at a time do not fit in memory"
     return batch, passes, "all at a time" if images > 1 else "one at a time"
 
 
 def lr(images: int, model: ModelFacts) -> tuple[float, str]:
-    """The rate of the head, two digits of it."""
+    """Learning rate of the head, with two digits."""
     small = _is_small(model)
     rate, at = (
         (SMALL_MODEL_LR, SMALL_MODEL_IMAGES) if small else (LARGE_MODEL_LR, LARGE_MODEL_IMAGES)
@@ -115,21 +122,23 @@ def lr(images: int, model: ModelFacts) -> tuple[float, str]:
     value = float(f"{rate * math.sqrt(images / at):.1e}")
     source = "for small models" if small else "published"
     if images == at:
-        return value, f"{source}, at {at} images a step"
-    return value, f"{rate:g} at {at} images a step ({source}), times sqrt({images}/{at})"
+        return value, f"{source}, at {at} images per step"
+    return value, f"{rate:g} at {at} images per step ({source}), times sqrt({images}/{at})"
 
 
 def backbone_lr_factor(model: ModelFacts) -> tuple[float, str]:
+    """Learning rate of the backbone as a factor of the head's."""
     if not model.trained:
         return 1.0, "the backbone starts from random weights"
     if _is_small(model):
         return SMALL_BACKBONE_LR_FACTOR, "measured, for small models"
-    return LARGE_BACKBONE_LR_FACTOR, "published share for a trained backbone"
+    return LARGE_BACKBONE_LR_FACTOR, "published factor for a trained backbone"
 
 
 def class_loss(model: ModelFacts) -> tuple[ClassLossName, str]:
+    """Loss of the class scores."""
     if _is_small(model):
-        return SMALL_CLASS_LOSS, "measured, for small models: scores learn how well a box fits"
+        return SMALL_CLASS_LOSS, "measured, for small models: scores express how well a box fits"
     return "focal", "published"
 
 
@@ -138,7 +147,7 @@ def _is_small(model: ModelFacts) -> bool:
 
 
 def steps(steps_per_epoch: float, images: int) -> tuple[int, str]:
-    """The length of a run that nobody gave one."""
+    """Optimizer steps of the run."""
     epochs = min(max(AIM_STEPS / steps_per_epoch, MIN_EPOCHS), MAX_EPOCHS)
     count = math.ceil(epochs * steps_per_epoch)
     return count, (
@@ -148,9 +157,9 @@ def steps(steps_per_epoch: float, images: int) -> tuple[int, str]:
 
 
 def augment(data: DataFacts, epochs: float | None) -> tuple[AugmentName, str]:
-    """How much the images are changed; `epochs` is None where the clock decides."""
+    """Strength of augmentation; `epochs` is None in a run with a time limit."""
     if epochs is None:
-        return "default", "learns fastest, and the clock is the limit"
+        return "default", "learns fastest, and time is the limit"
     if epochs >= STRONG_FROM_EPOCHS:
         return "strong", f"each image is seen {epochs:.0f} times"
     return "default", f"each of {data.images} images is seen only {epochs:.0f} times"
@@ -166,22 +175,28 @@ def image_size(data: DataFacts, model: ModelFacts) -> tuple[int, str]:
     size = round(own * growth / SIZE_MULTIPLE) * SIZE_MULTIPLE
     if growth > 1.0 and size > own:
         times = (size / own) ** 2
-        return size, f"{times:.1f} times the work of the model's own {own}, where {median}"
+        return size, f"{times:.1f} times the cost of the model's own {own}, where {median}"
     no_more = data.detail <= 1.0 < wanted
     reason = "the images hold no more detail" if no_more else f"{median} there"
     return own, f"the model's own; {reason}"
 
 
-def freeze(data: DataFacts, model: ModelFacts) -> tuple[FreezeName, str]:
-    if model.trained and data.images < FREEZE_BELOW_IMAGES:
-        return "backbone", f"{data.images} images are too few to adapt it"
-    return "none", "every part learns, the backbone at its own rate"
+def freeze() -> tuple[FreezeName, str]:
+    """The part that stays as it is: none, since the backbone learns more slowly anyway."""
+    return "none", "every part learns, the backbone at its own learning rate"
 
 
 def workers(data: DataFacts, machine: Machine) -> tuple[int, str]:
-    """Processes that load images."""
+    """Number of processes that load images; 0 is a thread."""
     if machine.device != "cuda":
         return 0, "a thread; processes would compete with the step for the cores"
     if data.images < WORKERS_FROM_IMAGES:
-        return 0, f"a thread; {data.images} images are not worth the start of processes"
+        return 0, f"a thread; too few images ({data.images}) to start processes for"
     return min(MOST_WORKERS, machine.cores), f"{machine.cores} cores for this process"
+
+
+def suggested_queries(most_objects: int, num_queries: int) -> int | None:
+    """Queries that suffice for the most objects in one image; None where the model has enough."""
+    if most_objects <= num_queries:
+        return None
+    return math.ceil(QUERIES_PER_OBJECT * most_objects / QUERIES_MULTIPLE) * QUERIES_MULTIPLE

@@ -1,8 +1,8 @@
-"""The pictures of a training run: when each is drawn, and that drawing never ends or bends a run.
+"""Draws a run's plots; a failed plot is a warning and never affects training.
 
-Pictures are made between two steps from what the run has anyway; no random number is drawn, and
-what goes wrong becomes one warning. Evaluations are drawn while that stays within a small share of
-the time; what was put off is drawn at the end.
+Plots are drawn between two steps from what the run has computed anyway, without random numbers.
+Evaluations are drawn as long as drawing stays within a small share of the run's time; what was
+postponed is drawn at the end.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from dino_core.inference.draw import encode_image
 from dino_core.inference.names import NameBook
 from dino_core.processing.preprocess import UInt8Image
 
-_SHARE = 0.02  # of the run's time for drawing evaluations before its end
+_SHARE = 0.02  # share of the run's time for drawing evaluations before its end
 _SAMPLES = 8
-_BATCH_IMAGES, _BATCH_STEPS = 12, 3  # batches.png shows so many images, of so many steps at most
-_THRESHOLD = 0.3  # where no detection is right, so that no threshold is best
+_BATCH_IMAGES, _BATCH_STEPS = 12, 3  # images in batches.png, from at most this many steps
+_THRESHOLD = 0.3  # score threshold where no detection is right, so that none is the best
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """An evaluation that is the best so far and not drawn yet."""
+    """The best evaluation so far, which has not been drawn yet."""
 
     result: EvaluationResult
     step: int
@@ -52,14 +52,14 @@ class _Scored:
 
 @dataclass
 class Album:
-    """Draws the pictures of one run; each method yields what was drawn, or a warning.
+    """Draws the plots of one run; each method yields what was drawn, or a warning.
 
     Attributes:
-        folder: The run's folder.
-        dataset: What is trained on.
-        preprocess: The network's input.
+        folder: The run folder.
+        dataset: The data set of the run.
+        preprocess: How an image becomes the network's input.
         wanted: False makes every method do nothing.
-        seconds: What drawing took so far, in this session.
+        seconds: Seconds that drawing has taken in this session.
     """
 
     folder: RunFolder
@@ -75,16 +75,16 @@ class Album:
     _batches_done: bool = False
 
     def labels(self) -> Iterator[Event]:
-        """labels.png, before the first step; a resumed run has it already."""
+        """Draw labels.png before the first step, unless a resumed run has it already."""
         path = self.folder.plots / "labels.png"
         if self.wanted and not path.exists():
             yield from self._draw(0, [lambda: _write(path, self._labels())])
 
     def batches(self, batches: Sequence[Batch], step: int) -> Iterator[Event]:
-        """batches.png from the batches of the run's first steps; `step` were done before them."""
+        """Draw batches.png from the batches of the first steps; `step` steps were done before."""
         if not self.wanted or self._batches_done:
             return
-        if step >= _BATCH_STEPS:  # resumed later than that: the picture is there, or never will be
+        if step >= _BATCH_STEPS:  # resumed later: the plot exists, or never will
             self._batches_done = True
             return
         yield from self._draw(step, [lambda: self._add_tiles(batches)])
@@ -95,18 +95,18 @@ class Album:
     def evaluated(
         self, result: EvaluationResult, best: bool, step: int, elapsed_s: float
     ) -> Iterator[Event]:
-        """Curves, and of a best evaluation what it found, unless drawing took too long so far."""
+        """Draw the curves and a best evaluation's plots, unless drawing took too long so far."""
         if not self.wanted:
             return
         self._curves_due = True
         lost = self._scored is None and not (self.folder.plots / "pr.png").exists()
-        if best or lost:  # lost: the run was killed before it drew the best one
+        if best or lost:  # lost: the run was killed before the best evaluation was drawn
             self._scored = _Scored(result, step)
         if self.seconds <= _SHARE * elapsed_s:
             yield from self._draw_evaluation(step)
 
     def finish(self, step: int) -> Iterator[Event]:
-        """What is still to be drawn."""
+        """Draw what was postponed."""
         if not self.wanted:
             return
         if not self._batches_done:
@@ -115,17 +115,17 @@ class Album:
         yield from self._draw_evaluation(step)
 
     def _draw(self, step: int, drawings: Sequence[Callable[[], list[Path]]]) -> Iterator[Event]:
-        """Make drawings, one after the other; the first failure of the run becomes a warning."""
+        """Make drawings one after the other; the first failure of a run becomes a warning."""
         started = time.monotonic()
         paths: list[Path] = []
         warning: Warned | None = None
         for drawing in drawings:
             try:
                 paths += drawing()
-            except Exception as error:  # whatever it is, the training is worth more
+            except Exception as error:  # of any kind: training is worth more than a plot
                 if not self._warned:
                     self._warned = True
-                    warning = Warned(f"pictures: {_reason(error)}; training goes on", step)
+                    warning = Warned(f"plots: {_reason(error)}; training continues", step)
         self.seconds += time.monotonic() - started
         if warning is not None:
             yield warning
@@ -138,7 +138,9 @@ class Album:
     def _add_tiles(self, batches: Sequence[Batch]) -> list[Path]:
         names = self.dataset.classes.names
         for batch in batches:
-            shown = 0 if batch.features is not None else len(batch.image_ids)  # no pixels kept
+            shown = (
+                0 if batch.features is not None else len(batch.image_ids)
+            )  # cached features have no pixels
             for n in range(min(shown, _BATCH_IMAGES - len(self._tiles))):
                 target = batch.targets[n]
                 tile = network_view(
@@ -172,7 +174,7 @@ class Album:
         yield from self._draw(step, drawings)
 
     def _draw_best(self, scored: _Scored) -> list[Path]:
-        """pr.png, confusion.png and the samples of one evaluation."""
+        """Draw pr.png, confusion.png and the samples of one evaluation."""
         result, names = scored.result, self.dataset.classes
         title = f"step {scored.step}, {len(result.records)} images"
         curves = precision_recall(result.records, result.predictions, names)
@@ -193,7 +195,7 @@ class Album:
                 continue
             try:
                 sheet = sample_sheet(record, predicted, self.dataset.classes.names, threshold)
-            except DataError:  # an image lost since: the others tell as much
+            except DataError:  # the image has become unreadable: the others are enough
                 continue
             name = f"{book.stem('', record.path.name)}.jpg"
             paths += _write(self.folder.samples / name, encode_image(sheet, ".jpg"))

@@ -1,4 +1,4 @@
-"""curves.png: losses, rate and scores of a run over its steps, from the rows of metrics.jsonl."""
+"""curves.png: losses, learning rate and scores over steps, from the rows of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Row = Mapping[str, Any]
 _TERMS = (("loss_class", "class"), ("loss_bbox", "box L1"), ("loss_giou", "GIoU"))
 _SCORES = (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"))
 _COLORS = (ACCENT, "#e08214", "#2f8f4e")
-_SMOOTH_FROM = 30  # points, below which a mean would hide what there is
+_SMOOTH_FROM = 30  # number of points from which on a running mean is drawn
 
 
 def draw_curves(rows: Sequence[Row]) -> bytes:
-    """Curves as PNG.
+    """Draw the curves as PNG.
 
     Args:
-        rows: Rows of events "step", "evaluation" and "warning"; others are passed over.
+        rows: Rows of the events "step", "evaluation" and "warning"; others are ignored.
     """
     steps = [row for row in rows if row.get("event") == "step"]
     scores = [row for row in rows if row.get("event") == "evaluation"]
@@ -48,14 +48,14 @@ def draw_curves(rows: Sequence[Row]) -> bytes:
 
 
 def series(rows: Sequence[Row], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps and values of a column, where it has numbers."""
+    """Steps and values of a column, from the rows in which it is a number."""
     pairs = [(r["step"], r[name]) for r in rows if isinstance(r.get(name), (int, float))]
     table = np.array(pairs, np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
 
 def running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """The mean of each value and up to `width` // 2 neighbours on either side that are finite."""
+    """Mean of each value and the finite ones among `width` // 2 neighbors on either side."""
     kernel = np.ones(2 * (width // 2) + 1)
     finite = np.isfinite(values)
     total = np.convolve(np.where(finite, values, 0.0), kernel, mode="same")

@@ -1,6 +1,6 @@
-"""One matplotlib figure into PNG bytes: no pyplot, no global state, whatever the user's settings.
+"""Renders one matplotlib figure as PNG, without pyplot, global state or the user's settings.
 
-matplotlib is imported at the first picture only; it takes longer to import than a step to train.
+matplotlib is imported with the first plot: importing it takes longer than a training step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "text.parse_math": False,  # a class may be called "$5"
 }
-_MORE_FONTS = (  # for letters that DejaVu Sans, matplotlib's own, lacks
+_MORE_FONTS = (  # for characters that matplotlib's own DejaVu Sans lacks
     *("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "Arial Unicode MS"),
     *("Microsoft YaHei", "PingFang SC", "Noto Sans"),
 )
@@ -39,14 +39,22 @@ _DPI = 100
 
 
 def render(size_inches: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
-    """What `draw` puts on an empty figure of (width, height), as the bytes of a PNG file."""
+    """Draw on an empty figure.
+
+    Args:
+        size_inches: Width and height.
+        draw: Draws on the figure.
+
+    Returns:
+        The bytes of a PNG file.
+    """
     with _quietly():
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         with matplotlib.rc_context():
-            matplotlib.rcdefaults()  # a matplotlibrc may ask for LaTeX, dark pages or odd fonts
+            matplotlib.rcdefaults()  # a matplotlibrc may ask for LaTeX, a dark style or other fonts
             settings: Any = matplotlib.rcParams
             settings.update(_STYLE)
             settings["font.family"] = ["DejaVu Sans", *_fonts_at_hand()]
@@ -60,7 +68,7 @@ def render(size_inches: tuple[float, float], draw: Callable[[Figure], None]) -> 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without matplotlib's remarks on fonts and caches, which tell a training person nothing."""
+    """Silence matplotlib's messages about fonts and caches."""
     log = logging.getLogger("matplotlib")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -80,23 +88,23 @@ def _fonts_at_hand() -> list[str]:
 
 
 def rgb(label: str) -> tuple[float, float, float]:
-    """A class's colour, the one of its boxes in pictures, as matplotlib takes it."""
+    """Color of a class, the same as that of its boxes in images, as matplotlib expects it."""
     red, green, blue = class_color(label)
     return red / 255, green / 255, blue / 255
 
 
 def short(name: str, limit: int = 18) -> str:
-    """A class name that fits beside an axis."""
+    """A class name, cut so that it fits beside an axis."""
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def panels(figure: Figure, layout: list[list[str]], **options: Any) -> dict[str, Axes]:
-    """Named axes in a grid; a name that stands in several places spans them."""
+    """Named axes in a grid; a name in several cells spans them."""
     grid: Any = layout
     return cast("dict[str, Axes]", figure.subplot_mosaic(grid, **options))
 
 
 def say(axes: Axes, text: str) -> None:
-    """A sentence in the middle of axes that have nothing to show."""
+    """Write a sentence into axes that have nothing to show."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", color=GRAY, transform=axes.transAxes)

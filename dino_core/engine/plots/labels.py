@@ -1,4 +1,4 @@
-"""labels.png: what is in the training data, as the network will see it."""
+"""labels.png: statistics of the training labels, in pixels of the network's input."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_CLASSES = 30
-_IMBALANCE = 50  # from this ratio between classes on, the bars' axis is logarithmic
+_IMBALANCE = 50  # ratio between classes above which the axis is logarithmic
 _SIZE_BINS, _PLACE_BINS, _COUNT_BINS = 48, 32, 40
 
 
 def draw_labels(dataset: DatasetIndex, preprocess: PreprocessConfig) -> bytes:
-    """Boxes a class, box sizes, box centres and objects an image of the training split, as PNG."""
+    """Boxes per class, their sizes and centers, and objects per image of the training split."""
     train, val = dataset.splits["train"], dataset.splits.get("val", ())
     boxes = _boxes_of(train, preprocess)
 
     def draw(figure: Figure) -> None:
         axes = panels(
             figure,
-            [["classes", "sizes", "centres"], ["classes", "objects", "objects"]],
+            [["classes", "sizes", "centers"], ["classes", "objects", "objects"]],
             width_ratios=[1.25, 1, 1],
             height_ratios=[1.25, 1],
         )
         _draw_classes(axes["classes"], dataset.classes.names, train, val)
         if boxes.sizes_px.size:
             _draw_sizes(figure, axes["sizes"], boxes.sizes_px)
-            _draw_centres(axes["centres"], boxes.centres)
+            _draw_centers(axes["centers"], boxes.centers)
         else:
             say(axes["sizes"], "no boxes")
-            say(axes["centres"], "no boxes")
+            say(axes["centers"], "no boxes")
         _draw_objects(axes["objects"], boxes.counts)
 
     return render((13, 8), draw)
@@ -53,30 +53,30 @@ class _Boxes:
 
     Attributes:
         sizes_px: (N, 2) width and height in pixels of the network's input.
-        centres: (N, 2) x and y, relative to the image.
+        centers: (N, 2) x and y, relative to the image.
         counts: Objects of each image.
     """
 
     sizes_px: NDArray[np.float64]
-    centres: NDArray[np.float64]
+    centers: NDArray[np.float64]
     counts: NDArray[np.int64]
 
 
 def _boxes_of(records: Sequence[ImageRecord], preprocess: PreprocessConfig) -> _Boxes:
-    sizes, centres = [np.zeros((0, 2))], [np.zeros((0, 2))]
+    sizes, centers = [np.zeros((0, 2))], [np.zeros((0, 2))]
     for record in records:
         height, width = resized_size((record.height, record.width), preprocess)
         whole = np.array([record.width, record.height], np.float64)
         corners = record.boxes_xyxy_px[~record.is_crowd].astype(np.float64)
         low, high = corners[:, :2] / whole, corners[:, 2:] / whole
         sizes.append((high - low) * (width, height))
-        centres.append((low + high) / 2)
+        centers.append((low + high) / 2)
     counts = np.array([int((~record.is_crowd).sum()) for record in records], np.int64)
-    return _Boxes(np.concatenate(sizes), np.concatenate(centres), counts)
+    return _Boxes(np.concatenate(sizes), np.concatenate(centers), counts)
 
 
 def boxes_by_class(records: Sequence[ImageRecord], classes: int) -> NDArray[np.int64]:
-    """(C,) objects of each class, crowds not counted."""
+    """(C,) number of objects of each class, without crowds."""
     counts = np.zeros(classes, np.int64)
     for record in records:
         counts += np.bincount(record.class_indices[~record.is_crowd], minlength=classes)
@@ -114,7 +114,7 @@ def _draw_classes(
     axes.grid(axis="y", visible=False)
     hidden = len(order) - len(shown)
     more = f" (the {len(shown)} most frequent of {len(order)})" if hidden else ""
-    axes.set_title(f"Boxes a class{more}")
+    axes.set_title(f"Boxes per class{more}")
 
 
 def _draw_sizes(figure: Figure, axes: Axes, sizes_px: NDArray[np.float64]) -> None:
@@ -143,15 +143,17 @@ def _draw_sizes(figure: Figure, axes: Axes, sizes_px: NDArray[np.float64]) -> No
     bar.set_label("boxes")
 
 
-def _draw_centres(axes: Axes, centres: NDArray[np.float64]) -> None:
-    bins = int(np.clip(np.sqrt(len(centres)) / 2, 6, _PLACE_BINS))  # some boxes in each
+def _draw_centers(axes: Axes, centers: NDArray[np.float64]) -> None:
+    bins = int(
+        np.clip(np.sqrt(len(centers)) / 2, 6, _PLACE_BINS)
+    )  # so that a cell holds several boxes
     edges = np.linspace(0, 1, bins + 1)
-    table, _, _ = np.histogram2d(centres[:, 1], centres[:, 0], bins=(edges, edges))
+    table, _, _ = np.histogram2d(centers[:, 1], centers[:, 0], bins=(edges, edges))
     axes.imshow(table, cmap="magma", extent=(0, 1, 1, 0), interpolation="nearest")
     axes.grid(visible=False)
     axes.set_xticks([0, 0.5, 1], ["left", "", "right"])
     axes.set_yticks([0, 0.5, 1], ["top", "", "bottom"])
-    axes.set_title("Box centres in the image")
+    axes.set_title("Box centers in the image")
 
 
 def _draw_objects(axes: Axes, counts: NDArray[np.int64]) -> None:
@@ -171,4 +173,4 @@ def _draw_objects(axes: Axes, counts: NDArray[np.int64]) -> None:
     axes.set_xlabel("objects in an image")
     axes.set_ylabel("images")
     mean = float(counts.mean()) if len(counts) else 0.0
-    axes.set_title(f"Objects an image: {mean:.1f} on average, {most} at most")
+    axes.set_title(f"Objects per image: {mean:.1f} on average, at most {most}")

@@ -1,4 +1,4 @@
-"""batches.png and samples/: images with boxes as training sees them, predictions beside truth."""
+"""batches.png and samples/: training images with boxes, and predictions beside ground truth."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dino_core.evaluation.coco_metrics import PredictedBoxes
 from dino_core.inference.draw import draw_boxes, with_caption
 from dino_core.processing.preprocess import UInt8Image, load_image
 
-_TILE = 480  # long side of a picture in the grid of batches
-_SAMPLE = 640  # and of each half of a sample
+_TILE = 480  # long side of an image in batches.png
+_SAMPLE = 640  # long side of each half of a sample
 _GAP = 8
 _MOST_BOXES = 100
 
@@ -29,14 +29,14 @@ def network_view(
     labels: Sequence[str],
     preprocess: PreprocessConfig,
 ) -> UInt8Image:
-    """One image of a batch with its boxes, padding striped.
+    """Draw one image of a batch with its boxes; padding is striped.
 
     Args:
-        image: (3, H, W) normalised.
-        padding_mask: (H, W) True on padding.
-        boxes_cxcywh: (N, 4) relative to the image without padding.
+        image: (3, H, W) normalized.
+        padding_mask: (H, W), True on padding.
+        boxes_cxcywh: (N, 4) normalized to the image without padding.
         labels: N class names.
-        preprocess: How it was normalised.
+        preprocess: How the image was normalized.
     """
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (preprocess.mean, preprocess.std))
     levels = np.clip(np.rint((image * std + mean) * 255), 0, 255)
@@ -51,7 +51,7 @@ def network_view(
 
 
 def grid(pictures: Sequence[UInt8Image], caption: str) -> UInt8Image:
-    """Pictures side by side in rows, under one caption."""
+    """Images side by side in rows, under one caption."""
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
     width = max(p.shape[1] for p in pictures) + _GAP
@@ -67,7 +67,7 @@ def grid(pictures: Sequence[UInt8Image], caption: str) -> UInt8Image:
 
 
 def png_bytes(image: UInt8Image) -> bytes:
-    """(H, W, 3) RGB as a PNG file; a little larger than it could be, in a third of the time."""
+    """(H, W, 3) RGB as the bytes of a PNG file, compressed little but in a third of the time."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=2)
     return buffer.getvalue()
@@ -76,7 +76,7 @@ def png_bytes(image: UInt8Image) -> bytes:
 def sample_sheet(
     record: ImageRecord, predicted: PredictedBoxes, names: Sequence[str], threshold: float
 ) -> UInt8Image:
-    """A validation image twice: its labels, and the detections of score `threshold` and above.
+    """A validation image twice: with its labels, and with detections scored `threshold` or more.
 
     Raises:
         DataError: the image cannot be read.
@@ -96,13 +96,14 @@ def sample_sheet(
 
 
 def choose_samples(records: Sequence[ImageRecord], count: int) -> list[int]:
-    """Images worth looking at, always the same ones: as many classes as possible, then spread.
+    """Choose images to show, always the same ones: many classes first, then spread over the split.
 
-    Returns: at most `count` positions in `records`, ascending.
+    Returns:
+        At most `count` positions in `records`, ascending.
     """
     chosen: list[int] = []
     seen: set[int] = set()
-    for index, record in enumerate(records):  # each shows a class that none before it shows
+    for index, record in enumerate(records):  # each shows a class that no earlier one shows
         fresh = set(record.class_indices.tolist()) - seen
         if fresh and len(chosen) < count // 2:
             chosen.append(index)
@@ -128,9 +129,10 @@ def _resized(
     side: int,
     texts: Sequence[str] | None = None,
 ) -> UInt8Image:
-    """The image with boxes, resized first so that its long side is `side` and its labels legible.
+    """Draw boxes on the image, resized before so that its long side is `side`.
 
-    A tiny one is left to `draw_boxes`, which enlarges by whole factors.
+    Drawing after resizing keeps labels legible. A tiny image keeps its size, because `draw_boxes`
+    enlarges it by a whole factor.
     """
     longest = max(image.shape[:2])
     scale = side / longest if longest > side // 2 else 1.0

@@ -1,4 +1,4 @@
-"""pr.png and confusion.png: how good the detections of one evaluation are, and what they mix up."""
+"""pr.png and confusion.png: precision and recall of an evaluation, and the classes it confuses."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 _NAMED_CURVES = 12
 _MOST_CLASSES = 60
-_NUMBERED = 30  # up to so many rows the cells hold their counts
+_NUMBERED = 30  # largest number of rows whose cells show their counts
 _LINES = ("-", "--", "-.", ":")
 
 
 def draw_precision_recall(result: PrecisionRecall, title: str) -> bytes:
-    """Precision over recall of each class and their mean, as PNG; `title` tells what was scored.
+    """Precision over recall of each class and their mean, as PNG; `title` says what was scored.
 
-    With many classes the best and the worst ones are named, the others gray.
+    Of many classes, the best and the worst ones are named and the others are gray.
     """
     ranked = sorted(result.curves, key=lambda curve: -curve.ap)
     named = ranked
@@ -34,7 +34,7 @@ def draw_precision_recall(result: PrecisionRecall, title: str) -> bytes:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         if not ranked:
-            say(axes, "no labelled object to find")
+            say(axes, "no labeled objects")
             return
         for curve in ranked:
             if not any(curve is other for other in named):
@@ -62,15 +62,17 @@ def _draw_curve(axes: Axes, curve: ClassCurve, line: str) -> None:
 
 
 def draw_confusion(matrix: ConfusionMatrix, title: str) -> bytes:
-    """The confusion matrix as PNG: colours are shares of a class's objects, numbers are counts."""
+    """The confusion matrix as PNG: colors are shares of a class's objects, numbers are counts."""
     classes = len(matrix.names)
     order = np.argsort(-matrix.counts[:classes].sum(axis=1), kind="stable")
-    shown = np.sort(order[:_MOST_CLASSES])  # the frequent ones, in class order
+    shown = np.sort(order[:_MOST_CLASSES])  # the most frequent classes, in class order
     rows = [*shown.tolist(), classes]
     counts = matrix.counts[np.ix_(rows, rows)]
     objects = np.maximum(matrix.counts[shown].sum(axis=1), 1)
     shares = counts / np.append(objects, 1)[:, None]
-    shares[-1] = np.append(np.minimum(counts[-1, :-1] / objects, 1.0), 0.0)  # invented for each
+    shares[-1] = np.append(
+        np.minimum(counts[-1, :-1] / objects, 1.0), 0.0
+    )  # false detections per object
     names = [*(short(matrix.names[i], 16) for i in shown), "background"]
     side = float(np.clip(3.0 + 0.42 * len(rows), 5.0, 15.0))
     cut = f", the {len(shown)} most frequent of {classes} classes" if len(shown) < classes else ""
@@ -84,7 +86,7 @@ def draw_confusion(matrix: ConfusionMatrix, title: str) -> bytes:
         axes.set_xticks(places, names, rotation=90 if len(rows) > 6 else 0, fontsize=size)
         axes.set_yticks(places, names, fontsize=size)
         axes.set_xlabel("predicted (background: missed)")
-        axes.set_ylabel("truth (background: invented)")
+        axes.set_ylabel("truth (background: false detection)")
         axes.axhline(len(rows) - 1.5, color=GRAY, linewidth=0.8)
         axes.axvline(len(rows) - 1.5, color=GRAY, linewidth=0.8)
         if len(rows) <= _NUMBERED:
@@ -92,7 +94,7 @@ def draw_confusion(matrix: ConfusionMatrix, title: str) -> bytes:
         bar = figure.colorbar(image, ax=axes, shrink=0.7)
         bar.set_label("share of the class's objects")
         axes.set_title(
-            f"What objects were taken for, {title}\n"
+            f"What objects were detected as, {title}\n"
             f"score ≥ {matrix.threshold:.2f}, IoU ≥ {matrix.iou:g}{cut}"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -18,9 +19,11 @@ from factories import make_coco_dataset, tiny_checkpoint
 from dino_core.config import TrainConfig
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
-from dino_core.engine.events import Event, RunPlanned, StepDone, Warned
-from dino_core.engine.fit import fit
+from dino_core.engine.events import Event, RolledBack, RunPlanned, StepDone, Warned
+from dino_core.engine.fit import run_events
 from dino_core.engine.loggers.group import LoggerGroup, chosen_loggers
+from dino_core.engine.loggers.table import LOGGERS
+from dino_core.engine.request import RunRequest
 from dino_core.errors import ConfigError
 
 RECIPE = TrainConfig(
@@ -58,7 +61,7 @@ def test_tensorboard_holds_what_the_tables_hold(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
     out = tmp_path / "run"
-    list(fit(replace(RECIPE, plots=True), data, out=out, model=start))
+    list(run_events(RunRequest(replace(RECIPE, plots=True), data, out, model=start)))
     seen = tensorboard(out)
     loss = seen.Scalars("loss/total")
     assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in loss] == [
@@ -85,15 +88,15 @@ def test_tensorboard_goes_on_after_a_resume_without_double_steps(
 ) -> None:
     out = tmp_path / "run"
     recipe = replace(RECIPE, checkpoint_every_steps=2)
-    events = fit(recipe, data, out=out, model=start)
+    events = run_events(RunRequest(recipe, data, out, model=start))
     for event in events:
         if isinstance(event, StepDone) and event.step == 3:
             kept = {p: p.read_bytes() for p in (out / "state").iterdir()}
             break
-    events.close()  # type: ignore[attr-defined]  # saves step 3
+    events.close()  # saves step 3
     for path, content in kept.items():
         path.write_bytes(content)  # a kill -9 would have left the state of step 2
-    list(fit(recipe, data, out=out, model=start, resume=True))
+    list(run_events(RunRequest(recipe, data, out, model=start, resume=True)))
     assert len(list((out / "tensorboard").iterdir())) == 2
     assert [e.step for e in tensorboard(out).Scalars("loss/total")] == [1, 2, 3, 4]
 
@@ -101,11 +104,11 @@ def test_tensorboard_goes_on_after_a_resume_without_double_steps(
 def test_tensorboard_forgets_steps_that_were_rolled_back(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
-    from dino_core.engine.loggers.group import Opening
+    from dino_core.engine.loggers.base import Opening
     from dino_core.engine.loggers.tensorboard import TensorBoardLogger
     from dino_core.engine.run_folder import RunFolder
 
-    planned = next(iter(fit(RECIPE, data, out=tmp_path / "run", model=start)))
+    planned = next(run_events(RunRequest(RECIPE, data, tmp_path / "run", model=start)))
     assert isinstance(planned, RunPlanned)
     opening = Opening(planned, RunFolder(tmp_path / "run"), data.classes.names, "data")
     logger = TensorBoardLogger(opening)
@@ -115,7 +118,7 @@ def test_tensorboard_forgets_steps_that_were_rolled_back(
 
     for number in (1, 2, 3, 4):
         logger.log(step(number, 1.0))
-    logger.log(Warned("step 4: the loss explodes; back to step 2", 2))
+    logger.log(RolledBack(2, 4, "the loss explodes", 1e-4))
     for number in (3, 4, 5):
         logger.log(step(number, 2.0))
     logger.close()
@@ -132,6 +135,33 @@ def test_choice_of_loggers() -> None:
     )
 
 
+def test_an_unknown_logger_fails_before_anything_is_written(
+    tmp_path: Path, data: DatasetIndex, start: str
+) -> None:
+    recipe = replace(RECIPE, loggers=("tensorboard", "mlflov"))
+    with pytest.raises(ConfigError, match="unknown logger 'mlflov'") as caught:
+        next(run_events(RunRequest(recipe, data, tmp_path / "run", model=start)))
+    assert caught.value.hint == "did you mean 'mlflow'?"
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_logger_has_an_extra_that_installs_its_package() -> None:
+    """As pyproject.toml declares them; the package's requirements are what pip would install."""
+    requirements = importlib.metadata.requires("dino-detector") or []
+    for name, kind in LOGGERS.items():
+        wanted = [r for r in requirements if f'extra == "{kind.extra}"' in r]
+        assert any(r.startswith(kind.package) for r in wanted), (name, wanted)
+
+
+def test_the_table_imports_no_torch() -> None:
+    """The command line reads its help from it, and must answer at once."""
+    code = (
+        "import sys; from dino_core.engine.loggers.table import LOGGER_NAMES\n"
+        "assert not {'torch', 'torchvision', 'matplotlib', *LOGGER_NAMES[1:]} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_fails_before_anything_is_written(
     name: str, tmp_path: Path, data: DatasetIndex, start: str
@@ -140,7 +170,7 @@ def test_a_missing_package_fails_before_anything_is_written(
         pytest.skip(f"{name} is installed")
     recipe = replace(RECIPE, loggers=("csv", name))
     with pytest.raises(ConfigError, match=name) as caught:
-        next(iter(fit(recipe, data, out=tmp_path / "run", model=start)))
+        next(run_events(RunRequest(recipe, data, tmp_path / "run", model=start)))
     assert f"dino-detector[{name}]" in caught.value.hint
     assert not (tmp_path / "run").exists()
 
@@ -151,7 +181,7 @@ def test_a_logger_that_cannot_write_ends_itself_and_not_the_run(
     out = tmp_path / "run"
     recipe = replace(RECIPE, loggers=None)  # TensorBoard by default: nobody asked for it
     events: list[Event] = []
-    for event in fit(recipe, data, out=out, model=start):
+    for event in run_events(RunRequest(recipe, data, out, model=start)):
         if not events:
             out.mkdir()
             (out / "tensorboard").write_text("a file in the way")
@@ -190,12 +220,12 @@ def test_mlflow_holds_the_run_and_its_resume(
     monkeypatch.setenv("DINO_OFFLINE", "1")
     out = tmp_path / "run"
     recipe = replace(RECIPE, loggers=("mlflow",), plots=True)
-    events = fit(recipe, data, out=out, model=start)
+    events = run_events(RunRequest(recipe, data, out, model=start))
     for event in events:
         if isinstance(event, StepDone) and event.step == 2:
             break
-    events.close()  # type: ignore[attr-defined]
-    list(fit(recipe, data, out=out, model=start, resume=True))
+    events.close()
+    list(run_events(RunRequest(recipe, data, out, model=start, resume=True)))
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("dino")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -216,10 +246,11 @@ def test_wandb_keeps_an_offline_run(tmp_path: Path, data: DatasetIndex, start: s
     code = (
         "import sys; from dataclasses import replace; from pathlib import Path\n"
         "from dino_core.config import TrainConfig; from dino_core.data.load import load_dataset\n"
-        "from dino_core.engine.fit import fit\n"
+        "from dino_core.engine.fit import run_events\n"
         "recipe = TrainConfig(steps=2, batch=2, log_every_steps=1, dtype='fp32', device='cpu',"
         " augment='none', loggers=('wandb',), plots=False)\n"
-        "list(fit(recipe, load_dataset(sys.argv[1]), out=Path(sys.argv[2]), model=sys.argv[3]))\n"
+        "data, out = load_dataset(sys.argv[1]), Path(sys.argv[2])\n"
+        "list(run_events(RunRequest(recipe, data, out, model=sys.argv[3])))\n"
     )
     out = tmp_path / "run"
     done = subprocess.run(

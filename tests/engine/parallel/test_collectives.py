@@ -95,7 +95,7 @@ import torch
 import torch.distributed as dist
 sys.path.insert(0, sys.argv[5])
 from dino_core.engine.step import OutOfMemoryTogether
-from test_distributed import batches_of, gradients, stepper_of
+from test_collectives import batches_of, gradients, stepper_of
 rank, store, index, out = int(sys.argv[1]), *sys.argv[2:5]
 dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
 stepper = stepper_of()

@@ -1,4 +1,4 @@
-"""Two processes end with the same weights, replicated or spread, and any number goes on."""
+"""Two processes end with the same weights, replicated or sharded, and any number can resume."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from dino_core.config import ResolvedConfig
 from dino_core.data.batching import make_loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.load import load_dataset
+from dino_core.engine.build import accumulation
 from dino_core.engine.events import RunPlanned
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
+from dino_core.engine.model_setup import average_of
 from dino_core.engine.optimizer import build_optimizer
 from dino_core.engine.parallel.sharding import load_whole, whole
-from dino_core.engine.prepare import accumulation
-from dino_core.engine.setup import average_of
+from dino_core.engine.request import RunRequest
 from dino_core.engine.state import Counters, load_state
 from dino_core.engine.step import Stepper
 from dino_core.errors import ConfigError
@@ -47,7 +48,8 @@ def trained(config: ResolvedConfig, index: str, rank: int) -> dict[str, torch.Te
     batches = list(make_loader(images, 2, rank=rank, world_size=2).batches(0))
     assert len(batches) == 4
     for step in range(2):
-        assert stepper.step(batches[2 * step : 2 * step + 2], step, 0.5).usable
+        assert stepper.gradients(batches[2 * step : 2 * step + 2], step, 0.5).usable
+        stepper.update()
     average = {f"ema.{name}": t for name, t in ema.model.state_dict(keep_vars=True).items()}
     return whole({**network.state_dict(keep_vars=True), **average})
 
@@ -61,7 +63,8 @@ import torch.distributed as dist
 sys.path.insert(0, sys.argv[6])
 from test_sharding import RECIPE, trained
 from dino_core.data.load import load_dataset
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
+from dino_core.engine.request import RunRequest
 rank, store, index, data, out = int(sys.argv[1]), *sys.argv[2:6]
 dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
 for shard in ("none", "fsdp"):
@@ -70,9 +73,11 @@ for shard in ("none", "fsdp"):
     if rank == 0:
         torch.save(weights, f"{out}.{shard}")
 loaded = load_dataset(data)
-list(fit(replace(RECIPE, shard="fsdp", steps=1), loaded, out=Path(out), model=sys.argv[7]))
-list(fit(replace(RECIPE, steps=2), loaded, out=Path(out), resume=True))  # in the other form
-list(fit(replace(RECIPE, shard="fsdp", steps=3), loaded, out=Path(out), resume=True))
+request = RunRequest(replace(RECIPE, shard="fsdp", steps=1), loaded, Path(out), model=sys.argv[7])
+list(run_events(request))
+for shard, steps in (("none", 2), ("fsdp", 3)):  # resumed with replicated, then sharded weights
+    config = replace(RECIPE, shard=shard, steps=steps)
+    list(run_events(replace(request, config=config, resume=True)))
 sys.stdout.flush()
 dist.barrier()
 dist.destroy_process_group()
@@ -102,8 +107,8 @@ def test_replicated_and_spread_weights_agree_and_any_number_goes_on(tmp_path: Pa
     assert (state.counters.step, state.counters.processes) == (3, 2)
     names = load_checkpoint(start).state_dict.keys()
     assert load_checkpoint(out / "last.safetensors").state_dict.keys() == names
-    events = fit(replace(RECIPE, steps=4), load_dataset(data), out=out, resume=True)
-    planned, *_ = list(events)  # one process goes on with what two began
+    events = run_events(RunRequest(replace(RECIPE, steps=4), load_dataset(data), out, resume=True))
+    planned, *_ = list(events)  # one process continues what two began
     assert isinstance(planned, RunPlanned) and planned.resumed_step == 3
     counters = load_state(out / "state/training.safetensors").counters
     assert (counters.step, counters.processes, counters.planned_processes) == (4, 1, 2)
@@ -113,16 +118,20 @@ def test_replicated_and_spread_weights_agree_and_any_number_goes_on(tmp_path: Pa
 def test_other_numbers_of_processes() -> None:
     assert [accumulation(2, 2, n) for n in (1, 2, 3, 4, 8)] == [4, 2, 1, 1, 1]
     counters = Counters(batch=3, processes=2, planned_processes=2)
-    counters.go_on_with(1)
+    counters.continue_with(1)
     assert (counters.batch, counters.processes, counters.planned_processes) == (6, 1, 2)
-    counters.go_on_with(4)
+    counters.continue_with(4)
     assert (counters.batch, counters.processes) == (1, 4)  # two batches are seen again
 
 
 def test_one_process_has_nothing_to_spread(tmp_path: Path) -> None:
     data = load_dataset(make_coco_dataset(tmp_path / "data"))
-    with pytest.raises(ConfigError, match="nothing to spread over"):
-        next(fit(replace(RECIPE, shard="fsdp"), data, out=tmp_path / "run", weights="none"))
+    with pytest.raises(ConfigError, match="nothing to shard over"):
+        next(
+            run_events(
+                RunRequest(replace(RECIPE, shard="fsdp"), data, tmp_path / "run", weights="none")
+            )
+        )
 
 
 def test_whole_tensors_stay_as_they_are() -> None:

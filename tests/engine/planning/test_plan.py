@@ -16,6 +16,7 @@ from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.engine.planning.facts import DataFacts, Machine, ModelFacts, check_data, data_facts
 from dino_core.engine.planning.plan import AS_ASKED, Plan, filled, forecast, plan
+from dino_core.engine.planning.rules import suggested_queries
 from dino_core.errors import ConfigError, DataError
 
 DATA = DataFacts(images=205, boxes=2800, val_images=87, object_px=50.0, detail=2.0)
@@ -86,9 +87,9 @@ class TestStepSize:
         assert config.images_per_step == 6  # the other two say it
 
     def test_a_step_that_cannot_be_divided(self) -> None:
-        with pytest.raises(ConfigError, match=r"16 is no multiple of batch x processes, 3"):
+        with pytest.raises(ConfigError, match=r"16 is not a multiple of batch x processes, 3"):
             planned(images_per_step=16, batch=3)
-        with pytest.raises(ConfigError, match=r"no multiple of the number of processes, 3"):
+        with pytest.raises(ConfigError, match=r"not a multiple of the number of processes, 3"):
             planned(images_per_step=16, machine=replace(CPU, processes=3))
 
 
@@ -218,7 +219,7 @@ def test_a_plan_of_its_own_result_is_the_same(asked: dict[str, Any], model: Mode
     first = planned(model=model, machine=replace(CPU, fits=3), **asked)
     stored = from_dict(TrainConfig, {n: v for n, v in to_dict(first.config).items()
                                      if v is not None})  # fmt: skip
-    # Even where data, start and machine look different when the run goes on.
+    # Even where data, start and machine look different when the run is resumed.
     others = DataFacts(images=205, boxes=9, val_images=0, object_px=3.0, detail=9.0)
     again = plan(stored, others, NANO, Machine("cuda", cores=64))
     assert again.config == first.config
@@ -307,3 +308,14 @@ def test_data_without_images_or_boxes() -> None:
     crowd = record((9, 9), [[0, 0, 3, 3]], crowd=True)
     with pytest.raises(DataError, match="no boxes in 2"):
         check_data(index(record((9, 9), []), crowd))
+
+
+@pytest.mark.parametrize(
+    ("objects", "queries", "expected"),
+    [(300, 300, None), (301, 300, 500), (400, 300, 600), (401, 300, 650)],
+)
+def test_queries_are_suggested_where_an_image_has_more_objects(
+    objects: int, queries: int, expected: int | None
+) -> None:
+    """Half as many again, rounded up to fifties."""
+    assert suggested_queries(objects, queries) == expected

@@ -18,9 +18,10 @@ from dino_core.data.batching import ShapeBatches
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.events import Event, RunPlanned, SpeedMeasured, StepDone, Warned
-from dino_core.engine.fit import SPEED_STEPS, fit, plan_run
+from dino_core.engine.fit import SPEED_STEPS, plan_run, run_events
 from dino_core.engine.memory import free_memory_mb, peak_memory_mb, resident_memory_mb
-from dino_core.engine.planning.probe import WorstBatch, try_out, worst_batch
+from dino_core.engine.planning.probe import Probe, WorstBatch, worst_batch
+from dino_core.engine.request import RunRequest
 from dino_core.errors import DinoError
 from dino_core.models.dino import Dino
 
@@ -115,7 +116,9 @@ def test_a_run_with_it_equals_a_run_without_it(
 ) -> None:
     """Weights, average, moments and all random generators, bit for bit."""
     for name, probe in (("with", True), ("without", False)):
-        events = list(fit(replace(RECIPE, probe=probe), data, out=tmp_path / name, model=start))
+        events = list(
+            run_events(RunRequest(replace(RECIPE, probe=probe), data, tmp_path / name, model=start))
+        )
         assert isinstance(events[0], RunPlanned)
         assert (events[0].trial is not None) == probe
     assert same_state(tmp_path / "with", tmp_path / "without")
@@ -139,7 +142,7 @@ def test_nothing_of_the_model_changes() -> None:
     model.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     worst = WorstBatch(2, (64, 64), 3, 6, 1.0)
-    trial = try_out(model, ResolvedConfig(batch=2), worst, 2, CPU, torch.float32)
+    trial = Probe(model, CPU, torch.float32).try_out(ResolvedConfig(batch=2), worst, 2)
     assert trial is not None and trial.step_s > 0
     after = model.state_dict()
     assert any("running_mean" in name for name in before)
@@ -152,14 +155,14 @@ def test_what_a_cpu_cannot_hold_is_not_tried() -> None:
     model, seen = Dino(tiny_config()), list[int]()
     worst = WorstBatch(10**9, (64, 64), 3, 6, 1.0)
     with at_passes(seen.append):
-        assert try_out(model, ResolvedConfig(), worst, 10**9, CPU, torch.float32) is None
+        assert Probe(model, CPU, torch.float32).try_out(ResolvedConfig(), worst, 10**9) is None
     assert seen == [1]
 
 
 def test_memory_of_the_trial_holds_what_comes_later(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
-    planned = plan_run(RECIPE, data, out=tmp_path / "run", model=start)
+    planned = plan_run(RunRequest(RECIPE, data, tmp_path / "run", model=start))
     assert planned.trial is not None and planned.trial.limit_mb is not None
     assert 0 < planned.trial.peak_mb < planned.trial.limit_mb
     assert planned.trial.at_a_time == planned.trial.worst.images == 4
@@ -172,7 +175,7 @@ def test_a_chosen_batch_shrinks_until_it_fits(
     recipe = replace(RECIPE, batch=None, images_per_step=8)
     out = tmp_path / "run"
     with at_passes(too_many(2)):
-        events = list(fit(recipe, data, out=out, model=start))
+        events = list(run_events(RunRequest(recipe, data, out, model=start)))
     planned = events[0]
     assert isinstance(planned, RunPlanned)
     config = planned.config
@@ -187,7 +190,7 @@ def test_a_batch_that_was_asked_for_goes_through_in_parts(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
     with at_passes(too_many(1)):
-        events = list(fit(RECIPE, data, out=tmp_path / "run", model=start))
+        events = list(run_events(RunRequest(RECIPE, data, tmp_path / "run", model=start)))
     planned = events[0]
     assert isinstance(planned, RunPlanned) and planned.trial is not None
     assert (planned.config.batch, planned.config.accumulate) == (4, 1)
@@ -200,7 +203,15 @@ def test_no_room_for_one_image_is_said_before_anything_is_written(
 ) -> None:
     for batch in (None, 4):
         with at_passes(too_many(0)), pytest.raises(DinoError, match=r"1 images of 64x64"):
-            next(iter(fit(replace(RECIPE, batch=batch), data, out=tmp_path / "run", model=start)))
+            next(
+                iter(
+                    run_events(
+                        RunRequest(
+                            replace(RECIPE, batch=batch), data, tmp_path / "run", model=start
+                        )
+                    )
+                )
+            )
     assert not (tmp_path / "run").exists()
 
 
@@ -209,11 +220,13 @@ def test_it_goes_through_twice_at_most_and_not_on_resume(
 ) -> None:
     seen: list[int] = []
     with at_passes(seen.append):
-        events = fit(RECIPE, data, out=tmp_path / "run", model=start)
+        events = run_events(RunRequest(RECIPE, data, tmp_path / "run", model=start))
         next(event for event in events if isinstance(event, StepDone))
-        events.close()  # type: ignore[attr-defined]
+        events.close()
         assert seen == [1, 4, 4]  # one image, the worst batch, the first step
-        first = next(iter(fit(RECIPE, data, out=tmp_path / "run", model=start, resume=True)))
+        first = next(
+            iter(run_events(RunRequest(RECIPE, data, tmp_path / "run", model=start, resume=True)))
+        )
         assert seen == [1, 4, 4]
     assert isinstance(first, RunPlanned)
     assert (first.trial, first.resumed_step, first.plan.decisions) == (None, 1, ())
@@ -223,12 +236,12 @@ def test_resume_repeats_the_plan(tmp_path: Path, data: DatasetIndex, start: str)
     """From config.toml alone, as `dino train --resume` reads it."""
     out = tmp_path / "run"
     asked = TrainConfig(device="cpu", dtype="fp32", epochs=2, log_every_steps=1)
-    events: Iterator[Event] = fit(asked, data, out=out, model=start)
+    events: Iterator[Event] = run_events(RunRequest(asked, data, out, model=start))
     first = next(events)
     next(event for event in events if isinstance(event, StepDone))
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     stored = from_dict(TrainConfig, load_toml(out / "config.toml")["train"])
-    again = next(iter(fit(stored, data, out=out, model="gone", resume=True)))
+    again = next(run_events(RunRequest(stored, data, out, model="gone", resume=True)))
     assert isinstance(first, RunPlanned) and isinstance(again, RunPlanned)
     assert again.config == first.config
     assert (again.plan.steps, again.preprocess) == (first.plan.steps, first.preprocess)
@@ -238,20 +251,19 @@ def test_a_run_by_the_clock_tells_how_far_it_will_get(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
     recipe = replace(RECIPE, steps=None, minutes=1.0)
-    events = fit(recipe, data, out=tmp_path / "run", model=start)
-    told = next(event for event in events if isinstance(event, SpeedMeasured))
-    events.close()  # type: ignore[attr-defined]
-    assert told.step == SPEED_STEPS + 1  # the first warms up
-    assert told.forecast.steps > told.step
-    assert told.forecast.epochs == told.forecast.steps / 2
-    assert 0 < told.forecast.seconds < 60.0
+    events = run_events(RunRequest(recipe, data, tmp_path / "run", model=start))
+    measured = next(event for event in events if isinstance(event, SpeedMeasured))
+    events.close()
+    assert measured.step == SPEED_STEPS + 1  # the first warms up
+    assert measured.forecast.steps > measured.step
+    assert measured.forecast.epochs == measured.forecast.steps / 2
+    assert 0 < measured.forecast.seconds < 60.0
 
 
 def test_more_processes_share_the_step(tmp_path: Path, data: DatasetIndex, start: str) -> None:
-    one = plan_run(replace(RECIPE, batch=None), data, out=tmp_path / "run", model=start)
-    two = plan_run(
-        replace(RECIPE, batch=None), data, out=tmp_path / "run", model=start, processes=2
-    )
+    request = RunRequest(replace(RECIPE, batch=None), data, tmp_path / "run", model=start)
+    one = plan_run(request)
+    two = plan_run(replace(request, processes=2))
     assert (one.processes, two.processes) == (1, 2)
     assert two.config.images_per_step == one.config.images_per_step == 2 * two.config.batch
     assert not (tmp_path / "run").exists()
@@ -272,4 +284,4 @@ def test_denoising_can_be_without_boxes() -> None:
     config: ModelConfig = replace(tiny_config(), dn_number=0)
     worst = worst_batch(sampler([(32, 32)], 1), [2], config.dn_number)
     model = Dino(config)
-    assert try_out(model, ResolvedConfig(batch=1), worst, 1, CPU, torch.float32) is not None
+    assert Probe(model, CPU, torch.float32).try_out(ResolvedConfig(batch=1), worst, 1) is not None

@@ -19,9 +19,10 @@ from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.detections import ClassMap
 from dino_core.engine.events import Event, PicturesDrawn, RunFinished, StepDone, Warned
-from dino_core.engine.fit import fit
+from dino_core.engine.fit import run_events
 from dino_core.engine.plots.album import Album
 from dino_core.engine.plots.curves import draw_curves
+from dino_core.engine.request import RunRequest
 from dino_core.engine.run_folder import RunFolder
 
 RECIPE = TrainConfig(
@@ -45,7 +46,7 @@ def test_every_picture_of_a_run_is_there_and_can_be_opened(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
     out = tmp_path / "run"
-    events = list(fit(RECIPE, data, out=out, model=start))
+    events = list(run_events(RunRequest(RECIPE, data, out, model=start)))
     drawn = {path for e in events if isinstance(e, PicturesDrawn) for path in e.paths}
     assert sorted(path.name for path in (out / "plots").iterdir()) == PLOTS
     samples = sorted((out / "samples").iterdir())
@@ -67,7 +68,9 @@ def test_training_is_bit_for_bit_the_same_with_and_without_pictures(
 ) -> None:
     noisy = replace(RECIPE, augment="strong")
     for name, plots in (("with", True), ("without", False)):
-        list(fit(replace(noisy, plots=plots), data, out=tmp_path / name, model=start))
+        list(
+            run_events(RunRequest(replace(noisy, plots=plots), data, tmp_path / name, model=start))
+        )
     assert not (tmp_path / "without" / "plots").exists()
     assert not (tmp_path / "without" / "samples").exists()
     state = "state/training.safetensors"  # weights, average, moments
@@ -80,15 +83,15 @@ def test_a_resumed_run_draws_the_whole_curve(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
     out = tmp_path / "run"
-    events = fit(RECIPE, data, out=out, model=start)
+    events = run_events(RunRequest(RECIPE, data, out, model=start))
     for event in events:
         if isinstance(event, StepDone) and event.step == 3:
             break
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     labels = out / "plots" / "labels.png"
     written = labels.stat().st_mtime_ns
     (out / "plots" / ".pr.png.999.part").write_text("half")
-    list(fit(RECIPE, data, out=out, model=start, resume=True))
+    list(run_events(RunRequest(RECIPE, data, out, model=start, resume=True)))
     assert sorted(path.name for path in (out / "plots").iterdir()) == PLOTS
     assert labels.stat().st_mtime_ns == written
     rows = RunFolder(out).rows()
@@ -99,7 +102,7 @@ def test_a_resumed_run_draws_the_whole_curve(
 def test_a_failure_to_draw_is_one_warning(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     out = tmp_path / "run"
     events: list[Event] = []
-    for event in fit(RECIPE, data, out=out, model=start):
+    for event in run_events(RunRequest(RECIPE, data, out, model=start)):
         if isinstance(event, PicturesDrawn) and not any(e is event for e in events):
             shutil.rmtree(out / "plots", ignore_errors=True)
             (out / "plots").unlink(missing_ok=True)
@@ -107,8 +110,8 @@ def test_a_failure_to_draw_is_one_warning(tmp_path: Path, data: DatasetIndex, st
         events.append(event)
     warnings = [e for e in events if isinstance(e, Warned)]
     assert len(warnings) == 1
-    assert "plots" in warnings[0].message and "training goes on" in warnings[0].message
-    assert isinstance(events[-1], RunFinished) and events[-1].summary["steps"] == 5
+    assert "plots" in warnings[0].message and "training continues" in warnings[0].message
+    assert isinstance(events[-1], RunFinished) and events[-1].summary.steps == 5
 
 
 def test_no_random_number_is_drawn(tmp_path: Path, data: DatasetIndex) -> None:

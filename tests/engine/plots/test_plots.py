@@ -80,7 +80,7 @@ def test_series_and_running_mean() -> None:
     steps, values = series(rows, "ap")
     assert steps.tolist() == [1, 4] and values.tolist() == [0.5, 1.0]
     smooth = running_mean(np.array([1.0, 3.0, np.nan, 5.0, 1.0]), 3)
-    assert smooth.tolist() == [2.0, 2.0, 4.0, 3.0, 3.0]  # neighbours within the ends, finite ones
+    assert smooth.tolist() == [2.0, 2.0, 4.0, 3.0, 3.0]  # neighbors within the ends, finite ones
 
 
 def test_settings_of_the_user_do_not_reach_a_figure_and_are_kept() -> None:

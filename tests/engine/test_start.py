@@ -8,7 +8,7 @@ import torch
 from dino_core.checkpoints.io import load_checkpoint, save_checkpoint
 from dino_core.checkpoints.published.names import BUILT_IN
 from dino_core.detections import ClassMap
-from dino_core.engine.setup import start_from
+from dino_core.engine.start import start_from
 
 
 def test_weights_of_a_variant_bring_their_network(tmp_path: Path) -> None:
