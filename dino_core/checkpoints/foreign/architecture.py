@@ -1,4 +1,4 @@
-"""Which network a set of tensors with official names belongs to, found by names and shapes alone."""
+"""Which network tensors with official names belong to, found by their names and shapes alone."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class WindowPairs:
 
     @staticmethod
     def of(window: int, like: Tensor) -> WindowPairs:
-        """The pairs of windows of `window` x `window` tokens; dtype and device are those of `like`."""
+        """The pairs of a window with sides of `window` tokens; dtype and device as `like` has."""
         place = torch.arange(window, device=like.device)
         row, column = place.repeat_interleave(window), place.repeat(window)  # (N,)
         down, across = (line[:, None] - line + window - 1 for line in (row, column))
