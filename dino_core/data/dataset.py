@@ -22,6 +22,7 @@ from dino_core.data.augment.mosaic import PIECES, Piece
 from dino_core.data.augment.scene import Scene, SizeHW, make_scene
 from dino_core.data.augment.transforms import Transform
 from dino_core.data.records import ImageRecord
+from dino_core.data.seeding import generator
 from dino_core.errors import DataError
 from dino_core.processing.preprocess import (
     load_image,
@@ -33,7 +34,6 @@ from dino_core.processing.preprocess import (
 from dino_core.targets import Target
 
 _ROOM = 2  # a JPEG is decoded at no less than this times the input's long side, to allow crops
-_SEED_BITS = 0xFFFFFFFF
 _MIXING_DRAWS = 1  # a generator of their own: what is not mixed stays as it was without
 
 
@@ -159,7 +159,7 @@ class DetectionDataset(Dataset[Sample]):
         return transform.final_size((record.height, record.width), self._generator(epoch, index))
 
     def _generator(self, epoch: int, index: int, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed & _SEED_BITS, epoch, index, *purpose))
+        return generator(self.seed, epoch, index, *purpose)
 
     def _augmented(self, key: SampleKey, transform: Transform) -> Scene:
         rng = self._generator(key.epoch, key.record)

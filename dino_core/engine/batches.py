@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dino_core.data.batching import Batch, Loader
+from dino_core.data.batching import Batch
+from dino_core.data.loader import Loader
 from dino_core.engine.feature_cache import FeatureCache
 
 

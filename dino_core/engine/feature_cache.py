@@ -12,20 +12,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dino_core.data.batching import Batch, Loader
+from dino_core.data.batching import Batch
 from dino_core.data.dataset import DetectionDataset
+from dino_core.data.loader import Loader
+from dino_core.data.seeding import generator
 from dino_core.errors import DinoError
 from dino_core.files import whole_file
 from dino_core.models.backbones.backbone import Backbone
 from dino_core.targets import Target
-
-_SEED_BITS = 0xFFFFFFFF
 
 Place = tuple[int, int]  # view, number of the batch in it
 
@@ -60,7 +59,7 @@ class FeatureCache:
         Samples of several images are not kept: their data set has none (`mixed_batches`).
         """
         view = epoch % self.views
-        rng = np.random.default_rng((self._seed & _SEED_BITS, epoch))
+        rng = generator(self._seed, epoch)
         order = rng.permutation(len(self._loader))[skip_batches:].tolist()
         missing = [number for number in order if not self._path((view, number)).exists()]
         loaded = self._loader.chosen_batches(view, missing)

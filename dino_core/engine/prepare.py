@@ -20,8 +20,9 @@ from dino_core.config import (
 )
 from dino_core.data.augment.mixing import build_mixing
 from dino_core.data.augment.transforms import build_transform
-from dino_core.data.batching import Loader, ShapeBatches, make_loader
+from dino_core.data.batching import ShapeBatches
 from dino_core.data.dataset import DetectionDataset
+from dino_core.data.loader import Loader, LoaderSettings
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.batches import BatchStream
 from dino_core.engine.feature_cache import FeatureCache
@@ -166,17 +167,17 @@ def _loader(
     records = dataset.splits["train"]
     mixing = build_mixing(config.mosaic, config.copy_paste, config.augment, preprocess, records)
     images = DetectionDataset(records, preprocess, transform, config.seed, mixing)
-    return make_loader(
-        images,
+    settings = LoaderSettings(
         config.batch,
         seed=config.seed,
         drop_last=True,
-        workers=config.workers,
-        pin_memory=device.type == "cuda",
         rank=rank(),
         world_size=world_size(),
+        workers=config.workers,
+        pin_memory=device.type == "cuda",
         skip_unreadable=True,
     )
+    return Loader(images, settings)
 
 
 def _fingerprint(config: ResolvedConfig, preprocess: PreprocessConfig) -> str:

@@ -18,7 +18,7 @@ from dino_core.config import PreprocessConfig
 from dino_core.data.augment.color import ColourJitter
 from dino_core.data.augment.scene import Scene, SizeHW, as_array, crop, flip, pad, resize, select
 from dino_core.errors import ConfigError
-from dino_core.processing.preprocess import at_image_size, resized_size
+from dino_core.processing.preprocess import resized_size
 
 AugmentKind = Literal["none", "default", "strong", "published"]
 
@@ -291,7 +291,6 @@ class DropSmall:
 def build_transform(
     kind: AugmentKind,
     preprocess: PreprocessConfig,
-    image_size: int | None = None,
     scale: tuple[float, float] | None = None,
 ) -> Transform | None:
     """The augmentation of that name; None for "none", which is plain preprocessing.
@@ -301,13 +300,11 @@ def build_transform(
             "default" flips, scales to 0.7-1 of the inference size, crops half of the time and
             shifts colours a little. "strong" also zooms out, crops closer and distorts colours.
         preprocess: The input at inference.
-        image_size: Long side in pixels, instead of that of `preprocess`.
         scale: Factors of the size at inference, instead of the geometry of "default" or "strong".
 
     Raises:
         ConfigError: an unknown kind, or factors for another one.
     """
-    size = at_image_size(preprocess, image_size)
     geometry: Transform
     if scale is not None and kind in ("none", "published"):
         raise ConfigError(
@@ -316,20 +313,20 @@ def build_transform(
     if kind == "none":
         return None
     if kind == "published":
-        return _published(size)
+        return _published(preprocess)
     if kind == "default":
-        whole = ScaleTo(size, 0.7)
+        whole = ScaleTo(preprocess, 0.7)
         geometry = Choice((whole, Chain((SafeCrop(0.6), whole))), (0.5, 0.5))
     elif kind == "strong":
-        whole = ScaleTo(size, 0.6)
+        whole = ScaleTo(preprocess, 0.6)
         close = Chain((SafeCrop(0.4), whole))
-        geometry = Choice((ZoomOut(size, 0.5), close, whole), (0.25, 0.5, 0.25))
+        geometry = Choice((ZoomOut(preprocess, 0.5), close, whole), (0.25, 0.5, 0.25))
     else:
         raise ConfigError(
             f"unknown augmentation '{kind}'", "known: none, default, strong, published"
         )
     if scale is not None:
-        geometry = ScaleJitter(size, *scale)
+        geometry = ScaleJitter(preprocess, *scale)
     return Chain((geometry, finishing(kind)))
 
 

@@ -18,8 +18,9 @@ from dino_core.data.augment.mixing import Mixing, build_mixing
 from dino_core.data.augment.mosaic import Mosaic, Piece
 from dino_core.data.augment.scene import Scene, as_array, make_scene
 from dino_core.data.augment.transforms import build_transform
-from dino_core.data.batching import Batch, make_loader
+from dino_core.data.batching import Batch
 from dino_core.data.dataset import DetectionDataset, ReadableSamples, Sample, SampleKey
+from dino_core.data.loader import Loader, LoaderSettings
 from dino_core.data.records import ImageRecord
 from dino_core.engine.batches import BatchStream
 from dino_core.errors import ConfigError, DataError
@@ -228,7 +229,7 @@ def test_worker_processes_give_the_same_mosaics(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, 4)
     for mixed in (None, 1):
         ours, theirs = (
-            list(make_loader(dataset, 2, seed=1, workers=workers).batches(1, 0, mixed))
+            list(Loader(dataset, LoaderSettings(2, seed=1, workers=workers)).batches(1, 0, mixed))
             for workers in (1, 0)
         )
         assert len(ours) == 2 and all(map(same, ours, theirs))
@@ -239,7 +240,7 @@ def test_stream_stops_mixing_with_worker_processes(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, 8, share=1.0)
     taken = []
     for workers in (1, 0):
-        stream = BatchStream(make_loader(dataset, 2, seed=1, workers=workers))
+        stream = BatchStream(Loader(dataset, LoaderSettings(2, seed=1, workers=workers)))
         first = stream.take(1)
         stream.stop_mixing()
         taken.append(first + stream.take(5))
@@ -250,7 +251,7 @@ def test_stream_stops_mixing_and_comes_back_to_the_same_place(tmp_path: Path) ->
     dataset = make_dataset(tmp_path, 12, share=1.0)
 
     def stream(epoch: int = 0, batch: int = 0, mixed: int | None = None) -> BatchStream:
-        return BatchStream(make_loader(dataset, 2, seed=1), epoch, batch, mixed)
+        return BatchStream(Loader(dataset, LoaderSettings(2, seed=1)), epoch, batch, mixed)
 
     whole = stream()
     taken = whole.take(8)  # six of the first pass, two of the second
@@ -269,7 +270,7 @@ def test_stream_stops_mixing_and_comes_back_to_the_same_place(tmp_path: Path) ->
             assert same(resumed.take(1)[0], second[1])
             resumed.stop_mixing()
         assert all(map(same, resumed.take(9 - place - 1), taken[6 + max(place, 2) :]))
-    plain = make_loader(replace_mixing(dataset, None), 2, seed=1)
+    plain = Loader(replace_mixing(dataset, None), LoaderSettings(2, seed=1))
     assert all(map(same, list(plain.batches(2))[:2], taken[12:]))
     alone = [plain.dataset[1, i].image for i in second[2].image_ids]
     for image, lone in zip(second[2].images, alone, strict=True):
@@ -284,7 +285,7 @@ def replace_mixing(dataset: DetectionDataset, mixing: Mixing | None) -> Detectio
 
 def test_stream_without_mixing_drops_nothing(tmp_path: Path) -> None:
     dataset = replace_mixing(make_dataset(tmp_path, 4), None)
-    stream = BatchStream(make_loader(dataset, 2))
+    stream = BatchStream(Loader(dataset, LoaderSettings(2)))
     stream.take(1)
     stream.stop_mixing()
     assert stream.mixed_batches is None
@@ -309,7 +310,7 @@ def test_unreadable_partner_is_told_and_done_without(tmp_path: Path) -> None:
             with pytest.raises(DataError, match=r"3\.jpg"):
                 dataset[key]
     assert 3 <= told <= 14  # one in 1 - (3/4)^3 of them
-    (batch,) = make_loader(dataset, 4, skip_unreadable=True).batches(0, 0, None)
+    (batch,) = Loader(dataset, LoaderSettings(4, skip_unreadable=True)).batches(0, 0, None)
     assert sorted(batch.image_ids) == [0, 1, 2]
     assert {remark.path for remark in batch.unreadable} == {str(lost)}
 

@@ -24,10 +24,10 @@ from dino_core.data.augment.transforms import (
     SizeCrop,
     Transform,
     ZoomOut,
-    at_image_size,
     build_transform,
 )
 from dino_core.errors import ConfigError
+from dino_core.processing.preprocess import at_image_size
 
 SMALL = PreprocessConfig(short_side=128, max_side=128)
 KINDS: tuple[AugmentKind, ...] = ("default", "strong", "published")
