@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import tomli_w
 
 from dino_core.errors import ConfigError
 
@@ -291,32 +292,16 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def dump_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Two-level settings as TOML text; None is left out, since TOML has no null."""
-    lines: list[str] = []
-    for name, table in tables.items():
-        _dump_table(lines, name, table)
-    return "\n".join(lines) + "\n"
+    """Settings as TOML text; None is left out, since TOML has no null."""
+    return tomli_w.dumps(_without_none(tables))
 
 
-def _dump_table(lines: list[str], name: str, table: Mapping[str, Any]) -> None:
-    lines += ([""] if lines else []) + [f"[{name}]"]
-    nested = {k: v for k, v in table.items() if isinstance(v, Mapping)}
-    for key, value in table.items():
-        if key not in nested and value is not None:
-            lines.append(f"{key} = {_toml_value(value)}")
-    for key, value in nested.items():
-        _dump_table(lines, f"{name}.{key}", value)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, but for DEL, which only TOML wants escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }
 
 
 def apply_overrides(tables: dict[str, Any], assignments: typing.Iterable[str]) -> dict[str, Any]:

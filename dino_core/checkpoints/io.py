@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from dino_core.checkpoints.paths import folder_error
 from dino_core.config import ModelConfig
 from dino_core.errors import CheckpointError
 from dino_core.files import part_path
@@ -209,7 +210,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder, not a model file")
+        raise folder_error(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             yield file

@@ -19,6 +19,7 @@ from dino_core.checkpoints.io import (
     read_header,
     save_checkpoint,
 )
+from dino_core.checkpoints.paths import folder_error
 from dino_core.checkpoints.published.cache import (
     CachedModel,
     FileRecord,
@@ -65,7 +66,7 @@ def resolve(name_or_path: str | Path, progress: Progress | None = None) -> Path:
             "train it (`dino train DATA --model ... --weights none`), or give a model file",
         )
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder, not a model file", "e.g. best.safetensors in it")
+        raise folder_error(path)
     if path.suffix or len(path.parts) > 1:
         raise CheckpointError(f"{path}: no such file")
     known = f"known: {', '.join(VARIANTS)}; `dino models list --all` has more"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_core.checkpoints.paths import folder_error
 from dino_core.errors import CheckpointError, ConfigError
 from dino_core.metadata import METADATA_KEY, from_json
 from dino_core.process import usable_cores
@@ -96,7 +97,7 @@ class OnnxRuntime:
 
 def _open_session(path: Path, device: str, threads: int | None) -> Any:
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder, not a model file")
+        raise folder_error(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
     try:

@@ -35,6 +35,7 @@ from dino_core.checkpoints.foreign.pickled_values import (
     tensor_in,
     whole_number,
 )
+from dino_core.checkpoints.paths import folder_error
 from dino_core.errors import CheckpointError
 
 __all__ = ["Inert", "check_pickled", "load_pickled"]
@@ -85,7 +86,7 @@ def _guarded(path: Path, read: Callable[[mmap.mmap], Any]) -> Any:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except IsADirectoryError as error:
-        raise CheckpointError(f"{path}: a folder, not a model file") from error
+        raise folder_error(path) from error
     except PermissionError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # whatever a malformed file provokes
