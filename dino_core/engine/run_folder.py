@@ -15,15 +15,14 @@ from dino_core.config import (
     ModelConfig,
     PreprocessConfig,
     TrainConfig,
-    dump_toml,
     from_dict,
-    load_toml,
     to_dict,
 )
 from dino_core.engine.events import EvaluationDone, Event, RunFinished, StepDone, Warned
 from dino_core.errors import ConfigError, DinoError
 from dino_core.evaluation.class_table import class_lines
 from dino_core.files import write_text
+from dino_core.toml import dump_toml, load_toml
 
 _COLUMNS = (
     "step", "epoch", "lr", "loss", "loss_class", "loss_bbox", "loss_giou", "grad_norm",
