@@ -9,13 +9,13 @@ IOU_EPS = 1e-6  # added to both denominators, as in the official box_ops (ALGORI
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """(..., 4) centre, width, height -> (..., 4) corners."""
-    centre, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+    """(..., 4) center, width, height -> (..., 4) corners."""
+    center, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """(..., 4) corners -> (..., 4) centre, width, height."""
+    """(..., 4) corners -> (..., 4) center, width, height."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 

@@ -38,7 +38,7 @@ class CheckpointMeta:
         classes: Index, name and source id of each output column.
         training: Summary of the run: steps, epochs, data, recipe.
         metrics: Validation numbers of these weights, fractions.
-        provenance: Where weights came from (file, layout, sha256), licence notes.
+        provenance: Where weights came from (file, layout, sha256), license notes.
         version: Version of this library that wrote the file.
     """
 

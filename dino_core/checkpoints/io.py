@@ -121,7 +121,7 @@ def _check_layers(checkpoint: Checkpoint) -> None:
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Initialisation leaves tensors as they are.
+    """Initialization leaves tensors as they are.
 
     On the meta device it does so anyway, but PyTorch imports its compiler for it, which takes
     longer than building the network.

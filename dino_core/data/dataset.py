@@ -65,7 +65,7 @@ class Sample:
     """One image and its ground truth.
 
     Attributes:
-        image: (3, h, w) float32, normalised.
+        image: (3, h, w) float32, normalized.
         target: Labels and boxes, without crowds.
         image_id: The record's id, of a mosaic the first one's.
         without: An image that should have been mixed in and could not be read.
@@ -128,13 +128,13 @@ class DetectionDataset(Dataset[Sample]):
             image = preprocess(pixels, self.preprocess)
             labels = torch.from_numpy(record.class_indices[wanted])
             boxes = torch.from_numpy(record.boxes_xyxy_px[wanted])
-            boxes_cxcywh = _normalised_cxcywh(boxes, (record.height, record.width))
+            boxes_cxcywh = _normalized_cxcywh(boxes, (record.height, record.width))
         else:
             scene = self._augmented(key, self.transform)
             pixels = scene.image.as_subclass(Tensor).permute(1, 2, 0).numpy()  # 3, h, w -> h, w, 3
             image = normalise(pixels, self.preprocess)
             labels = scene.labels
-            boxes_cxcywh = _normalised_cxcywh(scene.boxes.as_subclass(Tensor), scene.size_hw)
+            boxes_cxcywh = _normalized_cxcywh(scene.boxes.as_subclass(Tensor), scene.size_hw)
         return Sample(torch.from_numpy(image), Target(labels, boxes_cxcywh), record.image_id)
 
     def planned_sizes(self, epoch: int) -> list[SizeHW]:
@@ -266,8 +266,8 @@ def _check_shape(record: ImageRecord, pixels: NDArray[np.uint8]) -> None:
     )
 
 
-def _normalised_cxcywh(boxes_xyxy_px: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """(N, 4) corners in pixels to centre and size in [0, 1]; parts outside the image are cut."""
+def _normalized_cxcywh(boxes_xyxy_px: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """(N, 4) corners in pixels to center and size in [0, 1]; parts outside the image are cut."""
     height, width = size_hw
     scale = torch.tensor([width, height, width, height], dtype=torch.float32)
     corners = (boxes_xyxy_px / scale).clamp(0.0, 1.0)

@@ -26,15 +26,15 @@ class GroupLosses:
 
     Attributes:
         classes: Sigmoid focal (or matchability-aware) loss of all queries and classes, per box.
-        bbox: L1 of centre, width and height, per box.
+        bbox: L1 of center, width and height, per box.
         giou: 1 - GIoU, per box.
-        centre: The part of `bbox` that is the centre's.
+        center: The part of `bbox` that is the center's.
     """
 
     classes: Tensor
     bbox: Tensor
     giou: Tensor
-    centre: Tensor
+    center: Tensor
 
     def weighted(self, loss: LossConfig) -> Tensor:
         """Scalar: the weighted sum over all groups."""
@@ -90,7 +90,7 @@ class Criterion(nn.Module):
         Args:
             output: Predictions of a model in training mode.
             targets: B of them.
-            num_boxes: Normaliser; default: boxes of the batch. Averaged over ranks by the caller.
+            num_boxes: Normalizer; default: boxes of the batch. Averaged over ranks by the caller.
         """
         boxes = float(sum(len(t.labels) for t in targets)) if num_boxes is None else num_boxes
         boxes = max(boxes, 1.0)
@@ -99,9 +99,9 @@ class Criterion(nn.Module):
         stacked_logits, stacked_boxes = torch.stack(logits), torch.stack(all_boxes)
         matches = match(stacked_logits, stacked_boxes, targets, self.loss)
         # One-to-many proposals weigh as one-to-one ones do: H-DETR (arXiv 2207.13080), section 3.
-        normalisers = stacked_logits.new_full((len(logits),), boxes)
-        normalisers[-1] *= self.loss.encoder_repeats
-        matching = self._losses(stacked_logits, stacked_boxes, matches, targets, normalisers)
+        normalizers = stacked_logits.new_full((len(logits),), boxes)
+        normalizers[-1] *= self.loss.encoder_repeats
+        matching = self._losses(stacked_logits, stacked_boxes, matches, targets, normalizers)
         total = matching.weighted(self.loss)
         denoising = None
         if output.denoising is not None:
@@ -125,7 +125,7 @@ class Criterion(nn.Module):
         targets: Sequence[Target],
         num_boxes: Tensor,
     ) -> GroupLosses:
-        """(G, B, Q, C) logits, (G, B, Q, 4) boxes, (G,) normalisers -> losses of each group."""
+        """(G, B, Q, C) logits, (G, B, Q, 4) boxes, (G,) normalizers -> losses of each group."""
         groups = logits.shape[0]
         first = torch.tensor([0] + [len(t.labels) for t in targets[:-1]]).cumsum(0)
         row = first.to(logits.device)[matches.image] + matches.box
@@ -153,7 +153,7 @@ class Criterion(nn.Module):
             classes=background / num_boxes + per_group(correction),
             bbox=per_group(l1.sum(dim=-1)),
             giou=per_group(1 - giou),
-            centre=per_group(l1[:, :2].sum(dim=-1)),
+            center=per_group(l1[:, :2].sum(dim=-1)),
         )
 
 

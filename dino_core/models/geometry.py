@@ -86,7 +86,7 @@ def valid_ratio(mask: Tensor) -> Tensor:
 
 
 def reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
-    """Each token's own pixel centre, expressed in each level's padded frame.
+    """Each token's own pixel center, expressed in each level's padded frame.
 
     Args:
         spatial_shapes: (H, W) of each level.
@@ -107,7 +107,7 @@ def reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Te
 
 
 def anchor_proposals(level_masks: Sequence[Tensor]) -> Tensor:
-    """One square box a token, centred on it, relative to the valid area (ALGORITHM 8).
+    """One square box a token, centerd on it, relative to the valid area (ALGORITHM 8).
 
     Args:
         level_masks: L masks (B, H_l, W_l) bool, True = padding.

@@ -21,7 +21,7 @@ def _sine(positions: Tensor, num_feats: int, temperature: float) -> Tensor:
 def image_position_encoding(
     padding_mask: Tensor, hidden_dim: int, temperature: float, offset: float
 ) -> Tensor:
-    """Encode each pixel's position among the valid ones, normalised to 2 pi (ALGORITHM 4).
+    """Encode each pixel's position among the valid ones, normalized to 2 pi (ALGORITHM 4).
 
     Valid pixels are a rectangle at the top left, so a row and a column stand for all; what padded
     pixels get is never used.
@@ -37,14 +37,14 @@ def image_position_encoding(
     batch, height, width = padding_mask.shape
     half = hidden_dim // 2
     y, x = (
-        _sine(_normalised(~line, offset), half, temperature)
+        _sine(_normalized(~line, offset), half, temperature)
         for line in (padding_mask[:, :, 0], padding_mask[:, 0, :])
     )
     whole = (batch, height, width, half)
     return torch.cat([y[:, :, None].expand(whole), x[:, None].expand(whole)], dim=-1)
 
 
-def _normalised(valid: Tensor, offset: float) -> Tensor:
+def _normalized(valid: Tensor, offset: float) -> Tensor:
     """(B, N) bool -> (B, N) angles: the count of valid places so far, as a share of 2 pi."""
     count = valid.to(torch.float32).cumsum(dim=1)
     return (count + offset) / (count[:, -1:] + 1e-6) * (2 * math.pi)

@@ -70,14 +70,14 @@ def sampling_locations(
     """Where the points lie: (B, Q, M, L, P, 2) xy in [0, 1] of the level; at least float32."""
     precise = torch.float64 if sampling_offsets.dtype == torch.float64 else torch.float32
     offsets, references = sampling_offsets.to(precise), references.to(precise)
-    centres = references[:, :, None, :, None, :2]
+    centers = references[:, :, None, :, None, :2]
     if references.shape[-1] == 2:
         size_wh = torch.tensor(
             [(w, h) for h, w in spatial_shapes], dtype=precise, device=offsets.device
         )
-        return torch.addcdiv(centres, offsets, size_wh[None, None, None, :, None, :])
+        return torch.addcdiv(centers, offsets, size_wh[None, None, None, :, None, :])
     step = references[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])
-    return torch.addcmul(centres, offsets, step)
+    return torch.addcmul(centers, offsets, step)
 
 
 def _fake(

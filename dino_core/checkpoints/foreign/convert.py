@@ -23,7 +23,7 @@ from dino_core.checkpoints.foreign.layouts import (
     OFFICIAL,
     Layout,
     official_state,
-    recognise,
+    recognize,
     rename_all,
     some,
 )
@@ -48,8 +48,8 @@ def import_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint of the official code, detrex or mmdet as one of ours.
 
-    Whose it is, is recognised by the names of its tensors; accepted are the training scripts'
-    files (weights beside optimiser, arguments, history), published ones, bare state dicts, and
+    Whose it is, is recognized by the names of its tensors; accepted are the training scripts'
+    files (weights beside optimizer, arguments, history), published ones, bare state dicts, and
     names with DDP's prefix. What is no matter of names goes into the ModelConfig: heads one a
     layer, biases of the neck, the position encoding, the epsilon of the predicted boxes.
     `meta.provenance["notes"]` says in sentences what was assumed.
@@ -68,7 +68,7 @@ def import_checkpoint(
         ConfigError: no such temperature or offset can be.
     """
     weights = find_weights(load_pickled(path), path, ema)
-    layout = recognise(weights.tensors, path)
+    layout = recognize(weights.tensors, path)
     position = find_position(
         layout, path.name, weights.config_text, position_temperature, position_offset
     )

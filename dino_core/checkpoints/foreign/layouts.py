@@ -68,7 +68,7 @@ MMDET = Layout(
 LAYOUTS = (MMDET, DETREX, OFFICIAL)
 
 
-def recognise(tensors: Mapping[str, Tensor], path: Path) -> Layout:
+def recognize(tensors: Mapping[str, Tensor], path: Path) -> Layout:
     """The layout of these names. Raises CheckpointError where they are of none."""
     for layout in LAYOUTS:
         if all(mark in tensors for mark in layout.marks):

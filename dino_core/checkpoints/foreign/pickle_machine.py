@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MAX_STEPS = 5_000_000  # some seconds; a checkpoint with its optimiser takes some ten thousand
+MAX_STEPS = 5_000_000  # some seconds; a checkpoint with its optimizer takes some ten thousand
 _MAX_INDEX = 1 << 32
 _MAX_KEY = 1 << 63
 _PROTOCOL = 5

@@ -77,7 +77,7 @@ def _described(arguments: str, file_name: str) -> Position:
     """From what stands between the brackets of mmdet's `positional_encoding=dict(...)`."""
     if re.search(r"\bnormalize\s*=\s*False", arguments):
         raise CheckpointError(
-            f"{file_name}: its positions are not normalised, which no published DINO has"
+            f"{file_name}: its positions are not normalized, which no published DINO has"
         )
     values = list(mmdet.UNSTATED_POSITION)
     for index, name in enumerate(("temperature", "offset")):

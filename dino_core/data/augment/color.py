@@ -1,4 +1,4 @@
-"""Colour augmentation as one affine map of RGB: brightness, contrast, saturation, hue at once."""
+"""Color augmentation as one affine map of RGB: brightness, contrast, saturation, hue at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523,
 
 
 @dataclass(frozen=True)
-class ColourJitter:
+class ColorJitter:
     """Brightness, contrast, saturation and hue, each drawn around no change.
 
     Attributes:
@@ -37,7 +37,7 @@ class ColourJitter:
         if rng.random() >= self.probability:
             return scene
         pixels = as_array(scene.image)
-        matrix = colour_matrix(
+        matrix = color_matrix(
             1 + rng.uniform(-self.brightness, self.brightness),
             1 + rng.uniform(-self.contrast, self.contrast),
             1 + rng.uniform(-self.saturation, self.saturation),
@@ -48,10 +48,10 @@ class ColourJitter:
         return with_pixels(scene, np.asarray(changed, np.uint8))
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
-        return size_hw  # colours come last: what they draw decides no size
+        return size_hw  # colors come last: what they draw decides no size
 
 
-def colour_matrix(
+def color_matrix(
     brightness: float, contrast: float, saturation: float, hue: float, mean_gray: float
 ) -> NDArray[np.float64]:
     """(3, 4) affine map of RGB in 0..255: hue, then saturation, contrast and brightness.

@@ -59,7 +59,7 @@ def build_mixing(
     Args:
         mosaic: How often a sample becomes a mosaic, 0 to 1.
         copy_paste: How often a sample gets objects of another image, 0 to 1.
-        kind: The augmentation, of which a mosaic gets flips and colours.
+        kind: The augmentation, of which a mosaic gets flips and colors.
         preprocess: The input at inference.
         records: The images that are mixed.
 

@@ -41,7 +41,7 @@ class Mosaic:
     """Four images in the quarters around a random point.
 
     Each is resized to what inference would see times a drawn factor, cut where it is larger than
-    its quarter, and laid into the corner at the point. What stays free has the colour that padding
+    its quarter, and laid into the corner at the point. What stays free has the color that padding
     has for the network.
 
     Attributes:
@@ -65,9 +65,9 @@ class Mosaic:
     def __call__(self, pieces: Sequence[Piece], rng: np.random.Generator) -> Scene:
         """The mosaic of `PIECES` pieces, each in a quarter that is drawn."""
         size_hw = self.final_size(pieces[0].size_hw)
-        centre_y, centre_x = (round(s * rng.uniform(self.edge, 1 - self.edge)) for s in size_hw)
-        rows = (slice(0, centre_y), slice(centre_y, size_hw[0]))
-        columns = (slice(0, centre_x), slice(centre_x, size_hw[1]))
+        center_y, center_x = (round(s * rng.uniform(self.edge, 1 - self.edge)) for s in size_hw)
+        rows = (slice(0, center_y), slice(center_y, size_hw[0]))
+        columns = (slice(0, center_x), slice(center_x, size_hw[1]))
         canvas = blank(size_hw, [round(level * 255) for level in self.preprocess.mean])
         boxes, labels = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
         for quarter, number in enumerate(rng.permutation(PIECES)):
@@ -80,8 +80,8 @@ class Mosaic:
                 continue
             scene = self._fitted(pieces[number], room, rng)
             height, width = scene.size_hw
-            top = centre_y if below else centre_y - height
-            left = centre_x if right else centre_x - width
+            top = center_y if below else center_y - height
+            left = center_x if right else center_x - width
             canvas[top : top + height, left : left + width] = as_array(scene.image)
             boxes.append(scene.boxes.as_subclass(Tensor) + torch.tensor([left, top, left, top]))
             labels.append(scene.labels)

@@ -70,7 +70,7 @@ class Paste:
         high: Largest factor.
         max_side: A part is shrunk to this share of the height and of the width.
         max_covered: No box, of the image or pasted before, is covered by more of its area.
-        min_visible: Of the other objects in a part those are labelled of which more is seen.
+        min_visible: Of the other objects in a part those are labeled of which more is seen.
     """
 
     most: int = 3

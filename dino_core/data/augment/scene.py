@@ -97,19 +97,19 @@ def flip(scene: Scene) -> Scene:
     return with_pixels(mirrored, np.asarray(cv2.flip(as_array(scene.image), 1), np.uint8))
 
 
-def pad(scene: Scene, top: int, left: int, size_hw: SizeHW, colour: Sequence[int]) -> Scene:
-    """Lay the scene on a canvas of one colour, its corner at (left, top)."""
+def pad(scene: Scene, top: int, left: int, size_hw: SizeHW, color: Sequence[int]) -> Scene:
+    """Lay the scene on a canvas of one color, its corner at (left, top)."""
     height, width = scene.size_hw
     edges = [left, top, size_hw[1] - width - left, size_hw[0] - height - top]
-    canvas = blank(size_hw, colour)
+    canvas = blank(size_hw, color)
     canvas[top : top + height, left : left + width] = as_array(scene.image)
     return with_pixels(replace(scene, boxes=F.pad(scene.boxes, edges)), canvas)
 
 
-def blank(size_hw: SizeHW, colour: Sequence[int]) -> NDArray[np.uint8]:
-    """(H, W, 3) pixels of one colour."""
+def blank(size_hw: SizeHW, color: Sequence[int]) -> NDArray[np.uint8]:
+    """(H, W, 3) pixels of one color."""
     canvas = np.empty((*size_hw, 3), np.uint8)
-    cv2.rectangle(canvas, (0, 0), (size_hw[1], size_hw[0]), [float(c) for c in colour], cv2.FILLED)
+    cv2.rectangle(canvas, (0, 0), (size_hw[1], size_hw[0]), [float(c) for c in color], cv2.FILLED)
     return canvas
 
 

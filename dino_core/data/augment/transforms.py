@@ -15,16 +15,16 @@ import numpy as np
 from torch import Tensor
 
 from dino_core.config import PreprocessConfig
-from dino_core.data.augment.color import ColourJitter
+from dino_core.data.augment.color import ColorJitter
 from dino_core.data.augment.scene import Scene, SizeHW, as_array, crop, flip, pad, resize, select
 from dino_core.errors import ConfigError
 from dino_core.processing.preprocess import resized_size
 
 AugmentKind = Literal["none", "default", "strong", "published"]
 
-_COLOURS: dict[AugmentKind, ColourJitter] = {
-    "default": ColourJitter(0.2, 0.2, 0.2, 0.01),
-    "strong": ColourJitter(0.3, 0.4, 0.5, 0.05),
+_COLORS: dict[AugmentKind, ColorJitter] = {
+    "default": ColorJitter(0.2, 0.2, 0.2, 0.01),
+    "strong": ColorJitter(0.3, 0.4, 0.5, 0.05),
 }
 _PUBLISHED_SHORT_SIDE = 800
 _PUBLISHED_SIDES = tuple(range(480, 801, 32))
@@ -56,11 +56,11 @@ def _place(inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator) -> Size
 def _place_around(
     box: Sequence[float], inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator
 ) -> SizeHW:
-    """Top left corner of a window somewhere in the image, but around the box's centre."""
+    """Top left corner of a window somewhere in the image, but around the box's center."""
     corner = []
     for axis, (inner, outer) in enumerate(zip(inner_hw, outer_hw, strict=True)):
-        centre = int((box[1 - axis] + box[3 - axis]) / 2)
-        low, high = max(0, centre - inner + 1), min(centre, outer - inner)
+        center = int((box[1 - axis] + box[3 - axis]) / 2)
+        low, high = max(0, center - inner + 1), min(center, outer - inner)
         corner.append(int(rng.integers(low, max(low, high) + 1)))
     return corner[0], corner[1]
 
@@ -256,7 +256,7 @@ class ScaleJitter:
 
 @dataclass(frozen=True)
 class ZoomOut:
-    """Lay the shrunken image on a canvas, in its mean colour, of the size it would have."""
+    """Lay the shrunken image on a canvas, in its mean color, of the size it would have."""
 
     preprocess: PreprocessConfig
     low: float
@@ -266,8 +266,8 @@ class ZoomOut:
         height, width = _scaled(scene.size_hw, self.preprocess, rng.uniform(self.low, 1.0))
         small = resize(scene, (height, width))
         top, left = _place((height, width), full, rng)
-        colour = cv2.mean(as_array(small.image))[:3]
-        return pad(small, top, left, full, [round(value) for value in colour])
+        color = cv2.mean(as_array(small.image))[:3]
+        return pad(small, top, left, full, [round(value) for value in color])
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         rng.random(3)  # the factor and the place
@@ -298,7 +298,7 @@ def build_transform(
     Args:
         kind: "published" is ALGORITHM 28, scaled with the short side (800 when published).
             "default" flips, scales to 0.7-1 of the inference size, crops half of the time and
-            shifts colours a little. "strong" also zooms out, crops closer and distorts colours.
+            shifts colors a little. "strong" also zooms out, crops closer and distorts colors.
         preprocess: The input at inference.
         scale: Factors of the size at inference, instead of the geometry of "default" or "strong".
 
@@ -331,10 +331,10 @@ def build_transform(
 
 
 def finishing(kind: AugmentKind) -> Transform:
-    """What that augmentation does besides geometry: flips and colours; the size stays."""
-    if kind not in _COLOURS:
+    """What that augmentation does besides geometry: flips and colors; the size stays."""
+    if kind not in _COLORS:
         return Chain((HorizontalFlip(), DropSmall()))
-    return Chain((HorizontalFlip(), _COLOURS[kind], DropSmall()))
+    return Chain((HorizontalFlip(), _COLORS[kind], DropSmall()))
 
 
 def _published(preprocess: PreprocessConfig) -> Transform:

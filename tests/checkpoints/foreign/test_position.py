@@ -64,7 +64,7 @@ def test_impossible_ones(bad: tuple[float | None, float | None]) -> None:
 
 
 def test_positions_that_are_not_normalised() -> None:
-    with pytest.raises(CheckpointError, match="not normalised"):
+    with pytest.raises(CheckpointError, match="not normalized"):
         find_position(MMDET, "a.pth", "positional_encoding=dict(normalize=False)", None, None)
     strange = "positional_encoding=dict(temperature=1.2.3)"
     with pytest.raises(CheckpointError, match=r"temperature is 1\.2\.3"):

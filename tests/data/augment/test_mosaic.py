@@ -1,4 +1,4 @@
-"""Mosaics: every box surrounds its colour, and samples are the same wherever they are made."""
+"""Mosaics: every box surrounds its color, and samples are the same wherever they are made."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_four_pictures_of_half_size_by_hand() -> None:
 
 @pytest.mark.parametrize("sizes", [[(128, 128)] * 4, [(90, 140), (500, 60), (40, 40), (64, 300)]])
 @pytest.mark.parametrize("preprocess", [SQUARE, FREE])
-def test_every_box_surrounds_its_colour_and_none_is_missing(
+def test_every_box_surrounds_its_color_and_none_is_missing(
     sizes: list[tuple[int, int]], preprocess: PreprocessConfig
 ) -> None:
     """What a box should be is read from the pixels: how much of its paint is still there."""
@@ -109,7 +109,7 @@ def test_every_box_surrounds_its_colour_and_none_is_missing(
     assert kept > 100 and kept > 3 * dropped
 
 
-def test_free_ground_has_the_colour_of_padding() -> None:
+def test_free_ground_has_the_color_of_padding() -> None:
     pieces = [piece((20, 128), [], label) for label in range(4)]
     scene = Mosaic(SQUARE, low=0.5, high=0.5, edge=0.5)(pieces, np.random.default_rng(0))
     levels, counts = np.unique(as_array(scene.image).reshape(-1, 3), axis=0, return_counts=True)
@@ -202,10 +202,10 @@ def test_targets_are_sound_and_crowds_left_out(tmp_path: Path) -> None:
             assert len(target.labels) == len(target.boxes_cxcywh)
             assert target.boxes_cxcywh.dtype == torch.float32 and target.labels.dtype == torch.int64
             seen |= set(target.labels.tolist())
-            centres, sides = target.boxes_cxcywh[:, :2], target.boxes_cxcywh[:, 2:]
+            centers, sides = target.boxes_cxcywh[:, :2], target.boxes_cxcywh[:, 2:]
             assert bool((sides > 0).all())
-            assert bool((centres - sides / 2 > -1e-6).all())
-            assert bool((centres + sides / 2 < 1 + 1e-6).all())
+            assert bool((centers - sides / 2 > -1e-6).all())
+            assert bool((centers + sides / 2 < 1 + 1e-6).all())
     assert seen == {0, 1}
 
 
