@@ -24,8 +24,8 @@ def randomized(out_indices: tuple[int, ...]) -> ConvNext:
 def normed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A layer norm over channels, epsilon 1e-6, in float64."""
     x = x.double()
-    centerd = x - x.mean(1, keepdim=True)
-    scaled = centerd / (centerd.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    centered = x - x.mean(1, keepdim=True)
+    scaled = centered / (centered.square().mean(1, keepdim=True) + 1e-6).sqrt()
     return scaled * weight[:, None, None].double() + bias[:, None, None].double()
 
 

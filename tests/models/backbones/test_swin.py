@@ -51,9 +51,9 @@ class Weights:
         return inner
 
     def norm(self, name: str, x: Array) -> Array:
-        centerd = x - x.mean(-1, keepdims=True)
-        scale = np.sqrt((centerd**2).mean(-1, keepdims=True) + 1e-5)
-        return centerd / scale * self[f"{name}.weight"] + self[f"{name}.bias"]
+        centered = x - x.mean(-1, keepdims=True)
+        scale = np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
+        return centered / scale * self[f"{name}.weight"] + self[f"{name}.bias"]
 
     def linear(self, name: str, x: Array) -> Array:
         return x @ self[f"{name}.weight"].T + self[f"{name}.bias"]
