@@ -1,8 +1,9 @@
 """Builds the operators in csrc/; everything else about the package is in pyproject.toml.
 
-DINO_BUILD chooses: `auto` (default: CPU, and CUDA too where nvcc and a CUDA torch both are), `cpu`,
-`cuda`, or `none` (pure Python). A build that was asked for and fails is an error.
-For development: `python setup.py build_ext --inplace`.
+The environment variable DINO_BUILD chooses what is built: `auto` (the default: for CPUs, and for
+CUDA if there are nvcc and a CUDA torch), `cpu`, `cuda` (both), or `none` (pure Python). If a
+requested build fails, so does the installation. For development run
+`python setup.py build_ext --inplace`.
 """
 
 from __future__ import annotations
@@ -36,33 +37,24 @@ HEADERS = [
 ]
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable ABI of torch 2.10
 CPU_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
-CPU_FLAGS += [
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-Wall",
-    "-Wextra",
-    "-Wno-psabi",
-]  # vector code of floor, if
-CUDA_FLAGS = [
-    "-std=c++20",
-    "-O3",
-    "-DUSE_CUDA",
-    "-cudart",
-    "static",
-    "-Xcompiler",
-    "-fPIC,-fvisibility=hidden",
-]
+# Without these two the compiler may not vectorize the loops that call floor or choose by an `if`,
+# since such code could set errno or trap at other places than the loop as written.
+CPU_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
+# GCC warns that vector types are passed differently with AVX; none crosses a border of a library.
+CPU_FLAGS += ["-Wall", "-Wextra", "-Wno-psabi"]
+CUDA_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", "-cudart", "static"]
+CUDA_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
 CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90"]
 
 
 def find_nvcc() -> str | None:
-    """Path of nvcc: on PATH, or under CUDA_HOME."""
+    """Path of nvcc, on PATH or under CUDA_HOME; None if there is none."""
     home = os.environ.get("CUDA_HOME", "")
     return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
 
 
 def wanted() -> list[str]:
-    """Which libraries DINO_BUILD asks for: "cpu", "cuda", both or none."""
+    """The libraries that DINO_BUILD asks for: names among "cpu" and "cuda", or none."""
     choice = os.environ.get("DINO_BUILD", "auto")
     if choice == "none":
         return []
@@ -81,11 +73,9 @@ def wanted() -> list[str]:
         raise SystemExit(
             "DINO_BUILD=cuda needs nvcc (on PATH or under CUDA_HOME) and a torch built with CUDA"
         )
-    return (
-        ["cpu", "cuda"]
-        if choice == "cuda" or (choice == "auto" and can_cuda and has_sources)
-        else ["cpu"]
-    )
+    if choice == "cpu" or not (can_cuda and has_sources):
+        return ["cpu"]
+    return ["cpu", "cuda"]  # the schemas are in the CPU library, so CUDA needs both
 
 
 def torch_flags() -> tuple[list[str], list[str]]:
@@ -113,14 +103,14 @@ def cpu_commands(output: str) -> list[list[str]]:
 
 
 def cuda_commands(output: str) -> list[list[str]]:
-    """Compile, with a thread for each architecture, and link.
+    """The commands that compile, with a thread for each architecture, and link.
 
-    Without threads: nvcc's parallel linking sometimes reads a file before it is written.
+    The link has no threads: nvcc's parallel linking sometimes reads a file before it is written.
     """
     compile_flags, link_flags = torch_flags()
     code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
     newest = CUDA_ARCHITECTURES[-1]
-    code.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # PTX for what comes later
+    code.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # PTX for later GPUs
     nvcc = find_nvcc() or "nvcc"
     extra = shlex.split(os.environ.get("NVCC_FLAGS", ""))
     common = [nvcc, *CUDA_FLAGS, *code, *extra]
@@ -132,14 +122,16 @@ def cuda_commands(output: str) -> list[list[str]]:
 
 
 class BuildOperators(build_ext):
-    """Runs the compiler and shows its words when it fails."""
+    """Runs the compiler, and shows its output if it fails."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split(".")).with_suffix(".so"))  # no Python tag: no Python in it
+        return str(
+            Path(*fullname.split(".")).with_suffix(".so")
+        )  # no Python tag: these libraries know no Python
 
     def run(self) -> None:
         wanted_names = {extension.name for extension in self.extensions}
-        for name in set(NAMES.values()) - wanted_names:  # what an earlier build left behind
+        for name in set(NAMES.values()) - wanted_names:  # left behind by an earlier build
             Path(self.build_lib, self.get_ext_filename(name)).unlink(missing_ok=True)
         super().run()
 
@@ -156,7 +148,8 @@ class BuildOperators(build_ext):
             raise
         finally:
             Path(f"{partial}.o").unlink(missing_ok=True)
-        partial.replace(target)  # whoever has the old one loaded keeps it
+        # Atomically, and to another inode: a process that has the old library loaded keeps it.
+        partial.replace(target)
 
     def run_compiler(self, command: list[str]) -> None:
         print(shlex.join(command), flush=True)
@@ -179,7 +172,7 @@ class BuildOperators(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """Tags the wheel py3-none-<platform>: the libraries depend on no version of Python or torch."""
+    """Tags the wheel py3-none-<platform>, as the libraries depend on no version of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         python, abi, platform = super().get_tag()

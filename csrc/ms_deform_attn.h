@@ -34,23 +34,21 @@ struct Level {
   int64_t start;  // index of the level's first token in S
 };
 
-// Sizes of one call, named with the letters of the Python docstrings.
+// Sizes of one call, named with the letters of the Python docstrings, and the name of the operator
+// that was called, which begins every error about the call.
 struct Problem {
+  const char* op;
   int64_t B, S, M, D, Q, L, P;
   std::vector<Level> levels;
 };
 
+// Throws std::runtime_error; `where` is an operator or, in isa.h, an environment variable.
 template <typename... Parts>
-[[noreturn]] inline void fail_op(const char* op, const Parts&... parts) {
+[[noreturn]] inline void fail(const char* where, const Parts&... parts) {
   std::ostringstream message;
-  message << op << ": ";
+  message << where << ": ";
   ((message << parts), ...);
   throw std::runtime_error(message.str());
-}
-
-template <typename... Parts>
-[[noreturn]] inline void fail(const Parts&... parts) {
-  fail_op("ms_deform_attn", parts...);
 }
 
 inline std::string shape_text(const Tensor& t) {
@@ -67,32 +65,33 @@ inline ScalarType accumulation_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void check_shape(const char* name, const Tensor& t, const std::vector<int64_t>& expected,
-                        const char* meaning) {
+inline void check_shape(const char* op, const char* name, const Tensor& t,
+                        const std::vector<int64_t>& expected, const char* meaning) {
   bool same = t.dim() == static_cast<int64_t>(expected.size());
   for (size_t i = 0; same && i < expected.size(); ++i)
     same = t.size(static_cast<int64_t>(i)) == expected[i];
   if (same) return;
   std::ostringstream text;
   for (size_t i = 0; i < expected.size(); ++i) text << (i ? ", " : "") << expected[i];
-  fail(name, " must have shape ", meaning, " = (", text.str(), "), found ", shape_text(t));
+  fail(op, name, " must have shape ", meaning, " = (", text.str(), "), found ", shape_text(t));
 }
 
-inline void check_like_value(const char* name, const Tensor& t, const Tensor& value,
+inline void check_like_value(const char* op, const char* name, const Tensor& t, const Tensor& value,
                              ScalarType expected) {
   if (t.scalar_type() != expected) {
-    fail(name, " must be ", dtype_text(expected), " when value is ",
+    fail(op, name, " must be ", dtype_text(expected), " when value is ",
          dtype_text(value.scalar_type()), ", found ", dtype_text(t.scalar_type()));
   }
   if (t.is_cuda() != value.is_cuda() || t.get_device_index() != value.get_device_index()) {
-    fail(name, " must be on the device of value; they are on different devices");
+    fail(op, name, " must be on the device of value; they are on different devices");
   }
-  if (!t.is_contiguous()) fail(name, " must be contiguous");
+  if (!t.is_contiguous()) fail(op, name, " must be contiguous");
 }
 
-inline std::vector<Level> check_levels(const std::vector<int64_t>& shapes, int64_t S) {
+inline std::vector<Level> check_levels(const char* op, const std::vector<int64_t>& shapes,
+                                       int64_t S) {
   if (shapes.empty() || shapes.size() % 2 != 0) {
-    fail("spatial_shapes must hold one (height, width) pair a level, found ", shapes.size(),
+    fail(op, "spatial_shapes must hold one (height, width) pair a level, found ", shapes.size(),
          " numbers");
   }
   std::vector<Level> levels;
@@ -100,76 +99,82 @@ inline std::vector<Level> check_levels(const std::vector<int64_t>& shapes, int64
   for (size_t i = 0; i < shapes.size(); i += 2) {
     const int64_t height = shapes[i], width = shapes[i + 1];
     if (height < 1 || width < 1 || height > S || width > S) {
-      fail("spatial_shapes: level ", i / 2, " is ", height, " x ", width,
+      fail(op, "spatial_shapes: level ", i / 2, " is ", height, " x ", width,
            "; both must be from 1 to S = ", S);
     }
     levels.push_back({height, width, start});
     start += height * width;
   }
-  if (start != S) fail("spatial_shapes sum to ", start, " tokens, value has S = ", S);
+  if (start != S) fail(op, "spatial_shapes sum to ", start, " tokens, value has S = ", S);
   return levels;
 }
 
 // The sizes that `value` and the locations or offsets (B, Q, M, L, P, 2) state.
-inline Problem check_sizes(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
-                           const Tensor& points) {
+inline Problem check_sizes(const char* op, const Tensor& value,
+                           const std::vector<int64_t>& spatial_shapes, const Tensor& points) {
   if (value.dim() != 4)
-    fail("value must have 4 dimensions (B, S, M, D), found shape ", shape_text(value));
+    fail(op, "value must have 4 dimensions (B, S, M, D), found shape ", shape_text(value));
   if (points.dim() != 6) {
-    fail("sampling locations or offsets must have 6 dimensions (B, Q, M, L, P, 2), found shape ",
+    fail(op,
+         "sampling locations or offsets must have 6 dimensions (B, Q, M, L, P, 2), found shape ",
          shape_text(points));
   }
   Problem p;
+  p.op = op;
   p.B = value.size(0), p.S = value.size(1), p.M = value.size(2), p.D = value.size(3);
   p.Q = points.size(1), p.L = static_cast<int64_t>(spatial_shapes.size()) / 2;
   p.P = points.size(4);
   if (p.S * p.M * p.D > std::numeric_limits<int32_t>::max()) {
-    fail("value of one image must have fewer than 2^31 elements, found shape ", shape_text(value));
+    fail(op, "value of one image must have fewer than 2^31 elements, found shape ",
+         shape_text(value));
   }
-  p.levels = check_levels(spatial_shapes, p.S);
+  p.levels = check_levels(op, spatial_shapes, p.S);
   return p;
 }
 
 // Checks every argument of the forward operator; throws std::runtime_error that says what was
 // expected and found.
-inline Problem check(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
-                     const Tensor& locations, const Tensor& weights) {
-  const Problem p = check_sizes(value, spatial_shapes, locations);
-  check_shape("sampling_locations", locations, {p.B, p.Q, p.M, p.L, p.P, 2}, "(B, Q, M, L, P, 2)");
-  check_shape("attention_weights", weights, {p.B, p.Q, p.M, p.L, p.P}, "(B, Q, M, L, P)");
+inline Problem check(const char* op, const Tensor& value,
+                     const std::vector<int64_t>& spatial_shapes, const Tensor& locations,
+                     const Tensor& weights) {
+  const Problem p = check_sizes(op, value, spatial_shapes, locations);
+  check_shape(op, "sampling_locations", locations, {p.B, p.Q, p.M, p.L, p.P, 2},
+              "(B, Q, M, L, P, 2)");
+  check_shape(op, "attention_weights", weights, {p.B, p.Q, p.M, p.L, p.P}, "(B, Q, M, L, P)");
   const ScalarType accumulation = accumulation_type(value.scalar_type());
-  check_like_value("sampling_locations", locations, value, accumulation);
-  check_like_value("attention_weights", weights, value, accumulation);
-  if (!value.is_contiguous()) fail("value must be contiguous");
+  check_like_value(op, "sampling_locations", locations, value, accumulation);
+  check_like_value(op, "attention_weights", weights, value, accumulation);
+  if (!value.is_contiguous()) fail(op, "value must be contiguous");
   return p;
 }
 
 inline void check_grad_output(const Problem& p, const Tensor& grad_output, const Tensor& value) {
-  check_shape("grad_output", grad_output, {p.B, p.Q, p.M * p.D}, "(B, Q, M * D)");
-  check_like_value("grad_output", grad_output, value, value.scalar_type());
+  check_shape(p.op, "grad_output", grad_output, {p.B, p.Q, p.M * p.D}, "(B, Q, M * D)");
+  check_like_value(p.op, "grad_output", grad_output, value, value.scalar_type());
 }
 
 // The same for the backward operator, with the gradient of the output.
-inline Problem check_backward(const Tensor& grad_output, const Tensor& value,
+inline Problem check_backward(const char* op, const Tensor& grad_output, const Tensor& value,
                               const std::vector<int64_t>& spatial_shapes, const Tensor& locations,
                               const Tensor& weights) {
-  Problem p = check(value, spatial_shapes, locations, weights);
+  Problem p = check(op, value, spatial_shapes, locations, weights);
   check_grad_output(p, grad_output, value);
   return p;
 }
 
 // The sizes of a call with raw points, and its checks.
-inline Problem check_raw(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
-                         const Tensor& references, const Tensor& offsets, const Tensor& logits) {
-  const Problem p = check_sizes(value, spatial_shapes, offsets);
-  check_shape("sampling_offsets", offsets, {p.B, p.Q, p.M, p.L, p.P, 2}, "(B, Q, M, L, P, 2)");
-  check_shape("attention_logits", logits, {p.B, p.Q, p.M, p.L, p.P}, "(B, Q, M, L, P)");
+inline Problem check_raw(const char* op, const Tensor& value,
+                         const std::vector<int64_t>& spatial_shapes, const Tensor& references,
+                         const Tensor& offsets, const Tensor& logits) {
+  const Problem p = check_sizes(op, value, spatial_shapes, offsets);
+  check_shape(op, "sampling_offsets", offsets, {p.B, p.Q, p.M, p.L, p.P, 2}, "(B, Q, M, L, P, 2)");
+  check_shape(op, "attention_logits", logits, {p.B, p.Q, p.M, p.L, p.P}, "(B, Q, M, L, P)");
   const int64_t box = references.dim() == 4 && references.size(3) == 4 ? 4 : 2;
-  check_shape("references", references, {p.B, p.Q, p.L, box}, "(B, Q, L, 2 or 4)");
-  check_like_value("sampling_offsets", offsets, value, value.scalar_type());
-  check_like_value("attention_logits", logits, value, value.scalar_type());
-  check_like_value("references", references, value, accumulation_type(value.scalar_type()));
-  if (!value.is_contiguous()) fail("value must be contiguous");
+  check_shape(op, "references", references, {p.B, p.Q, p.L, box}, "(B, Q, L, 2 or 4)");
+  check_like_value(op, "sampling_offsets", offsets, value, value.scalar_type());
+  check_like_value(op, "attention_logits", logits, value, value.scalar_type());
+  check_like_value(op, "references", references, value, accumulation_type(value.scalar_type()));
+  if (!value.is_contiguous()) fail(op, "value must be contiguous");
   return p;
 }
 

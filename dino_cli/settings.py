@@ -12,14 +12,13 @@ from dino_core.config import (
     ModelConfig,
     PreprocessConfig,
     TrainConfig,
-    apply_overrides,
     from_dict,
-    load_toml,
     nearest,
     to_dict,
 )
 from dino_core.errors import ConfigError
 from dino_core.recipes import RecipeInfo
+from dino_core.toml import apply_overrides, load_toml
 from dino_core.variants import VARIANTS
 
 TABLES = {"train": TrainConfig, "model": ModelConfig, "preprocess": PreprocessConfig}

@@ -1,50 +1,69 @@
-"""All settings as frozen dataclasses, the only schema: strict `from_dict`, `to_dict`, and TOML."""
+"""All settings as frozen dataclasses, the only schema, and their way from and to plain values."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dino_core.errors import ConfigError
 
-if typing.TYPE_CHECKING:
-    import tomllib
-else:
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-
 T = TypeVar("T")
 
 MIN_IMAGE_SIZE = 32  # pixels of a side of the input: the coarsest backbone map has stride 32
-NECK_GROUPS = 32  # of each level's GroupNorm (ALGORITHM 2)
+NECK_GROUPS = 32  # groups of the GroupNorm of each level (ALGORITHM 2)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the network's parameters and arithmetic.
+    """Everything that decides the network's parameters and how they are used.
 
-    The defaults are the published 4-scale ResNet-50 (arXiv 2203.03605, appendix; official
-    `DINO_4scale.py`).
+    The defaults are those of the published 4-scale ResNet-50 (arXiv 2203.03605, appendix; the
+    official `DINO_4scale.py`).
+
+    Attributes:
+        variant: Name of the model.
+        backbone: Name of a network in timm that supports `features_only`.
+        backbone_out_indices: Which feature maps of the backbone are used, counted from 0, the
+            finest.
+        backbone_frozen_stages: Number of leading backbone stages that are not trained.
+        backbone_drop_path: Stochastic depth in training: the probability that the backbone's last
+            block is left out. Swin, ConvNeXt and some of timm's networks have it.
+        num_classes: Number of classes.
+        num_levels: Number of feature levels of the transformer: the backbone's maps, and further
+            levels of half the resolution each.
+        hidden_dim: Width of the transformer, in channels.
+        num_heads: Number of attention heads.
+        num_points: Sampling points per head and level in deformable attention.
+        ffn_dim: Hidden width of the feed-forward networks, in channels.
+        encoder_layers: Number of encoder layers.
+        decoder_layers: Number of decoder layers.
+        num_queries: Number of queries, an upper bound of the detections per image.
+        tied_heads: All decoder layers share one box head and one class head (official).
+        neck_bias: The neck's convolutions have a bias (mmdet's have none).
+        position_temperature: Temperature of the sine encoding of image positions.
+        position_offset: Added to pixel positions before they are encoded (detrex: -0.5).
+        box_eps: Smallest distance of a coordinate from 0 and 1 before the inverse sigmoid of the
+            predicted boxes (mmdet: 1e-5).
+        dn_number: Half the number of denoising queries in training; 0 for none.
+        dn_label_noise_ratio: Twice the probability that a denoising query gets a random label.
+        dn_box_noise_scale: Factor of the box noise of denoising queries; at 1 a positive query's
+            corners move by up to half of the box's width and height.
     """
 
     variant: str = "dino-r50-4scale"
-    backbone: str = "resnet50"  # a timm name that supports features_only
+    backbone: str = "resnet50"
     backbone_out_indices: tuple[int, ...] = (2, 3, 4)
-    backbone_frozen_stages: int = 2  # leading timm feature stages without gradient
-    backbone_drop_path: float = 0.0  # stochastic depth in training, of Swin, ConvNeXt and others
+    backbone_frozen_stages: int = 2
+    backbone_drop_path: float = 0.0
     num_classes: int = 91
-    num_levels: int = 4  # backbone maps plus extra stride-2 levels
+    num_levels: int = 4
     hidden_dim: int = 256
     num_heads: int = 8
     num_points: int = 4
@@ -52,12 +71,12 @@ class ModelConfig:
     encoder_layers: int = 6
     decoder_layers: int = 6
     num_queries: int = 900
-    tied_heads: bool = True  # one box and one class head for all decoder layers (official)
+    tied_heads: bool = True
     neck_bias: bool = True
     position_temperature: float = 20.0
-    position_offset: float = 0.0  # detrex: -0.5
-    box_eps: float = 1e-3  # inverse_sigmoid epsilon of the predicted boxes (mmdet: 1e-5)
-    dn_number: int = 100  # half the number of denoising queries; 0: none
+    position_offset: float = 0.0
+    box_eps: float = 1e-3
+    dn_number: int = 100
     dn_label_noise_ratio: float = 0.5
     dn_box_noise_scale: float = 1.0
 
@@ -72,18 +91,29 @@ class ModelConfig:
                 f"num_levels is {self.num_levels}, fewer than the "
                 f"{len(self.backbone_out_indices)} maps of backbone_out_indices"
             )
-        if ":" in self.backbone:  # timm would fetch or read what a model file names
-            raise ConfigError(f"backbone '{self.backbone}' is a place, not a timm name")
+        # timm would download or read what follows "hf-hub:" or "local-dir:", and this name may come
+        # from a model file of an unknown source.
+        if ":" in self.backbone:
+            raise ConfigError(f"backbone '{self.backbone}' is a location, expected a timm name")
 
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """How an image becomes the network's input; stored in every checkpoint.
+    """How an image becomes the network's input. It is stored in every checkpoint.
 
-    The image is resized, aspect kept, so that its short side is `short_side` unless the long side
-    would exceed `max_side`; other side truncated (ALGORITHM 28). With a `canvas` it is then padded
-    to that (height, width), so that every image has one shape, in PyTorch as in an exported file;
-    the published models have none. `rounding` and `interpolation` differ in detrex and mmdet.
+    The image is resized with its aspect ratio, so that its short side is `short_side`, or its long
+    side `max_side` if that makes it smaller (ALGORITHM 28). The defaults are the published ones.
+
+    Attributes:
+        short_side: Length of the short side in pixels.
+        max_side: Largest length of the long side in pixels.
+        canvas: (height, width) in pixels that every image is padded to, so that all inputs have one
+            shape, in PyTorch as in an exported file. None, as published, pads to the batch only.
+        mean: Subtracted from the red, green and blue values, which are in [0, 1].
+        std: Red, green and blue values are divided by it after that.
+        rounding: How the resized sides become whole pixels (detrex and mmdet: "nearest").
+        interpolation: Bilinear filter of the resizing: "antialiased" as Pillow has it, or "plain"
+            as OpenCV has it (mmdet).
     """
 
     short_side: int = 800
@@ -91,13 +121,27 @@ class PreprocessConfig:
     canvas: tuple[int, int] | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    rounding: Literal["down", "nearest"] = "down"  # of the resized sides
-    interpolation: Literal["antialiased", "plain"] = "antialiased"  # bilinear of Pillow, OpenCV
+    rounding: Literal["down", "nearest"] = "down"
+    interpolation: Literal["antialiased", "plain"] = "antialiased"
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Matching costs and loss weights (paper appendix; official `DINO_4scale.py`)."""
+    """Matching costs and loss weights (paper, appendix; the official `DINO_4scale.py`).
+
+    Attributes:
+        cost_class: Weight of the class in the matching cost.
+        cost_bbox: Weight of the L1 distance of boxes in the matching cost.
+        cost_giou: Weight of the GIoU of boxes in the matching cost.
+        weight_class: Weight of the class loss.
+        weight_bbox: Weight of the L1 loss of boxes.
+        weight_giou: Weight of the GIoU loss of boxes.
+        focal_alpha: Weight of present classes in the focal loss; absent ones get the rest of 1.
+        focal_gamma: Exponent of the focal loss: how much confident predictions count less.
+        mal_gamma: Exponent of the IoU in the matchability-aware loss (default of DEIM).
+        encoder_repeats: Number of encoder proposals matched to each box. 1 is as published; more
+            is the one-to-many matching of H-DETR (arXiv 2207.13080).
+    """
 
     cost_class: float = 2.0
     cost_bbox: float = 5.0
@@ -107,8 +151,8 @@ class LossConfig:
     weight_giou: float = 2.0
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    mal_gamma: float = 1.5  # DEIM's
-    encoder_repeats: int = 1  # proposals matched to each box; 1 as published, more: H-DETR's way
+    mal_gamma: float = 1.5
+    encoder_repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.encoder_repeats < 1:
@@ -119,60 +163,111 @@ AugmentName = Literal["none", "default", "strong", "published"]
 FreezeName = Literal["none", "backbone"]
 ClassLossName = Literal["focal", "mal"]
 """Sigmoid focal loss as published, or the matchability-aware loss of DEIM (arXiv 2412.04234,
-equation 4): a matched query aims at its box's IoU to the power of `mal_gamma`, not at 1."""
+equation 4), in which the target of a matched query is its box's IoU to the power of `mal_gamma`."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training recipe as asked for; None: the plan chooses (`engine/planning/plan.py`).
+    """The training recipe as requested. None lets the plan choose (`engine/planning/plan.py`).
 
-    At most one of `steps`, `epochs`, `minutes` decides the length; all None: chosen too.
+    At most one of `epochs`, `steps` and `minutes` sets the length; if all are None, the plan does.
+
+    Attributes:
+        epochs: Number of passes over the training images.
+        steps: Number of optimizer steps.
+        minutes: Duration of the training in minutes.
+        images_per_step: Images per optimizer step: batch x accumulate x processes.
+        batch: Images per forward pass and process.
+        accumulate: Forward passes per optimizer step.
+        lr: Learning rate of the transformer and the heads.
+        backbone_lr_factor: Learning rate of the backbone, as a factor of `lr`.
+        offsets_lr_factor: Learning rate of the attention's sampling offsets, as a factor of `lr`
+            (ALGORITHM 26: the published factor of 0.1 has no effect in the official code).
+        weight_decay: Weight decay of AdamW (published).
+        clip_norm: Largest norm of the gradient; larger ones are scaled down to it (published).
+        schedule: Course of the learning rate: "cosine", or "step" as published.
+        step_milestones: Fractions of the run after which "step" lowers the learning rate
+            (published: after epoch 11 of 12).
+        step_gamma: Factor by which "step" lowers it (published).
+        warmup_steps: Optimizer steps in which the learning rate rises from near zero.
+        final_lr_factor: Where "cosine" ends, as a factor of `lr`.
+        ema: Evaluate and save an exponential moving average of the weights.
+        ema_decay: Decay of this average per step.
+        dtype: Number format of the forward pass; "auto" is bf16 where it is fast.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        seed: Random seed.
+        workers: Processes that load images; 0 for a thread.
+        augment: Augmentation of the training images.
+        class_loss: Loss of the classes.
+        mosaic: Share of the samples that are made of four images, 0 to 1.
+        copy_paste: Share of the samples that get objects of another image, 0 to 1.
+        mosaic_until: Fraction of the run after which `mosaic` and `copy_paste` stop.
+        scale_jitter: Lowest and highest factor of the image size at inference; None for the
+            geometry of `augment`.
+        image_size: Long side of the input in pixels.
+        freeze: Parts that are not trained: "backbone" or "none".
+        cached_views: Number of augmented views of each image whose backbone maps are kept on disk;
+            0 for none. Needs `freeze` "backbone".
+        eval_every_epochs: Evaluate after every so many epochs.
+        patience: Stop after this number of evaluations without a better AP; None for never.
+        checkpoint_every_steps: Save after every so many optimizer steps.
+        log_every_steps: Report losses after every so many optimizer steps.
+        val_split: Share of the images for validation, if the data has no validation split.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+        probe: Try the largest batch before the first step, to find out if memory suffices.
+        plots: Draw plots into the run folder.
+        loggers: Where metrics are reported besides the CSV file that is always written; None for
+            TensorBoard, if it is installed.
+        compile: Compile the backbone and the transformer's layers with `torch.compile`.
+        shard: Spread weights and optimizer state over the processes ("fsdp") or not ("none").
+        class_aliases: Classes that start from a class of the starting model with another name:
+            "sofa=couch" starts the data's sofa from the model's couch.
+        loss: Matching costs and loss weights.
     """
 
     epochs: int | None = None
-    steps: int | None = None  # optimiser steps
+    steps: int | None = None
     minutes: float | None = None
-    images_per_step: int | None = None  # batch x accumulate x processes
-    batch: int | None = None  # images a forward pass
-    accumulate: int | None = None  # forward passes a step
+    images_per_step: int | None = None
+    batch: int | None = None
+    accumulate: int | None = None
     lr: float | None = None
     backbone_lr_factor: float | None = None
-    offsets_lr_factor: float = 1.0  # of attention's sampling offsets (published: no effect, 26)
+    offsets_lr_factor: float = 1.0
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
     schedule: Literal["step", "cosine"] = "cosine"
-    step_milestones: tuple[float, ...] = (11 / 12,)  # fractions of the run
+    step_milestones: tuple[float, ...] = (11 / 12,)
     step_gamma: float = 0.1
     warmup_steps: int | None = None
-    final_lr_factor: float = 0.02  # cosine ends here
+    final_lr_factor: float = 0.02
     ema: bool = True
     ema_decay: float | None = None
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
     seed: int = 42
-    workers: int | None = None  # processes that load images; 0: a thread
+    workers: int | None = None
     augment: AugmentName | None = None
     class_loss: ClassLossName | None = None
-    mosaic: float = 0.0  # share of the samples that are made of four images
-    copy_paste: float = 0.0  # share of the samples that get objects of another image
-    mosaic_until: float = 0.8  # fraction of the run after which neither of the two is done
-    scale_jitter: tuple[float, float] | None = None  # of the inference size; None: `augment`'s own
-    image_size: int | None = None  # long side in pixels
+    mosaic: float = 0.0
+    copy_paste: float = 0.0
+    mosaic_until: float = 0.8
+    scale_jitter: tuple[float, float] | None = None
+    image_size: int | None = None
     freeze: FreezeName | None = None
-    cached_views: int = 0  # of each image, their backbone maps kept on disk; needs freeze backbone
+    cached_views: int = 0
     eval_every_epochs: int = 1
-    patience: int | None = None  # evaluations without a better AP before stopping; None: never
+    patience: int | None = None
     checkpoint_every_steps: int = 500
     log_every_steps: int = 10
-    val_split: float = 0.1  # used only when the data has no validation split
+    val_split: float = 0.1
     gradient_checkpointing: bool = False
-    probe: bool = True  # the worst batch goes through once before the first step
+    probe: bool = True
     plots: bool = True
-    # Names in engine/loggers/table.py; None: TensorBoard where it is installed.
     loggers: tuple[str, ...] | None = None
-    compile: bool = False  # torch.compile of backbone and transformer layers
-    shard: Literal["none", "fsdp"] = "none"  # spread weights and moments over the processes
-    class_aliases: tuple[str, ...] = ()  # "sofa=couch": the data's sofa starts as the model's couch
+    compile: bool = False
+    shard: Literal["none", "fsdp"] = "none"
+    class_aliases: tuple[str, ...] = ()
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
@@ -189,7 +284,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ResolvedConfig(TrainConfig):
-    """A recipe in which everything is chosen: what a run goes by and its config.toml holds."""
+    """A recipe in which everything is chosen, as a run uses it and its config.toml stores it."""
 
     images_per_step: int = 8
     batch: int = 8
@@ -205,13 +300,13 @@ class ResolvedConfig(TrainConfig):
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """`did you mean ...` for an unknown name; empty when nothing is near."""
+    """A hint `did you mean ...` for an unknown name; empty if no known name is similar."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean '{match[0]}'?" if match else ""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON/TOML values (tuples become lists)."""
+    """A config dataclass as plain values for JSON and TOML; tuples become lists."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
@@ -224,15 +319,16 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
-    """Build config dataclass `cls` from plain values.
+    """Build the config dataclass `cls` from plain values.
 
     Args:
         cls: One of this module's dataclasses.
         data: Keys are field names; missing keys keep their defaults.
-        where: Shown in errors, e.g. the file's name.
+        where: What errors begin with, e.g. the file's name.
 
     Raises:
-        ConfigError: an unknown key (with the nearest known one) or a value of the wrong type.
+        ConfigError: A key is unknown (the nearest known one is suggested) or a value is of the
+            wrong type.
     """
     prefix = f"{where}: " if where else ""
     if not isinstance(data, Mapping):
@@ -249,7 +345,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """`value` as type `hint`, or ConfigError; ints pass for floats, lists for tuples."""
+    """`value` as type `hint`, or ConfigError. Floats may be given as ints, tuples as lists."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -277,69 +373,3 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
     return value
-
-
-def load_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file. Raises ConfigError where it is missing or malformed."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-
-
-def dump_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Two-level settings as TOML text; None is left out, since TOML has no null."""
-    lines: list[str] = []
-    for name, table in tables.items():
-        _dump_table(lines, name, table)
-    return "\n".join(lines) + "\n"
-
-
-def _dump_table(lines: list[str], name: str, table: Mapping[str, Any]) -> None:
-    lines += ([""] if lines else []) + [f"[{name}]"]
-    nested = {k: v for k, v in table.items() if isinstance(v, Mapping)}
-    for key, value in table.items():
-        if key not in nested and value is not None:
-            lines.append(f"{key} = {_toml_value(value)}")
-    for key, value in nested.items():
-        _dump_table(lines, f"{name}.{key}", value)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, but for DEL, which only TOML wants escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
-
-
-def apply_overrides(tables: dict[str, Any], assignments: typing.Iterable[str]) -> dict[str, Any]:
-    """Apply `a.b=c` assignments (values in TOML syntax, bare words as strings) to nested tables.
-
-    Returns: a new nested dict; `tables` is unchanged.
-    Raises: ConfigError on an assignment without `=`.
-    """
-    result = {k: dict(v) if isinstance(v, Mapping) else v for k, v in tables.items()}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {assignment}: expected KEY=VALUE", "e.g. --set train.lr=1e-4")
-        try:
-            value = tomllib.loads(f"v = {text.strip()}")["v"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
-        node = result
-        *parents, leaf = key.strip().split(".")
-        for parent in parents:
-            child = node.get(parent, {})
-            if not isinstance(child, Mapping):
-                raise ConfigError(f"--set {assignment}: '{parent}' is not a table")
-            node[parent] = dict(child)
-            node = node[parent]
-        node[leaf] = value
-    return result

@@ -1,4 +1,4 @@
-"""What a model file says about itself, as JSON inside the file; read without torch."""
+"""The description that every model file carries, as JSON inside the file; read without torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dino_core.detections import ClassMap
 from dino_core.errors import CheckpointError, DinoError
 
 METADATA_KEY = "dino"
-"""Under this key of a safetensors or ONNX file's string metadata the JSON lives."""
+"""The key of the JSON in the string metadata of a safetensors or ONNX file."""
 
 FORMAT_VERSION = 1
-"""Raised when a reader of the previous version would misunderstand the file."""
+"""To be increased when readers of the previous version would misunderstand the file."""
 
 
 def library_version() -> str:
@@ -37,9 +37,9 @@ class CheckpointMeta:
         preprocess: How an image becomes its input.
         classes: Index, name and source id of each output column.
         training: Summary of the run: steps, epochs, data, recipe.
-        metrics: Validation numbers of these weights, fractions.
-        provenance: Where weights came from (file, layout, sha256), licence notes.
-        version: Version of this library that wrote the file.
+        metrics: Validation metrics of these weights, as fractions.
+        provenance: Where the weights came from (file, layout, sha256), and license notes.
+        version: The version of this library that wrote the file.
     """
 
     variant: str
@@ -85,7 +85,8 @@ def from_json(text: str, where: str = "checkpoint") -> CheckpointMeta:
         where: The file's name, for errors.
 
     Raises:
-        CheckpointError: not JSON, a part is missing or malformed, or a newer format.
+        CheckpointError: The text is not JSON, a part is missing or malformed, or the format is
+            newer than this version of the library.
     """
     try:
         data = json.loads(text)

@@ -22,12 +22,12 @@ class Target:
     boxes_cxcywh: Tensor
 
     def empty(self) -> Target:
-        """None of the boxes."""
+        """The same target without its boxes."""
         return Target(self.labels[:0], self.boxes_cxcywh[:0])
 
 
 def to_device(targets: Sequence[Target], device: torch.device) -> list[Target]:
-    """A batch's, moved by two copies."""
+    """The targets of a batch on another device, moved by two copies instead of two per image."""
     counts = [len(target.labels) for target in targets]
     labels = torch.cat([target.labels for target in targets]).to(device)
     boxes = torch.cat([target.boxes_cxcywh for target in targets]).to(device)
@@ -36,11 +36,11 @@ def to_device(targets: Sequence[Target], device: torch.device) -> list[Target]:
 
 
 def image_and_slot(targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
-    """Of each box of a batch, in order: its image, and its place among the image's boxes.
+    """The image of each box of a batch, and the box's index among those of its image.
 
-    They are counted on the CPU, which costs a GPU one copy instead of a kernel an image.
+    Both are computed on the CPU, which costs a GPU one copy instead of one kernel per image.
 
-    Returns: (N,) int64 twice, on the device of the targets.
+    Returns: Two tensors (N,) int64 on the device of the targets, boxes in the order of the images.
     """
     counts = torch.tensor([len(target.labels) for target in targets])
     image = torch.arange(len(counts)).repeat_interleave(counts)

@@ -1,4 +1,4 @@
-"""The named models: one `ModelConfig` and its `PreprocessConfig` each, made with `replace`."""
+"""The named models: each is a `ModelConfig` and its `PreprocessConfig`, derived by `replace`."""
 
 from __future__ import annotations
 
@@ -16,36 +16,13 @@ class Variant:
     preprocess: PreprocessConfig
 
 
-BACKBONE_LETTERS = {
-    "resnet50": "r50",
-    "resnet101": "r101",
-    "swin_tiny_patch4_window7_224": "swint",
-    "swin_small_patch4_window7_224": "swins",
-    "swin_base_patch4_window7_224": "swinb224",
-    "swin_base_patch4_window12_384": "swinb",
-    "swin_large_patch4_window7_224": "swinl224",
-    "swin_large_patch4_window12_384": "swinl",
-    "convnext_tiny": "convnextt",
-    "convnext_small": "convnexts",
-    "convnext_base": "convnextb",
-    "convnext_large": "convnextl",
-    "convnext_xlarge": "convnextxl",
-}
-"""Of backbones that public checkpoints have, by timm's names: their part of a variant's name."""
-
-
-def variant_name(backbone: str, num_levels: int) -> str:
-    """What a published DINO with this backbone is called."""
-    return f"dino-{BACKBONE_LETTERS[backbone]}-{num_levels}scale"
-
-
 _R50_4SCALE = ModelConfig()
 
 _NANO = replace(
     _R50_4SCALE,
     variant="dino-nano",
     backbone="tf_efficientnet_lite0",
-    backbone_out_indices=(3, 4),  # from stride 16: a quarter of the tokens, half the time
+    backbone_out_indices=(3, 4),  # from stride 16 on: a quarter of the tokens, half the time
     backbone_frozen_stages=2,
     num_classes=20,
     num_levels=3,
@@ -83,7 +60,7 @@ _CONVNEXTL_4SCALE = replace(
     _SWINL_4SCALE,
     variant="dino-convnextl-4scale",
     backbone="convnext_large",
-    backbone_drop_path=0.0,  # official `build_convnext` gives none
+    backbone_drop_path=0.0,  # the official `build_convnext` passes none
 )
 
 _PUBLISHED = (
@@ -96,7 +73,7 @@ _PUBLISHED = (
     _CONVNEXTL_4SCALE,
 )
 """Official `DINO_4scale.py`, `_5scale.py`, `_4scale_swin.py`, `_5scale_swin.py`,
-`_4scale_convnext.py`: they differ in nothing but backbone, its maps and the number of levels."""
+`_4scale_convnext.py`. They differ only in the backbone, its maps and the number of levels."""
 
 VARIANTS: dict[str, Variant] = {
     "dino-nano": Variant(_NANO, PreprocessConfig(short_side=320, max_side=320, canvas=(320, 320))),

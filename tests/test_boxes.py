@@ -10,10 +10,10 @@ from dino_core.boxes import cxcywh_to_xyxy, generalized_iou, inverse_sigmoid, xy
 
 
 def test_conversions_by_hand() -> None:
-    centre = torch.tensor([[5.0, 6.0, 4.0, 2.0]])
+    center = torch.tensor([[5.0, 6.0, 4.0, 2.0]])
     corners = torch.tensor([[3.0, 5.0, 7.0, 7.0]])
-    assert cxcywh_to_xyxy(centre).equal(corners)
-    assert xyxy_to_cxcywh(corners).equal(centre)
+    assert cxcywh_to_xyxy(center).equal(corners)
+    assert xyxy_to_cxcywh(corners).equal(center)
 
 
 def test_giou_against_torchvision() -> None:

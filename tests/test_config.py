@@ -12,13 +12,11 @@ from dino_core.config import (
     PreprocessConfig,
     ResolvedConfig,
     TrainConfig,
-    apply_overrides,
-    dump_toml,
     from_dict,
-    load_toml,
     to_dict,
 )
 from dino_core.errors import ConfigError
+from dino_core.toml import apply_overrides, dump_toml, load_toml
 from dino_core.variants import VARIANTS, find_variant
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from dino_core.config import ModelConfig, TrainConfig, from_dict, load_toml
+from dino_core.config import ModelConfig, TrainConfig, from_dict
 from dino_core.engine.planning.facts import DataFacts, Machine, ModelFacts
 from dino_core.engine.planning.plan import plan
 from dino_core.errors import ConfigError
 from dino_core.recipes import RecipeInfo, find_recipe, recipe_names
+from dino_core.toml import load_toml
 
 TABLES = {"recipe": RecipeInfo, "train": TrainConfig, "model": ModelConfig}
 # Epochs after which the learning rate falls to a tenth: the paper's appendix, detrex and mmdet.

@@ -32,6 +32,8 @@ Kernel kernel() {
 
 constexpr int64_t kChannelsPerTask = 64;
 
+constexpr const char* kOperator = "depthwise_weight_grad";
+
 // (B, C, H, W) in memory as (B, H, W, C); sizes of 1 make strides meaningless.
 bool is_channels_last(const Tensor& t) {
   const int64_t C = t.size(1), H = t.size(2), W = t.size(3);
@@ -44,18 +46,17 @@ Tensor depthwise_weight_grad(const Tensor& input, const Tensor& grad_output, int
                              int64_t stride, int64_t padding_top, int64_t padding_left) {
   for (const Tensor* t : {&input, &grad_output}) {
     if (t->dim() != 4 || t->scalar_type() != ScalarType::Float || !is_channels_last(*t)) {
-      fail_op("depthwise_weight_grad", "input and grad_output must be float32 (B, C, H, W) in ",
-              "channels last, found ", dtype_text(t->scalar_type()), " ", shape_text(*t));
+      fail(kOperator, "input and grad_output must be float32 (B, C, H, W) in ",
+           "channels last, found ", dtype_text(t->scalar_type()), " ", shape_text(*t));
     }
   }
   if (kernel_size != 3 && kernel_size != 5)
-    fail_op("depthwise_weight_grad", "kernel_size must be 3 or 5, found ", kernel_size);
+    fail(kOperator, "kernel_size must be 3 or 5, found ", kernel_size);
   const bool same = input.size(0) == grad_output.size(0) && input.size(1) == grad_output.size(1);
   if (!same || stride < 1 || padding_top < 0 || padding_left < 0 || padding_top >= kernel_size ||
       padding_left >= kernel_size) {
-    fail_op("depthwise_weight_grad", "input ", shape_text(input), " and grad_output ",
-            shape_text(grad_output), " do not fit stride ", stride, " and padding ", padding_top,
-            ", ", padding_left);
+    fail(kOperator, "input ", shape_text(input), " and grad_output ", shape_text(grad_output),
+         " do not fit stride ", stride, " and padding ", padding_top, ", ", padding_left);
   }
   Tensor grad_weight =
       torch::stable::new_empty(input, {input.size(1), 1, kernel_size, kernel_size});

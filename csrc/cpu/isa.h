@@ -34,7 +34,7 @@ inline Isa best_isa() {
   if (asked == nullptr || std::strcmp(asked, "avx512") == 0) return best;
   if (std::strcmp(asked, "avx2") == 0) return std::min(best, Isa::kAvx2);
   if (std::strcmp(asked, "baseline") == 0) return Isa::kBaseline;
-  fail("DINO_CPU must be baseline, avx2 or avx512, found ", asked);
+  fail("DINO_CPU", "must be baseline, avx2 or avx512, found ", asked);
 }
 
 inline Isa isa() {

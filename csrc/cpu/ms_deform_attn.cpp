@@ -74,7 +74,7 @@ void copy_tokens(const T* from, int64_t stride, V* to, int64_t tokens, int64_t c
   }
 }
 
-// Uninitialised memory that starts on a cache line, so that no register-wide access straddles two.
+// Uninitialized memory that starts on a cache line, so that no register-wide access straddles two.
 template <typename T>
 class Buffer {
  public:
@@ -253,7 +253,7 @@ void backward(const Problem& p, const T* grad_output, const T* value, const acc_
 
 // Calls run(T{}) with the C++ type of `type`.
 template <typename Run>
-void dispatch(ScalarType type, const Run& run) {
+void dispatch(const Problem& p, ScalarType type, const Run& run) {
   switch (type) {
     case ScalarType::Float:
       return run(float{});
@@ -262,15 +262,15 @@ void dispatch(ScalarType type, const Run& run) {
     case ScalarType::BFloat16:
       return run(BFloat16{});
     default:
-      fail("value on a CPU must be float32, float64 or bfloat16, found ", dtype_text(type));
+      fail(p.op, "value on a CPU must be float32, float64 or bfloat16, found ", dtype_text(type));
   }
 }
 
 Tensor ms_deform_attn(const Tensor& value, std::vector<int64_t> spatial_shapes,
                       const Tensor& locations, const Tensor& weights) {
-  const Problem p = check(value, spatial_shapes, locations, weights);
+  const Problem p = check("ms_deform_attn", value, spatial_shapes, locations, weights);
   Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
-  dispatch(value.scalar_type(), [&](auto zero) {
+  dispatch(p, value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
     Points<T> all;
@@ -285,11 +285,12 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_ou
                                                            std::vector<int64_t> spatial_shapes,
                                                            const Tensor& locations,
                                                            const Tensor& weights) {
-  const Problem p = check_backward(grad_output, value, spatial_shapes, locations, weights);
+  const Problem p = check_backward("ms_deform_attn_backward", grad_output, value, spatial_shapes,
+                                   locations, weights);
   Tensor grad_value = torch::stable::empty_like(value);
   Tensor grad_locations = torch::stable::empty_like(locations);
   Tensor grad_weights = torch::stable::empty_like(weights);
-  dispatch(value.scalar_type(), [&](auto zero) {
+  dispatch(p, value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
     backward<T>(p, data<T>(grad_output), data<T>(value), data<A>(locations), data<A>(weights),
@@ -309,9 +310,10 @@ Points<T> raw_of(const Tensor& references, const Tensor& offsets, const Tensor& 
 
 Tensor deformable_attention(const Tensor& value, std::vector<int64_t> spatial_shapes,
                             const Tensor& references, const Tensor& offsets, const Tensor& logits) {
-  const Problem p = check_raw(value, spatial_shapes, references, offsets, logits);
+  const Problem p =
+      check_raw("deformable_attention", value, spatial_shapes, references, offsets, logits);
   Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
-  dispatch(value.scalar_type(), [&](auto zero) {
+  dispatch(p, value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     forward<T>(p, data<T>(value), raw_of<T>(references, offsets, logits), data<T>(output));
   });
@@ -367,12 +369,13 @@ void make_raw_grad(const Problem& p, const Points<T>& all, const acc_t<T>* weigh
 std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(
     const Tensor& grad_output, const Tensor& value, std::vector<int64_t> spatial_shapes,
     const Tensor& references, const Tensor& offsets, const Tensor& logits) {
-  const Problem p = check_raw(value, spatial_shapes, references, offsets, logits);
+  const Problem p = check_raw("deformable_attention_backward", value, spatial_shapes, references,
+                              offsets, logits);
   check_grad_output(p, grad_output, value);
   Tensor grad_value = torch::stable::empty_like(value);
   Tensor grad_offsets = torch::stable::empty_like(offsets);
   Tensor grad_logits = torch::stable::empty_like(logits);
-  dispatch(value.scalar_type(), [&](auto zero) {
+  dispatch(p, value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
     const Points<T> all = raw_of<T>(references, offsets, logits);

@@ -21,9 +21,12 @@ struct Accumulate<double> {
 template <typename T>
 using acc_t = typename Accumulate<T>::type;
 
-// Queries prepared together: enough to amortise loop ends, few enough for all coefficients to stay
+// Queries prepared together: enough to amortize loop ends, few enough for all coefficients to stay
 // in L1.
 constexpr int kQueryBlock = 8;
+
+// Arrays of kQueryBlock * points numbers in a task's factor scratch. The enums ForwardPlane and
+// BackwardPlane of kernels.inc say what each holds, and assert these counts.
 constexpr int kForwardPlanes = 7;
 constexpr int kBackwardPlanes = 14;
 

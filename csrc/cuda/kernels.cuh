@@ -1,6 +1,6 @@
 // Multi-scale deformable attention on CUDA: the forward and the backward kernel.
 //
-// The work is cut into items, one per (batch, query, head). A group of neighbouring lanes of one
+// The work is cut into items, one per (batch, query, head). A group of neighboring lanes of one
 // warp (a power of two) owns an item and splits its D channels into packs of N. Positions, weights
 // and border cases of the points are prepared once: a lane takes one point, then the group goes
 // through its lanes' points, each handed round by shuffles. Sums are kept in the accumulation type.

@@ -24,11 +24,13 @@ constexpr unsigned kMaxBlocks = 65536;  // a grid-stride loop covers the rest
 
 Geometry geometry_of(const Problem& problem) {
   if (problem.levels.size() > kMaxLevels) {
-    fail("the CUDA kernels take at most ", kMaxLevels, " levels, found ", problem.levels.size());
+    fail(problem.op, "the CUDA kernels take at most ", kMaxLevels, " levels, found ",
+         problem.levels.size());
   }
   const int64_t items = problem.B * problem.Q * problem.M;
   if (items > std::numeric_limits<int32_t>::max()) {
-    fail("the CUDA kernels take fewer than 2^31 (batch, query, head) triples, found ", items);
+    fail(problem.op, "the CUDA kernels take fewer than 2^31 (batch, query, head) triples, found ",
+         items);
   }
   Geometry g{};
   g.image_size = problem.S * problem.M * problem.D;
@@ -55,7 +57,7 @@ cudaLaunchConfig_t launch_config(const Geometry& g, int pack, const Tensor& valu
   void* stream = nullptr;
   // The macro that checks such calls has another name in torch 2.10 than in 2.14.
   if (aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream) != AOTI_TORCH_SUCCESS)
-    fail("torch gives no CUDA stream");
+    fail("CUDA", "torch provides no stream for device ", value.get_device_index());
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(std::min((g.items + groups - 1) / groups, kMaxBlocks));
   config.blockDim = dim3(lanes, groups);
@@ -136,7 +138,7 @@ RawPoints<T> raw_points(const Tensor& references, const Tensor& offsets, const T
 
 // Calls `function` with a value of the C++ type of `type`.
 template <typename Function>
-void for_type(ScalarType type, Function function) {
+void for_type(const Problem& problem, ScalarType type, Function function) {
   switch (type) {
     case ScalarType::Float:
       return function(float{});
@@ -147,7 +149,8 @@ void for_type(ScalarType type, Function function) {
     case ScalarType::BFloat16:
       return function(torch::headeronly::BFloat16{});
     default:
-      fail("value must be float32, float64, float16 or bfloat16, found ", dtype_text(type));
+      fail(problem.op, "value must be float32, float64, float16 or bfloat16, found ",
+           dtype_text(type));
   }
 }
 
@@ -157,7 +160,7 @@ Tensor with_output(const Problem& problem, const Tensor& value, const Run& run) 
   const Geometry g = geometry_of(problem);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   Tensor output = torch::stable::new_empty(value, {problem.B, problem.Q, problem.M * problem.D});
-  for_type(value.scalar_type(), [&](auto zero) {
+  for_type(problem, value.scalar_type(), [&](auto zero) {
     if (g.items > 0) run(zero, g, output);
   });
   return output;
@@ -175,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor> with_gradients(const Problem& problem, const 
   Gradients gradients{torch::stable::new_zeros(value, value.sizes(), accumulation),
                       torch::stable::empty_like(coordinates),
                       torch::stable::new_empty(weights, weights.sizes(), accumulation)};
-  for_type(value.scalar_type(), [&](auto zero) {
+  for_type(problem, value.scalar_type(), [&](auto zero) {
     if (g.items > 0) run(zero, g, gradients);
   });
   return {torch::stable::to(gradients.value, value.scalar_type()), gradients.coordinates,
@@ -184,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor> with_gradients(const Problem& problem, const 
 
 Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
                       const Tensor& locations, const Tensor& weights) {
-  const Problem problem = check(value, spatial_shapes, locations, weights);
+  const Problem problem = check("ms_deform_attn", value, spatial_shapes, locations, weights);
   return with_output(problem, value, [&](auto zero, const Geometry& g, Tensor& output) {
     using T = decltype(zero);
     forward<T>(g, value, ready_points<T>(locations, weights), output);
@@ -194,7 +197,8 @@ Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t>& spatial_s
 std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& grad_output, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
     const Tensor& locations, const Tensor& weights) {
-  const Problem problem = check_backward(grad_output, value, spatial_shapes, locations, weights);
+  const Problem problem = check_backward("ms_deform_attn_backward", grad_output, value,
+                                         spatial_shapes, locations, weights);
   const auto run = [&](auto zero, const Geometry& g, Gradients& gradients) {
     using T = decltype(zero);
     backward<T>(g, grad_output, value, ready_points<T>(locations, weights), gradients);
@@ -204,7 +208,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
 
 Tensor deformable_attention(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
                             const Tensor& references, const Tensor& offsets, const Tensor& logits) {
-  const Problem problem = check_raw(value, spatial_shapes, references, offsets, logits);
+  const Problem problem =
+      check_raw("deformable_attention", value, spatial_shapes, references, offsets, logits);
   return with_output(problem, value, [&](auto zero, const Geometry& g, Tensor& output) {
     using T = decltype(zero);
     forward<T>(g, value, raw_points<T>(references, offsets, logits), output);
@@ -214,7 +219,8 @@ Tensor deformable_attention(const Tensor& value, const std::vector<int64_t>& spa
 std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(
     const Tensor& grad_output, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
     const Tensor& references, const Tensor& offsets, const Tensor& logits) {
-  const Problem problem = check_raw(value, spatial_shapes, references, offsets, logits);
+  const Problem problem = check_raw("deformable_attention_backward", value, spatial_shapes,
+                                    references, offsets, logits);
   check_grad_output(problem, grad_output, value);
   const auto run = [&](auto zero, const Geometry& g, Gradients& gradients) {
     using T = decltype(zero);

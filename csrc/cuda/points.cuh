@@ -16,7 +16,7 @@ struct Coordinates {
   const C* coordinates;  // (B, Q, M, L, P, 2)
   C* grad_coordinates;
 
-  // Two neighbours at once where tensors are aligned.
+  // Two neighbors at once where tensors are aligned.
   template <bool kAligned>
   __device__ __forceinline__ Pack<C, 2> coordinate(int64_t point) const {
     const C* const address = coordinates + 2 * point;

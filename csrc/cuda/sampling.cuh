@@ -85,7 +85,7 @@ __device__ __forceinline__ Accumulate<T> number(const Pack<T, N>& pack, int n) {
   return static_cast<Accumulate<T>>(pack.at[n]);
 }
 
-// Two neighbours as one word: an instruction a number instead of three.
+// Two neighbors as one word: an instruction a number instead of three.
 template <int N>
   requires(N % 2 == 0)
 __device__ __forceinline__ float number(const Pack<torch::headeronly::BFloat16, N>& pack, int n) {
@@ -147,7 +147,7 @@ __device__ __forceinline__ unsigned to_corner(int corner, int row, int token_str
 
 // The sample at pixel (x, y); without corners where no pixel is within reach. The comparisons are
 // false for NaN and come before any conversion to an integer, so that no position is undefined
-// behaviour.
+// behavior.
 template <typename A>
 __device__ __forceinline__ Sample<A> sample_at(A x, A y, A weight, const LevelSize& level,
                                                int token_stride) {

@@ -1,4 +1,4 @@
-"""Names of classes that may mean the same: offered to a person, never assumed."""
+"""Class names that may mean the same: they are suggested to the user, never assumed."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SYNONYMS: tuple[frozenset[str], ...] = tuple(
         "cow, cattle",
     )
 )
-"""What COCO, Pascal VOC and Open Images call differently; without spaces."""
+"""Names that differ between COCO, Pascal VOC and Open Images, without spaces."""
 
 
 def near_names(new: Sequence[str], old: Sequence[str]) -> dict[str, str]:
-    """Of the names in `new` that `old` lacks, those that differ by case, plural or a synonym.
+    """Names in `new` that `old` has in another case, number, or by a synonym.
 
-    Returns: new name to the old one that may mean the same; an old name that `new` has too is none.
+    Returns: Maps a new name to the old one that may mean the same. Names in both are left out.
     """
     free = {name: _forms(name) for name in old if name and name not in new}
     near = {}
@@ -51,7 +51,7 @@ def near_names(new: Sequence[str], old: Sequence[str]) -> dict[str, str]:
 
 
 def _forms(name: str) -> frozenset[str]:
-    """Everything that a name may be called: without case and spaces, singular, synonyms."""
+    """All spellings that count as the same name: lower case without spaces, singular, synonyms."""
     plain = re.sub(r"[\W_]+", "", name.lower())
     forms = {plain}
     for ending, instead in (("ies", "y"), ("ves", "fe"), ("ves", "f"), ("es", ""), ("s", "")):
@@ -66,15 +66,18 @@ def _forms(name: str) -> frozenset[str]:
 def parse_aliases(
     pairs: Sequence[str], new: Sequence[str], old: Sequence[str]
 ) -> Mapping[str, str]:
-    """`sofa=couch` and the like as new name to old name.
+    """Parse class aliases like `sofa=couch`.
 
     Args:
-        pairs: What a person typed.
+        pairs: What the user typed.
         new: Names of the data's classes.
         old: Names of the model's classes.
 
+    Returns: Maps a name of the data to a name of the model.
+
     Raises:
-        ConfigError: not of that form, or a name that is not there, with the nearest one.
+        ConfigError: An alias has no `=`, or one of its names does not exist; the nearest existing
+            one is suggested.
     """
     aliases = {}
     for pair in pairs:

@@ -12,18 +12,16 @@ from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json
 _IMPORT_HINT = "model files of other projects are read with `dino models import`"
 
 
-def check_file(path: Path, hint: str = "") -> None:
+def check_file(path: Path) -> None:
     """Check that a path is a file before it is opened as a model.
-
-    Args:
-        path: The model file.
-        hint: What to do about a folder; may be empty.
 
     Raises:
         CheckpointError: the path is a folder, or nothing is there.
     """
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder, not a model file", hint)
+        raise CheckpointError(
+            f"{path}: a folder, not a model file", "give a file in it, e.g. best.safetensors"
+        )
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
 

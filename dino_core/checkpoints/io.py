@@ -1,6 +1,6 @@
-"""Model files: one safetensors file with the weights and, as JSON, all that is needed to use them.
+"""Model files: safetensors files with the weights and, as JSON, all that is needed to use them.
 
-Files are written atomically: a crash or a full disk leaves the previous file as it was.
+Files are written atomically: after a crash or on a full disk the previous file is unchanged.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from dino_core.checkpoints.header import check_file
 from dino_core.config import ModelConfig
 from dino_core.errors import CheckpointError
 from dino_core.files import part_path, write_error
@@ -34,8 +35,9 @@ class Checkpoint:
     """A model file in memory.
 
     Attributes:
-        meta: What the file says about itself.
-        state_dict: Parameter name to tensor, floating ones float32 whatever the file stores.
+        meta: The description in the file.
+        state_dict: Parameter name to tensor. Floating-point ones are float32, whatever the file
+            stores.
     """
 
     meta: CheckpointMeta
@@ -51,14 +53,14 @@ def save_checkpoint(
     """Write a model file atomically.
 
     Args:
-        path: Where to; its folder exists.
+        path: The file; its folder must exist.
         state_dict: Parameter name to tensor on any device.
-        meta: What the file says about itself.
-        storage_dtype: Floating tensors are stored as this (bfloat16 or float16 for shipping);
-            None keeps their own.
+        meta: The description to store.
+        storage_dtype: Dtype in which floating-point tensors are stored, e.g. bfloat16 or float16
+            for distribution; None keeps their own.
 
     Raises:
-        CheckpointError: the file could not be written, e.g. the disk is full.
+        CheckpointError: The file could not be written, e.g. because the disk is full.
     """
     if storage_dtype is not None:
         converted: dict[int, Tensor] = {}  # one copy for names that share a tensor
@@ -75,7 +77,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a model file.
 
     Raises:
-        CheckpointError: missing, truncated, not a model file, or of a newer version.
+        CheckpointError: The file is missing, truncated, not a model file, or of a newer version.
     """
     meta = from_json(read_header(path), str(path))
     tensors, _ = read_tensors(path)
@@ -86,7 +88,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def build_model(checkpoint: Checkpoint) -> Dino:
     """The network with its weights, in evaluation mode.
 
-    Raises: CheckpointError when the weights are not those of the network the file describes.
+    Raises: CheckpointError if the weights are not those of the network that the file describes.
     """
     _check_layers(checkpoint)
     model = model_without_values(checkpoint.meta.model)
@@ -103,13 +105,16 @@ def build_model(checkpoint: Checkpoint) -> Dino:
 
 
 def model_without_values(config: ModelConfig) -> Dino:
-    """The network on the meta device: names and shapes, values to come from a file."""
+    """The network on the meta device: it has names and shapes, but no values yet."""
     with torch.device("meta"), _NoRandomNumbers():
         return Dino(config)
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError where building what the file describes would take hours."""
+    """Raises CheckpointError if the network that the file describes is absurdly deep.
+
+    A damaged or malicious file could otherwise claim so many layers that building takes hours.
+    """
     config, tensors = checkpoint.meta.model, len(checkpoint.state_dict)
     layers = max(config.encoder_layers, config.decoder_layers, config.num_levels)
     if layers > tensors:
@@ -119,9 +124,9 @@ def _check_layers(checkpoint: Checkpoint) -> None:
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Initialisation leaves tensors as they are.
+    """Skips the initialization of tensors.
 
-    On the meta device it does so anyway, but PyTorch imports its compiler for it, which takes
+    On the meta device it has no effect anyway, but PyTorch imports its compiler for it, which takes
     longer than building the network.
     """
 
@@ -152,9 +157,12 @@ def read_header(path: Path) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and string metadata as safetensors, atomically; shared tensors once.
+    """Write tensors and string metadata as safetensors, atomically.
 
-    Raises: CheckpointError when the disk is full or the folder cannot be written.
+    safetensors refuses names that share a tensor, so it is stored once, and the other names are
+    listed in the metadata.
+
+    Raises: CheckpointError if the disk is full or the folder cannot be written.
     """
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -170,7 +178,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     temporary = part_path(path)
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask says; safetensors itself makes it 0600
+        mode = temporary.stat().st_mode  # from the umask; safetensors itself would make it 0600
         safetensors.torch.save_file(kept, temporary, metadata=everything)
         temporary.chmod(mode)
         with open(temporary, "rb+") as file:
@@ -186,15 +194,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _own_memory(tensor: Tensor) -> Tensor:
-    """`tensor`, copied where it is a part of a larger one, which safetensors refuses."""
+    """`tensor`, copied if it is a part of a larger one, which safetensors refuses."""
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if whole else tensor.clone()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors (CPU) and the string metadata of a safetensors file; shared tensors are shared.
+    """All tensors (on the CPU) and the string metadata of a safetensors file.
 
-    Raises: CheckpointError when it is missing, truncated or not safetensors.
+    Names that shared a tensor when it was written share it again.
+
+    Raises: CheckpointError if the file is missing, truncated or not safetensors.
     """
     with _opened(path) as file:
         metadata = dict(file.metadata() or {})
@@ -209,13 +219,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    if path.is_dir():
-        raise CheckpointError(f"{path}: a folder, not a model file")
+    check_file(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             yield file
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except safetensors.SafetensorError as error:

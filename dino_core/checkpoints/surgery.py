@@ -1,9 +1,10 @@
-"""Carrying weights over to a model with other classes: rows of the heads follow the class names."""
+"""Transfer of weights to a model with other classes: the heads' rows follow the class names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,13 @@ class TransferReport:
     """What a model took over from other weights.
 
     Attributes:
-        copied: Tensors taken over whole; of the queries' contents as many rows as the model has.
-        by_class: Tensors of which the rows of `classes` were taken over.
-        classes: Names of the model whose rows were taken over.
-        new_classes: Names of the model whose rows start anew.
-        aliases: Of `classes`, those whose rows are those of another name, which was asked for.
-        near: Of `new_classes`, those that the source may know by another name.
-        kept: Tensors that kept their initialisation (not in the source, or of another shape).
-        unused: Tensors of the source that found no place.
+        copied: Tensors that were copied; of the queries' contents as many rows as the model has.
+        by_class: Tensors of which the rows of `classes` were copied.
+        classes: The model's class names whose rows were copied.
+        new_classes: The model's class names whose rows keep their initialization.
+        aliases: For names in `classes` that were given an alias: the source's name.
+        near: For names in `new_classes` that the source may know by another name: that name.
+        kept: Tensors that keep their initialization (not in the source, or of another shape).
     """
 
     copied: tuple[str, ...]
@@ -35,7 +35,10 @@ class TransferReport:
     aliases: Mapping[str, str]
     near: Mapping[str, str]
     kept: tuple[str, ...]
-    unused: tuple[str, ...]
+
+
+_Fate = Literal["copied", "by_class", "kept"]
+"""What became of a tensor of the model; the fields of `TransferReport` that list names."""
 
 
 def has_class_rows(name: str) -> bool:
@@ -51,55 +54,71 @@ def transfer(
     new: ClassMap,
     aliases: Mapping[str, str] | None = None,
 ) -> TransferReport:
-    """Copy into `model` every tensor of `source` that fits; class rows by name.
+    """Copy into `model` every tensor of `source` that fits, and class rows by name.
 
-    Rows of classes that the source does not know keep their initialisation (the paper's: the
-    heads' bias is that of a score of 0.01).
+    Rows of classes that the source does not know keep their initialization (the paper's: the bias
+    of the heads is that of a score of 0.01).
 
     Args:
         model: Changed in place; its classes are `new`.
         source: Parameter name to tensor, of a model whose classes are `old`.
         old: The source's classes.
         new: The model's classes.
-        aliases: New name to the old one whose rows it takes.
+        aliases: New class name to the old one whose rows it takes.
 
     Raises:
-        CheckpointError: nothing fits, so the weights are of another kind of model.
+        CheckpointError: No tensor fits, so the weights are of another kind of model.
     """
     aliases = aliases or {}
     same_classes = old.names == new.names and not aliases
-    rows = {name: i for i, name in enumerate(old.names) if name}
+    row_of = {name: row for row, name in enumerate(old.names) if name}
     wanted = [aliases.get(name, name) for name in new.names]
-    pairs = [(rows[name], after) for after, name in enumerate(wanted) if name in rows]
-    copied, by_class, kept = [], [], []
-    own = model.state_dict()
-    for name, tensor in own.items():
-        given = source.get(name)
-        if given is None or given.shape[1:] != tensor.shape[1:] or given.dim() != tensor.dim():
-            kept.append(name)
-        elif has_class_rows(name) and not (same_classes and given.shape == tensor.shape):
-            for before, after in pairs:
-                if before < len(given):
-                    tensor[after].copy_(given[before])
-            by_class.append(name)
-        elif given.shape == tensor.shape:
-            tensor.copy_(given)
-            copied.append(name)
-        elif name == "tgt_embed.weight" and len(given):  # more queries start as those there are
-            tensor.copy_(given[torch.arange(len(tensor)) % len(given)])
-            copied.append(name)
-        else:
-            kept.append(name)
-    if not copied:
+    pairs = [(row_of[name], row) for row, name in enumerate(wanted) if name in row_of]
+    names: dict[_Fate, list[str]] = {"copied": [], "by_class": [], "kept": []}
+    for name, tensor in model.state_dict().items():  # these share memory with the parameters
+        names[_copy(name, source.get(name), tensor, pairs, same_classes)].append(name)
+    if not names["copied"]:
         raise CheckpointError("none of the starting weights fits this model", "--weights none")
-    known = tuple(new.names[after] for _, after in pairs)
+    known = tuple(new.names[row] for _, row in pairs)
     return TransferReport(
-        tuple(copied),
-        tuple(by_class),
+        copied=tuple(names["copied"]),
+        by_class=tuple(names["by_class"]),
         classes=known,
         new_classes=tuple(name for name in new.names if name and name not in known),
         aliases={name: aliases[name] for name in known if name in aliases},
-        near=near_names([n for n in new.names if n not in aliases], old.names),
-        kept=tuple(kept),
-        unused=tuple(name for name in source if name not in own),
+        near=near_names([name for name in new.names if name not in aliases], old.names),
+        kept=tuple(names["kept"]),
     )
+
+
+def _copy(
+    name: str,
+    given: Tensor | None,
+    tensor: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    same_classes: bool,
+) -> _Fate:
+    """Copy what fits of `given` into the model's `tensor`.
+
+    Args:
+        name: Of the tensor.
+        given: The source's tensor of that name; None if it has none.
+        tensor: Changed in place.
+        pairs: (row of the source, row of the model) of each class that both have.
+        same_classes: The classes are the same in the same order, so that no row moves.
+    """
+    if given is None or given.shape[1:] != tensor.shape[1:] or given.dim() != tensor.dim():
+        return "kept"
+    if has_class_rows(name) and not (same_classes and given.shape == tensor.shape):
+        for before, after in pairs:
+            if before < len(given):  # a foreign file may have fewer label rows than classes
+                tensor[after].copy_(given[before])
+        return "by_class"
+    if given.shape == tensor.shape:
+        tensor.copy_(given)
+        return "copied"
+    if name == "tgt_embed.weight" and len(given):
+        # The contents of the queries are interchangeable, so additional queries repeat them.
+        tensor.copy_(given[torch.arange(len(tensor)) % len(given)])
+        return "copied"
+    return "kept"

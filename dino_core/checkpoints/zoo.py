@@ -1,6 +1,6 @@
-"""From what a person types as `--model` to a model file: built in, published, or a path.
+"""Finds the file of a model given by name or path: built in, published, or the user's own.
 
-A published file is fetched once, checked, and imported once; both files stay in the cache.
+A published file is downloaded once, checked, and imported once. Both files stay in the cache.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _RUN_FACTS = ("data", "images", "steps", "epochs")
 
 
 def resolve(name_or_path: str | Path, progress: Progress | None = None) -> Path:
-    """The file behind a model's name or path; a published one is fetched where it is not here.
+    """The file of a model given by name or path. A published one is downloaded if need be.
 
     Raises:
-        CheckpointError: no such file or model, or as `pull` does.
+        CheckpointError: There is no such file or model, or `pull` fails.
     """
     found = find_model(name_or_path)
     if found.published is not None:
@@ -64,9 +64,9 @@ def _unsupported(name: str, variant: str) -> CheckpointError:
 
 
 def load(name_or_path: str | Path) -> Checkpoint:
-    """Read the model behind a name or path; files of other DINO code are converted in memory.
+    """Read a model given by name or path. Files of other DINO code are converted in memory.
 
-    Raises: CheckpointError as `resolve`, `load_checkpoint` and `import_checkpoint` do.
+    Raises: CheckpointError like `resolve`, `load_checkpoint` and `import_checkpoint`.
     """
     return _read(resolve(name_or_path))
 
@@ -76,16 +76,16 @@ def _read(path: Path) -> Checkpoint:
 
 
 def pull(published: Published, progress: Progress | None = None, *, again: bool = False) -> Path:
-    """The model file of a published one, fetched and imported unless that was done before.
+    """The model file of a published model, downloaded and imported unless the cache has it.
 
     Args:
-        published: Of the catalogue.
-        progress: Is told how it goes.
-        again: Fetch and import it even so.
+        published: An entry of the catalogue.
+        progress: Called with the state of the download.
+        again: Download and import it even if the cache has it.
 
     Raises:
-        CheckpointError: its network is not supported, only a person can fetch it, `fetch`'s
-            reasons, a file that was changed, or one that cannot be imported.
+        CheckpointError: Its network is not supported, it can only be downloaded in a browser, the
+            download fails, the file in the cache was changed, or it cannot be imported.
     """
     if not again and (ready := _ready(published)) is not None:
         return ready
@@ -93,7 +93,7 @@ def pull(published: Published, progress: Progress | None = None, *, again: bool 
         raise _unsupported(published.name, published.variant)
     if published.url is None:
         raise CheckpointError(
-            f"{published.name}: the official files lie on Google Drive, without a direct link",
+            f"{published.name}: the official files are on Google Drive, without a direct link",
             f"get {published.file} from {published.page} by hand, then `dino models import "
             f"{published.file} {published.name}.safetensors` and use that file",
         )
@@ -110,7 +110,7 @@ def pull(published: Published, progress: Progress | None = None, *, again: bool 
 
 
 def _ready(published: Published) -> Path | None:
-    """The model file in the cache, unless this version has to import it anew."""
+    """The model file in the cache; None if there is none, or another version imported it."""
     here = cached(published.name)
     if here.model is None or (here.source and here.model.version != library_version()):
         return None
@@ -119,7 +119,7 @@ def _ready(published: Published) -> Path | None:
 
 
 def _source(published: Published, progress: Progress | None, *, again: bool) -> FileRecord:
-    """The published file, in the cache from now on."""
+    """The published file, which is downloaded into the cache if need be."""
     here = cached(published.name)
     for record in (here.source, here.model):
         if again and record is not None:
@@ -135,9 +135,9 @@ def _source(published: Published, progress: Progress | None, *, again: bool) -> 
 
 
 def check_source(published: Published, path: Path) -> None:
-    """Raises CheckpointError unless a file is the published one, by its checksum or its structure.
+    """Raises CheckpointError unless a file is the published one.
 
-    Where no checksum is published, those inside the file (of each part of a zip) have to do.
+    If no checksum is published, those inside the file (of each part of a zip) are checked.
     """
     if published.sha256:
         found = sha256_of(path)
@@ -153,7 +153,7 @@ def check_source(published: Published, path: Path) -> None:
 
 
 def _imported(published: Published, source: FileRecord) -> Path:
-    """Import the published file beside itself, and write that down."""
+    """Import the published file into the same folder, and record that in the cache."""
     here = CachedModel(cached(published.name).folder, source, None)
     read = _read(here.path(source))
     provenance = {**read.meta.provenance, "name": published.name, "url": published.url}
@@ -164,9 +164,9 @@ def _imported(published: Published, source: FileRecord) -> Path:
 
 
 def verify(published: Published) -> list[FileRecord]:
-    """Read all that the cache has of a published model, and compare checksums.
+    """Read everything that the cache has of a published model, and compare checksums.
 
-    Raises: CheckpointError when nothing is there, or something is damaged or was changed.
+    Raises: CheckpointError if the cache has nothing, or a file is damaged or was changed.
     """
     here = cached(published.name)
     records = [record for record in (here.source, here.model) if record is not None]
@@ -196,9 +196,9 @@ def verify_model(name_or_path: str | Path) -> None:
 
 
 def verify_file(path: Path) -> Checkpoint:
-    """Read all of a model file: its weights are those of its network, and all are numbers.
+    """Read a whole model file, and check that its weights fit its network and are finite.
 
-    Raises: CheckpointError when it is damaged, of another kind, or holds what is no number.
+    Raises: CheckpointError if the file is damaged, no model file, or has NaN or infinite weights.
     """
     if path.suffix in FOREIGN_SUFFIXES:
         check_pickled(path)
@@ -206,16 +206,16 @@ def verify_file(path: Path) -> Checkpoint:
     build_model(checkpoint)
     for name, tensor in checkpoint.state_dict.items():
         if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{path}: {name} holds what is no number")
+            raise CheckpointError(f"{path}: {name} has NaN or infinite values")
     return checkpoint
 
 
 def history(path: Path, meta: CheckpointMeta) -> tuple[Mapping[str, Any], ...]:
-    """Where the weights of a model file are from, for one that is trained from it.
+    """The origin of the weights of a model file, to be stored in a model trained from it.
 
-    Returns: An entry for each file that went before, oldest first, this one last: its name, sha256
-        and variant, what its importer told (another project's file, its sha256, its layout), and
-        the run that trained it (data, steps).
+    Returns: An entry for each earlier file, oldest first, and last for this one: its name, sha256
+        and variant, what its importer reported (another project's file, its sha256, its layout),
+        and the run that trained it (data, steps).
     """
     own = {key: value for key, value in meta.provenance.items() if key != "history"}
     run = {key: meta.training[key] for key in _RUN_FACTS if key in meta.training}

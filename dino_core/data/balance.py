@@ -1,4 +1,4 @@
-"""Repeat images of rare classes, as in LVIS's repeat factor sampling (arXiv 1908.03195, 4.1)."""
+"""Repetition of images with rare classes: LVIS's repeat factor sampling (arXiv 1908.03195, 4.1)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dino_core.data.records import ImageRecord
 def repeat_rare(
     records: Sequence[ImageRecord], num_classes: int, threshold: float, seed: int = 0
 ) -> tuple[ImageRecord, ...]:
-    """Repeat each image max(1, sqrt(threshold / f)) times, f its rarest class's share of images.
+    """Repeat each image max(1, sqrt(threshold / f)) times; f is its rarest class's image share.
 
     Args:
-        records: A training split.
-        num_classes: Classes of the data set.
-        threshold: Classes in a smaller share of the images are repeated.
-        seed: Decides which fractional repeats are rounded up.
+        records: The images of a training split.
+        num_classes: Number of classes of the data set.
+        threshold: Classes that are in a smaller share of the images are repeated.
+        seed: Random seed; decides which fractional numbers of repeats are rounded up.
 
-    Returns: the records in order, repeats next to each other.
+    Returns: The records in order, repeats next to each other.
     """
     present = [np.unique(r.class_indices[~r.is_crowd]) for r in records]
     images_of = np.zeros(num_classes)

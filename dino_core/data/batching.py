@@ -1,54 +1,41 @@
-"""Samples into padded batches: images of like shape together, in an order that can be repeated."""
+"""Padded batches of samples, and which images form them: similar shapes, in a repeatable order."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
 
-from dino_core.config import PreprocessConfig
-from dino_core.data.dataset import (
-    DetectionDataset,
-    ReadableSamples,
-    Sample,
-    SampleKey,
-    Unreadable,
-)
-from dino_core.data.records import ImageRecord
+from dino_core.data.dataset import Sample, Unreadable
+from dino_core.data.seeding import generator
 from dino_core.errors import ConfigError
 from dino_core.processing import preprocess as processing
-from dino_core.processing.preprocess import resized_size
 from dino_core.targets import Target, to_device
 
-STRIDE = 32  # training batches are padded to multiples of it, so that few different shapes occur
-_CHUNK_BATCHES = 32  # images are grouped by size within so many batches
+STRIDE = 32  # batches are padded to multiples of this, so that few different shapes occur
+_CHUNK_BATCHES = 32  # images are grouped by size within chunks of this number of batches
 _Indices = NDArray[np.int64]
-_SEED_BITS = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
 class Batch:
     """B samples, padded to one size; images that cannot be read are left out.
 
-    Where none can be read there is one blank image without an id, which must not count.
+    If no image could be read, the batch is one blank image without an id, which must not count.
 
     Attributes:
-        images: (B, 3, H, W) float32 normalised, zeros at the bottom and right.
-        padding_mask: (B, H, W) bool, True on padding.
+        images: (B, 3, H, W) float32, normalized, zeros at the bottom and right.
+        padding_mask: (B, H, W) bool, True = padding.
         targets: B targets.
-        image_ids: B ids; none where no image could be read.
+        image_ids: B ids; empty if no image could be read.
         unreadable: The images that were left out, or not mixed in.
-        features: The frozen backbone's maps (B, c, h, w) of these images, where they were kept;
-            `images` is then empty.
-        place: View and number in it, by which the maps are kept.
+        features: Maps (B, c, h, w) of these images from the cache of a frozen backbone; `images` is
+            then empty. None without the cache.
+        place: Key of the maps in that cache: the view and the batch's number in it.
     """
 
     images: Tensor
@@ -73,9 +60,9 @@ class Batch:
         )
 
     def split(self, parts: int, blanks: bool = False) -> list[Batch]:
-        """The same samples, with the same padding, in at most `parts` batches of like size.
+        """The same samples with the same padding, in at most `parts` batches of about equal size.
 
-        With `blanks` there are always `parts`: the last ones are a blank image each.
+        With `blanks` there are always `parts` batches: the missing ones are one blank image each.
         """
         size = -(-len(self) // parts)
         cuts = [slice(start, start + size) for start in range(0, len(self), size)]
@@ -101,14 +88,14 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """Images and mask in page-locked memory; called by DataLoader with `pin_memory`."""
+        """The batch with images and mask in page-locked memory; DataLoader calls this."""
         return replace(
             self, images=self.images.pin_memory(), padding_mask=self.padding_mask.pin_memory()
         )
 
 
-def collate(samples: Sequence[Sample | Unreadable], multiple: int = STRIDE) -> Batch:
-    """Pad samples to the largest height and width among them, rounded up to `multiple`."""
+def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
+    """Pad samples to the largest height and width among them, rounded up to `STRIDE`."""
     remarks = [s if isinstance(s, Unreadable) else s.without for s in samples]
     unreadable = tuple(remark for remark in remarks if remark is not None)
     readable = [sample for sample in samples if isinstance(sample, Sample)]
@@ -118,7 +105,7 @@ def collate(samples: Sequence[Sample | Unreadable], multiple: int = STRIDE) -> B
         arrays = [np.zeros((3, *unreadable[0].size_hw), np.float32)]
         targets = [Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))]
     height, width = (
-        -(-max(array.shape[axis] for array in arrays) // multiple) * multiple for axis in (1, 2)
+        -(-max(array.shape[axis] for array in arrays) // STRIDE) * STRIDE for axis in (1, 2)
     )
     images, padding_mask = processing.collate(arrays, (height, width))
     return Batch(
@@ -134,18 +121,18 @@ def collate(samples: Sequence[Sample | Unreadable], multiple: int = STRIDE) -> B
 class ShapeBatches:
     """Which images form which batch in which epoch; a function of (seed, epoch) only.
 
-    The order is shuffled, chunks of batches are grouped by size, cut into batches, and the batches
-    are shuffled. Of several ranks each takes every `world_size`-th batch, as many as the others.
+    The order is shuffled, chunks of it are sorted by size and cut into batches, and the batches are
+    shuffled. Each rank takes every `world_size`-th batch, and all ranks take the same number.
 
     Attributes:
-        count: Images.
-        sizes_of_epoch: Epoch to the (height, width) each image will have.
-        batch_size: Images a batch.
-        seed: Of the order.
-        shuffle: False keeps file order and does not group.
+        count: Number of images.
+        sizes_of_epoch: Maps an epoch to the (height, width) that each image will have in it.
+        batch_size: Images per batch.
+        seed: Random seed of the order.
+        shuffle: False keeps the images in order and does not group them by size.
         drop_last: Leave out a last, smaller batch, unless it is the only one.
-        rank: This process.
-        world_size: All processes.
+        rank: Number of this process.
+        world_size: Number of processes.
     """
 
     count: int
@@ -164,19 +151,20 @@ class ShapeBatches:
             raise ConfigError(f"rank {self.rank} is not in a world of {self.world_size}")
 
     def __len__(self) -> int:
-        """Batches of one rank in one epoch."""
+        """Number of batches of one rank in one epoch."""
         count, size = self.count, self.batch_size
         batches = count // size if self.drop_last and count >= size else -(-count // size)
         return (batches + self.world_size - 1) // self.world_size
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """Indices of each of this rank's batches."""
+        """The indices of the images in each of this rank's batches."""
         if not self.shuffle:
             batches = self._cut(np.arange(self.count))
         else:
-            rng = np.random.default_rng((self.seed & _SEED_BITS, epoch))
+            rng = generator(self.seed, epoch)
             batches = self._cut(self._grouped(rng, epoch))
             batches = [batches[i] for i in rng.permutation(len(batches))]
+        # Ranks wait for each other in every step, so all need the same number of batches.
         missing = -len(batches) % self.world_size
         batches += [batches[i % len(batches)] for i in range(missing)]
         return batches[self.rank :: self.world_size]
@@ -197,9 +185,9 @@ class ShapeBatches:
 
 
 def _by_size(indices: _Indices, sizes_hw: NDArray[np.int64], batch_size: int) -> _Indices:
-    """Indices reordered so that batches cut from them hold images of like height and width.
+    """The indices, reordered so that batches cut from them hold images of similar size.
 
-    Halved again and again, at whole batches, along the side that differs most.
+    They are split in two, at a whole batch, along the side that differs most, and so is each half.
     """
     if len(indices) <= batch_size:
         return indices
@@ -212,187 +200,3 @@ def _by_size(indices: _Indices, sizes_hw: NDArray[np.int64], batch_size: int) ->
             _by_size(indices[half:], sizes_hw, batch_size),
         ]
     )
-
-
-def eval_batches(
-    records: Sequence[ImageRecord], batch_size: int, preprocess: PreprocessConfig
-) -> list[list[int]]:
-    """Indices of batches of images that are resized to one and the same shape: none is padded.
-
-    Padding changes what the network answers, so evaluation must not mix shapes.
-    """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, record in enumerate(records):
-        shape = resized_size((record.height, record.width), preprocess)
-        groups.setdefault(shape, []).append(index)
-    return [
-        group[start : start + batch_size]
-        for _, group in sorted(groups.items())
-        for start in range(0, len(group), batch_size)
-    ]
-
-
-class _EpochKeys(Sampler[list[SampleKey]]):
-    """The batches that a DataLoader with lasting workers draws next."""
-
-    def __init__(self) -> None:
-        self.keys: list[list[SampleKey]] = []
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        return iter(self.keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
-class Loader:
-    """Batches of a data set, epoch by epoch, prepared ahead.
-
-    The same (seed, epoch) gives the same batches whatever the number of workers, and skipping
-    gives exactly the rest of them. Without workers a background thread prepares the next batches;
-    decoding and resizing leave the interpreter lock to the training step.
-
-    Args:
-        dataset: Where samples come from.
-        sampler: Which samples form a batch.
-        workers: Worker processes; 0 for the background thread.
-        prefetch: Batches prepared ahead (by each worker); 0, without workers, for none.
-        pin_memory: For transfers to a GPU.
-        multiple: Sizes are padded to multiples of this.
-        skip_unreadable: Leave out images that cannot be read (`Batch.unreadable` tells them)
-            instead of raising; which images form a batch does not change.
-    """
-
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        sampler: ShapeBatches,
-        workers: int = 0,
-        prefetch: int = 2,
-        pin_memory: bool = False,
-        multiple: int = STRIDE,
-        skip_unreadable: bool = False,
-    ) -> None:
-        self.dataset = dataset
-        self.sampler = sampler
-        self.workers = workers
-        self.prefetch = prefetch
-        self.pin_memory = pin_memory
-        self.multiple = multiple
-        self._samples = ReadableSamples(dataset) if skip_unreadable else dataset
-        self._keys = _EpochKeys()
-        self._process_loader: DataLoader[Any] | None = None
-
-    def __len__(self) -> int:
-        """Batches in one epoch."""
-        return len(self.sampler)
-
-    def batches(
-        self, epoch: int, skip_batches: int = 0, mixed_batches: int | None = 0
-    ) -> Iterator[Batch]:
-        """The batches of an epoch, without the first `skip_batches` (they are not loaded).
-
-        Args:
-            epoch: Which pass.
-            skip_batches: Where to begin.
-            mixed_batches: So many of the epoch's batches, from its start on, hold samples made of
-                several images where the data set mixes; None for all. Zero changes which images
-                form a batch, since then all sizes are those of unmixed samples.
-
-        Raises:
-            DataError: an image file cannot be decoded, unless such are skipped.
-        """
-        return self.chosen_batches(epoch, range(skip_batches, len(self)), mixed_batches)
-
-    def chosen_batches(
-        self, epoch: int, numbers: Sequence[int], mixed_batches: int | None = 0
-    ) -> Iterator[Batch]:
-        """Some batches of an epoch, by their numbers in it; the rest as for `batches`."""
-        keys = self._keys_of(epoch, numbers, mixed_batches)
-        return self._from_processes(keys) if self.workers > 0 else self._from_thread(keys)
-
-    def batch(self, epoch: int, number: int) -> Batch:
-        """One batch, at once. Raises as `batches` does."""
-        return self._load(self._keys_of(epoch, [number], 0)[0])
-
-    def mixed_sampler(self) -> ShapeBatches:
-        """The sampler for samples that may be made of several images."""
-        if self.dataset.mixing is None:
-            return self.sampler
-        return replace(self.sampler, sizes_of_epoch=self.dataset.mixed_sizes)
-
-    def _keys_of(
-        self, epoch: int, numbers: Sequence[int], mixed_batches: int | None
-    ) -> list[list[SampleKey]]:
-        batches = (self.sampler if mixed_batches == 0 else self.mixed_sampler()).batches(epoch)
-        return [
-            [SampleKey(epoch, i, mixed_batches is None or number < mixed_batches) for i in indices]
-            for number, indices in ((number, batches[number]) for number in numbers)
-        ]
-
-    def _load(self, keys: Iterable[SampleKey]) -> Batch:
-        batch = collate([self._samples[key] for key in keys], self.multiple)
-        return batch.pin_memory() if self.pin_memory else batch
-
-    def _from_thread(self, keys: list[list[SampleKey]]) -> Iterator[Batch]:
-        if self.prefetch < 1:
-            yield from map(self._load, keys)
-            return
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dino-data")
-        waiting: deque[Future[Batch]] = deque()
-        try:
-            for batch_keys in keys:
-                waiting.append(pool.submit(self._load, batch_keys))
-                if len(waiting) > self.prefetch:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _from_processes(self, keys: list[list[SampleKey]]) -> Iterator[Batch]:
-        self._keys.keys = keys
-        if self._process_loader is None:
-            self._process_loader = DataLoader(
-                self._samples,
-                batch_sampler=self._keys,
-                collate_fn=_Collate(self.multiple),
-                num_workers=self.workers,
-                prefetch_factor=max(1, self.prefetch),
-                pin_memory=self.pin_memory,
-                persistent_workers=True,
-                multiprocessing_context="spawn",
-                generator=torch.Generator(),  # its seeds (unused) shall not come from the run's
-            )
-        yield from self._process_loader
-
-
-@dataclass(frozen=True)
-class _Collate:
-    """`collate` with its multiple, for worker processes."""
-
-    multiple: int
-
-    def __call__(self, samples: list[Sample | Unreadable]) -> Batch:
-        return collate(samples, self.multiple)
-
-
-def make_loader(
-    dataset: DetectionDataset,
-    batch_size: int,
-    *,
-    seed: int = 0,
-    shuffle: bool = True,
-    drop_last: bool = False,
-    workers: int = 0,
-    prefetch: int = 2,
-    pin_memory: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-    skip_unreadable: bool = False,
-) -> Loader:
-    """A training loader over a data set; see `ShapeBatches` and `Loader`."""
-    sampler = ShapeBatches(
-        len(dataset), dataset.planned_sizes, batch_size, seed, shuffle, drop_last, rank, world_size
-    )
-    return Loader(dataset, sampler, workers, prefetch, pin_memory, skip_unreadable=skip_unreadable)

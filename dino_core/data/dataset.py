@@ -1,4 +1,4 @@
-"""Records as training samples: load, augment, normalise. Deterministic in (seed, epoch, index)."""
+"""Records as training samples: load, augment, normalize; deterministic in (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dino_core.data.augment.mosaic import PIECES, Piece
 from dino_core.data.augment.scene import Scene, SizeHW, make_scene
 from dino_core.data.augment.transforms import Transform
 from dino_core.data.records import ImageRecord
+from dino_core.data.seeding import generator
 from dino_core.errors import DataError
 from dino_core.processing.preprocess import (
     load_image,
@@ -32,13 +33,13 @@ from dino_core.processing.preprocess import (
 )
 from dino_core.targets import Target
 
-_ROOM = 2  # a JPEG is decoded at no less than this times the input's long side, to allow crops
-_SEED_BITS = 0xFFFFFFFF
-_MIXING_DRAWS = 1  # a generator of their own: what is not mixed stays as it was without
+_ROOM = 2  # JPEGs are decoded at no less than this times the input's long side, to allow crops
+# Mixing draws from a generator of its own, so that samples that are not mixed do not change.
+_MIXING_DRAWS = 1
 
 
 class SampleKey(NamedTuple):
-    """Which sample: the pass, the record's index, whether it may be made of several images."""
+    """Identifies a sample: epoch, index of the record, and whether images may be mixed."""
 
     epoch: int
     record: int
@@ -47,12 +48,12 @@ class SampleKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be read, in the place of its sample.
+    """Takes the place of a sample whose image could not be read.
 
     Attributes:
-        path: The file.
+        path: The image file.
         message: What is wrong with it.
-        size_hw: The size at which it would have entered the network, unaugmented.
+        size_hw: (height, width) in pixels of the network's input without augmentation.
     """
 
     path: str
@@ -65,10 +66,10 @@ class Sample:
     """One image and its ground truth.
 
     Attributes:
-        image: (3, h, w) float32, normalised.
+        image: (3, H, W) float32, normalized.
         target: Labels and boxes, without crowds.
-        image_id: The record's id, of a mosaic the first one's.
-        without: An image that should have been mixed in and could not be read.
+        image_id: The record's id; for a mosaic that of the first image.
+        without: An image that was to be mixed in and could not be read, or None.
     """
 
     image: Tensor
@@ -78,7 +79,11 @@ class Sample:
 
 
 class PartnerError(DataError):
-    """An image that was to be mixed into a sample cannot be read; `path` is its file."""
+    """An image that was to be mixed into a sample cannot be read.
+
+    Attributes:
+        path: The image file.
+    """
 
     def __init__(self, message: str, hint: str = "", path: str = "") -> None:
         super().__init__(message, hint)
@@ -86,13 +91,13 @@ class PartnerError(DataError):
 
 
 class DetectionDataset(Dataset[Sample]):
-    """Samples of a split.
+    """The samples of a split.
 
     Args:
         records: The split's images.
-        preprocess: The network's input; must match `transform`.
-        transform: Augmentation from `build_transform`; None for exactly what inference does.
-        seed: With the epoch and the index decides every random choice.
+        preprocess: The network's input, for which `transform` must have been built.
+        transform: Augmentation from `build_transform`; None does exactly what inference does.
+        seed: Random seed; with the epoch and the index it decides every random choice.
         mixing: Which samples are made of several images; needs a `transform`.
     """
 
@@ -114,10 +119,11 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int] | SampleKey) -> Sample:
-        """The sample of an index (of epoch 0), or of a key or plain (epoch, index).
+        """The sample of a key, of a plain (epoch, index), or of an index in epoch 0.
 
         Raises:
-            DataError: the image file cannot be decoded (PartnerError: one that is mixed in).
+            PartnerError: An image that is to be mixed in cannot be decoded.
+            DataError: The image itself cannot be decoded.
         """
         key = SampleKey(0, key) if isinstance(key, int) else SampleKey(*key)
         record = self.records[key.record]
@@ -128,23 +134,23 @@ class DetectionDataset(Dataset[Sample]):
             image = preprocess(pixels, self.preprocess)
             labels = torch.from_numpy(record.class_indices[wanted])
             boxes = torch.from_numpy(record.boxes_xyxy_px[wanted])
-            boxes_cxcywh = _normalised_cxcywh(boxes, (record.height, record.width))
+            boxes_cxcywh = _normalized_cxcywh(boxes, (record.height, record.width))
         else:
             scene = self._augmented(key, self.transform)
             pixels = scene.image.as_subclass(Tensor).permute(1, 2, 0).numpy()  # 3, h, w -> h, w, 3
             image = normalize(pixels, self.preprocess)
             labels = scene.labels
-            boxes_cxcywh = _normalised_cxcywh(scene.boxes.as_subclass(Tensor), scene.size_hw)
+            boxes_cxcywh = _normalized_cxcywh(scene.boxes.as_subclass(Tensor), scene.size_hw)
         return Sample(torch.from_numpy(image), Target(labels, boxes_cxcywh), record.image_id)
 
     def planned_sizes(self, epoch: int) -> list[SizeHW]:
-        """(height, width) of every sample of an epoch, known without loading an image."""
+        """(height, width) of every sample of an epoch, computed without loading an image."""
         if self.transform is None:
             return [resized_size((r.height, r.width), self.preprocess) for r in self.records]
         return [self._planned(epoch, index, self.transform) for index in range(len(self))]
 
     def mixed_sizes(self, epoch: int) -> list[SizeHW]:
-        """As `planned_sizes`, of samples whose key says `mixing`."""
+        """Like `planned_sizes`, for samples whose key allows mixing."""
         if self.mixing is None or self.transform is None:
             return self.planned_sizes(epoch)
         return [
@@ -159,7 +165,7 @@ class DetectionDataset(Dataset[Sample]):
         return transform.final_size((record.height, record.width), self._generator(epoch, index))
 
     def _generator(self, epoch: int, index: int, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self.seed & _SEED_BITS, epoch, index, *purpose))
+        return generator(self.seed, epoch, index, *purpose)
 
     def _augmented(self, key: SampleKey, transform: Transform) -> Scene:
         rng = self._generator(key.epoch, key.record)
@@ -197,7 +203,10 @@ class DetectionDataset(Dataset[Sample]):
         return Piece((record.height, record.width), load)
 
     def _scene(self, index: int, min_side: int) -> Scene:
-        """An image and its boxes, without crowds, at no less than `min_side` if the file has it."""
+        """An image and its boxes, without crowds.
+
+        The long side has at least `min_side` pixels, if the file's image has.
+        """
         record = self.records[index]
         large = max(record.width, record.height) >= 2 * min_side
         pixels = load_reduced(record.path, min_side) if large else load_image(record.path)
@@ -210,7 +219,7 @@ class DetectionDataset(Dataset[Sample]):
 
 
 class ReadableSamples(Dataset["Sample | Unreadable"]):
-    """The samples of a data set, with a remark in the place of each that cannot be read."""
+    """The samples of a data set, with an `Unreadable` in the place of each that cannot be read."""
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
@@ -218,7 +227,7 @@ class ReadableSamples(Dataset["Sample | Unreadable"]):
     def __getitem__(self, key: SampleKey) -> Sample | Unreadable:
         """The sample of a key, or what is wrong with its file.
 
-        Where only an image that is mixed in cannot be read, the sample goes without mixing.
+        If only an image that was to be mixed in cannot be read, the sample is not mixed.
         """
         record = self.dataset.records[key.record]
         size_hw = resized_size((record.height, record.width), self.dataset.preprocess)
@@ -234,10 +243,15 @@ class ReadableSamples(Dataset["Sample | Unreadable"]):
 
 
 def load_reduced(path: Path, min_side: int) -> NDArray[np.uint8]:
-    """As `load_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 where its long side stays enough.
+    """Like `load_image`, but a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
 
-    The decoder's own reduction costs a fraction of a full decode and differs a little from it,
-    which augmentation does not mind; evaluation must not use it.
+    The decoder's own reduction takes a fraction of the time of a full decode. Pixels differ a
+    little from a resized image, which does not matter to augmentation, but evaluation must not use
+    it.
+
+    Args:
+        path: The image file.
+        min_side: Least number of pixels of the long side after the reduction.
     """
     try:
         with warnings.catch_warnings():
@@ -249,16 +263,19 @@ def load_reduced(path: Path, min_side: int) -> NDArray[np.uint8]:
                     image.draft("RGB", wanted)
                     return to_rgb_array(image)
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
-        pass  # load_image says what is wrong
+        pass  # load_image raises an error that says what is wrong
     return load_image(path)
 
 
 def _check_shape(record: ImageRecord, pixels: NDArray[np.uint8]) -> None:
-    """An image replaced since the set was read would silently put boxes at wrong places."""
+    """Raises DataError if the image has another size than when the data set was read.
+
+    The boxes would otherwise be silently at wrong places.
+    """
     height, width = pixels.shape[:2]
     expected = width / record.width * record.height
     if width <= record.width and abs(height - expected) < 2 and height <= record.height:
-        return  # whole, or reduced by the JPEG decoder, which rounds up
+        return  # the whole image, or one reduced by the JPEG decoder, which rounds up
     raise DataError(
         f"{record.path}: the image is {width}x{height}, but it was read as "
         f"{record.width}x{record.height}",
@@ -266,8 +283,8 @@ def _check_shape(record: ImageRecord, pixels: NDArray[np.uint8]) -> None:
     )
 
 
-def _normalised_cxcywh(boxes_xyxy_px: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """(N, 4) corners in pixels to centre and size in [0, 1]; parts outside the image are cut."""
+def _normalized_cxcywh(boxes_xyxy_px: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """(N, 4) boxes xyxy in pixels -> boxes cxcywh in [0, 1], clipped to the image."""
     height, width = size_hw
     scale = torch.tensor([width, height, width, height], dtype=torch.float32)
     corners = (boxes_xyxy_px / scale).clamp(0.0, 1.0)

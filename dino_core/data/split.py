@@ -1,4 +1,4 @@
-"""A validation split for a data set that has none: seeded, and with every class in its share."""
+"""A stratified validation split for a data set that has none."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dino_core.errors import DataError
 def stratified_split(
     records: Sequence[ImageRecord], fraction: float, num_classes: int, seed: int
 ) -> tuple[tuple[ImageRecord, ...], tuple[ImageRecord, ...]]:
-    """Divide records into two lists, both in their old order.
+    """Divide records into a training and a validation list, with each class's share in both.
 
-    Iterative stratification (Sechidis et al., 2011): the images of the rarest class not yet
-    divided are dealt first, each to the side that lacks more boxes of that class. Images
+    This is iterative stratification (Sechidis et al., 2011): the images of the rarest class that is
+    not divided yet are dealt first, each to the list that lacks more boxes of that class. Images
     without boxes are dealt last, in proportion.
 
     Args:
-        records: At least two.
-        fraction: Share of images and of each class's boxes for the second list.
-        num_classes: Of the data set.
-        seed: Of the shuffle before dealing.
+        records: At least two images.
+        fraction: Share of the images, and of each class's boxes, for validation.
+        num_classes: Number of classes of the data set.
+        seed: Random seed of the shuffle before dealing.
 
-    Returns: training and validation records, neither empty.
-    Raises: DataError with fewer than two records.
+    Returns: Training and validation records in their original order; neither is empty.
+    Raises: DataError if there are fewer than two records.
     """
     if len(records) < 2:
         raise DataError(f"{len(records)} images cannot be divided into train and val", "add images")
@@ -35,7 +35,7 @@ def stratified_split(
     )
     wanted_val = min(max(1, round(len(records) * fraction)), len(records) - 1)
     shares = np.array([len(records) - wanted_val, wanted_val]) / len(records)
-    lacking = shares[:, None] * counts.sum(axis=0)  # (2, C) boxes each side still lacks
+    lacking = shares[:, None] * counts.sum(axis=0)  # (2, C) boxes that each list still lacks
     room = np.array([len(records) - wanted_val, wanted_val])
     side = np.full(len(records), -1)
     shuffled = np.random.default_rng(seed).permutation(len(records))

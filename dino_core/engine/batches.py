@@ -12,8 +12,9 @@ import torch
 from dino_core.config import PreprocessConfig, ResolvedConfig, to_dict
 from dino_core.data.augment.mixing import build_mixing
 from dino_core.data.augment.transforms import build_transform
-from dino_core.data.batching import Batch, Loader, make_loader
+from dino_core.data.batching import Batch
 from dino_core.data.dataset import DetectionDataset
+from dino_core.data.loader import Loader, LoaderSettings
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.feature_cache import FeatureCache
 from dino_core.engine.parallel.collectives import rank, world_size
@@ -30,17 +31,17 @@ def training_loader(
     records = dataset.splits["train"]
     mixing = build_mixing(config.mosaic, config.copy_paste, config.augment, preprocess, records)
     images = DetectionDataset(records, preprocess, transform, config.seed, mixing)
-    return make_loader(
-        images,
+    settings = LoaderSettings(
         config.batch,
         seed=config.seed,
         drop_last=True,
-        workers=config.workers,
-        pin_memory=device.type == "cuda",
         rank=rank(),
         world_size=world_size(),
+        workers=config.workers,
+        pin_memory=device.type == "cuda",
         skip_unreadable=True,
     )
+    return Loader(images, settings)
 
 
 def cached_loader(

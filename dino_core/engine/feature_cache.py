@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dino_core.data.batching import Batch, Loader
+from dino_core.data.batching import Batch
 from dino_core.data.dataset import DetectionDataset
+from dino_core.data.loader import Loader
 from dino_core.data.seeding import generator
 from dino_core.errors import DinoError
 from dino_core.files import whole_file

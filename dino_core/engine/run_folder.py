@@ -14,9 +14,7 @@ from dino_core.config import (
     ModelConfig,
     PreprocessConfig,
     TrainConfig,
-    dump_toml,
     from_dict,
-    load_toml,
     to_dict,
 )
 from dino_core.engine.events import (
@@ -30,6 +28,7 @@ from dino_core.engine.events import (
 from dino_core.errors import ConfigError
 from dino_core.evaluation.class_table import class_lines
 from dino_core.files import write_errors, write_text
+from dino_core.toml import dump_toml, load_toml
 
 if TYPE_CHECKING:
     from dino_core.engine.summary import RunSummary

@@ -1,6 +1,7 @@
-"""DINO's loss: classes, L1 and GIoU of decoder layers, encoder proposals and denoising queries.
+"""DINO's loss: class, L1 and GIoU terms of decoder layers, encoder and denoising queries.
 
-ALGORITHM 23-25; all layers are computed stacked.
+It follows ALGORITHM 23-25. All prediction groups (decoder layers and encoder) are stacked into one
+tensor, so that the number of kernels does not grow with the number of layers.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ class GroupLosses:
     """Unweighted losses of G prediction groups, each (G,).
 
     Attributes:
-        classes: Sigmoid focal (or matchability-aware) loss of all queries and classes, per box.
-        bbox: L1 of centre, width and height, per box.
+        classes: Sigmoid focal or matchability-aware loss, summed over queries and classes, per box.
+        bbox: L1 distance of center, width and height, per box.
         giou: 1 - GIoU, per box.
-        centre: The part of `bbox` that is the centre's.
+        center: The part of `bbox` that comes from the center.
     """
 
     classes: Tensor
     bbox: Tensor
     giou: Tensor
-    centre: Tensor
+    center: Tensor
 
     def weighted(self, loss: LossConfig) -> Tensor:
-        """Scalar: the weighted sum over all groups."""
+        """The weighted sum over all groups, a scalar."""
         return (
             loss.weight_class * self.classes
             + loss.weight_bbox * self.bbox
@@ -89,8 +90,9 @@ class Criterion(nn.Module):
 
         Args:
             output: Predictions of a model in training mode.
-            targets: B of them.
-            num_boxes: Normaliser; default: boxes of the batch. Averaged over ranks by the caller.
+            targets: Ground truth of the B images.
+            num_boxes: What the losses are divided by: the number of boxes, which the caller
+                averages over the ranks. By default that of this batch.
         """
         boxes = float(sum(len(t.labels) for t in targets)) if num_boxes is None else num_boxes
         boxes = max(boxes, 1.0)
@@ -98,14 +100,16 @@ class Criterion(nn.Module):
         all_boxes = [*output.layer_boxes_cxcywh, output.encoder.boxes_cxcywh]
         stacked_logits, stacked_boxes = torch.stack(logits), torch.stack(all_boxes)
         matches = match(stacked_logits, stacked_boxes, targets, self.loss)
-        # One-to-many proposals weigh as one-to-one ones do: H-DETR (arXiv 2207.13080), section 3.
-        normalisers = stacked_logits.new_full((len(logits),), boxes)
-        normalisers[-1] *= self.loss.encoder_repeats
-        matching = self._losses(stacked_logits, stacked_boxes, matches, targets, normalisers)
+        # With several proposals per box the encoder's loss keeps its weight, since it is divided by
+        # the number of matches (H-DETR, arXiv 2207.13080, section 3).
+        normalizers = stacked_logits.new_full((len(logits),), boxes)
+        normalizers[-1] *= self.loss.encoder_repeats
+        matching = self._losses(stacked_logits, stacked_boxes, matches, targets, normalizers)
         total = matching.weighted(self.loss)
         denoising = None
         if output.denoising is not None:
             layout = output.denoising.layout
+            # Denoising queries need no matching: each was made from a known box (paper 3.3).
             fixed = denoising_matches(len(output.layer_logits), layout, targets)
             denoising = self._losses(
                 output.denoising.logits,
@@ -125,15 +129,24 @@ class Criterion(nn.Module):
         targets: Sequence[Target],
         num_boxes: Tensor,
     ) -> GroupLosses:
-        """(G, B, Q, C) logits, (G, B, Q, 4) boxes, (G,) normalisers -> losses of each group."""
+        """The losses of each group.
+
+        Args:
+            logits: (G, B, Q, C).
+            boxes_cxcywh: (G, B, Q, 4).
+            matches: The T pairs of predictions and ground truth.
+            targets: Ground truth of the B images.
+            num_boxes: (G,) what the losses of each group are divided by.
+        """
         groups = logits.shape[0]
+        # Row of each matched box in the concatenated ground truth.
         first = torch.tensor([0] + [len(t.labels) for t in targets[:-1]]).cumsum(0)
         row = first.to(logits.device)[matches.image] + matches.box
         labels = torch.cat([t.labels for t in targets])[row]
         wanted = torch.cat([t.boxes_cxcywh for t in targets])[row]
 
         where = (matches.group, matches.image, matches.query)
-        positive = logits[(*where, labels)]
+        positive = logits[(*where, labels)]  # (T,) the logit of the right class
         predicted = boxes_cxcywh[where]  # (T, 4)
         l1 = functional.l1_loss(predicted, wanted, reduction="none")
         corners = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted)
@@ -143,6 +156,8 @@ class Criterion(nn.Module):
         else:
             quality = iou(corners[0].detach(), corners[1])
             absent, present = mal_background, mal_foreground(positive, quality, self.loss)
+        # Every logit counts as an absent class; at the T positive ones that is then replaced. So
+        # no one-hot target of the size of the logits is ever built.
         background = absent(logits, self.loss).flatten(1).sum(dim=1)
         correction = present - absent(positive, self.loss)
 
@@ -153,12 +168,15 @@ class Criterion(nn.Module):
             classes=background / num_boxes + per_group(correction),
             bbox=per_group(l1.sum(dim=-1)),
             giou=per_group(1 - giou),
-            centre=per_group(l1[:, :2].sum(dim=-1)),
+            center=per_group(l1[:, :2].sum(dim=-1)),
         )
 
 
 def focal_background(logits: Tensor, loss: LossConfig) -> Tensor:
-    """Focal loss of logits whose class is absent (arXiv 1708.02002), elementwise."""
+    """Focal loss (arXiv 1708.02002) of logits whose class is absent, elementwise.
+
+    softplus(x) is -log(1 - sigmoid(x)), without overflow.
+    """
     return (
         (1 - loss.focal_alpha) * logits.sigmoid() ** loss.focal_gamma * functional.softplus(logits)
     )
@@ -179,13 +197,24 @@ def mal_background(logits: Tensor, loss: LossConfig) -> Tensor:
 
 
 def mal_foreground(logits: Tensor, quality: Tensor, loss: LossConfig) -> Tensor:
-    """Matchability-aware loss of logits whose class is present; `quality` is their boxes' IoU."""
+    """Matchability-aware loss of logits whose class is present, elementwise.
+
+    The target of the score is `quality`, the IoU of the predicted box, to the power of `mal_gamma`.
+    """
     aim = quality**loss.mal_gamma
     return aim * functional.softplus(-logits) + (1 - aim) * functional.softplus(logits)
 
 
 def denoising_matches(layers: int, layout: DenoisingLayout, targets: Sequence[Target]) -> Matches:
-    """The fixed assignment: slot i of every positive half is box i (ALGORITHM 20, 24)."""
+    """The matches of denoising queries: slot i of every positive half is box i (ALGORITHM 20, 24).
+
+    Negative halves are matched to nothing, so that they learn to predict no object.
+
+    Args:
+        layers: Number of decoder layers.
+        layout: Groups and slots of the queries.
+        targets: Ground truth of the batch.
+    """
     image, box = image_and_slot(targets)
     device = box.device
     group = torch.arange(layout.groups, device=device)

@@ -1,4 +1,4 @@
-"""DINO's two attentions: multi-scale deformable (arXiv 2010.04159) and plain self-attention."""
+"""DINO's two kinds of attention: multi-scale deformable (arXiv 2010.04159) and self-attention."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from dino_core.ops.linear import Linear
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Each query samples `num_points` positions of each level around its reference."""
+    """Multi-scale deformable attention (Deformable DETR, section 4.1).
+
+    In each head a query samples `num_points` positions of every level around its reference, and
+    predicts both the offsets of these positions and their weights.
+    """
 
     def __init__(self, hidden_dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
@@ -27,12 +31,16 @@ class MultiScaleDeformableAttention(nn.Module):
         self.output_proj = Linear(hidden_dim, hidden_dim)
 
     def reset_parameters(self) -> None:
-        """Head h looks in direction 2 pi h / M, point p at distance p + 1 (Deformable DETR A.4)."""
+        """Initialize: head h looks in direction 2 pi h / M, point p at a distance of p + 1 pixels.
+
+        All points have the same weight at first (Deformable DETR, A.4).
+        """
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.attention_weights.bias)
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        # Divided by the larger coordinate, so that the directions lie on a square around the query.
         direction = direction / direction.abs().amax(dim=-1, keepdim=True)
         distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)
         grid = direction[:, None, None, :] * distance[None, None, :, None]
@@ -43,12 +51,12 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def value(self, memory: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """What is sampled.
+        """The projected tokens, from which `forward` samples.
 
         Args:
             memory: (B, S, hidden).
-            padding_mask: (B, S) bool; padded tokens are zeroed after the projection. None: there
-                are none.
+            padding_mask: (B, S) bool, True = padding. Padded tokens become zero, which has to be
+                done after the projection and its bias. None if there is no padding.
 
         Returns: (B, S, M, D).
         """
@@ -68,8 +76,9 @@ class MultiScaleDeformableAttention(nn.Module):
 
         Args:
             query: (B, Q, hidden).
-            references: (B, Q, L, 2) points or (B, Q, L, 4) boxes cxcywh, scaled to padded levels.
-            value: (B, S, M, D) as `value` gives it.
+            references: (B, Q, L, 2) points or (B, Q, L, 4) boxes cxcywh, in [0, 1] of each padded
+                level.
+            value: (B, S, M, D) as `value` returns it.
             spatial_shapes: (H, W) of each level.
 
         Returns: (B, Q, hidden).
@@ -79,12 +88,13 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).view(*shape, 2)
         logits = self.attention_weights(query).view(shape)
         sampled = deformable_attention(value, spatial_shapes, references, offsets, logits)
+        # Under autocast the samples may come in another dtype than the layers around them.
         out: Tensor = self.output_proj(sampled.to(offsets.dtype))
         return out
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention among queries; parameters as in `nn.MultiheadAttention`."""
+    """Multi-head attention among queries, with the parameters of `nn.MultiheadAttention`."""
 
     def __init__(self, hidden_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -99,12 +109,13 @@ class SelfAttention(nn.Module):
         Args:
             x: (B, Q, hidden).
             position: (B, Q, hidden).
-            blocked: (Q, Q) bool, True = row may not attend to column; None: all may.
+            blocked: (Q, Q) bool, True = the row may not attend to the column. None blocks nothing.
 
         Returns: (B, Q, hidden).
         """
         batch, num_queries, hidden = x.shape
         weight, bias = self.in_proj_weight, self.in_proj_bias
+        # Queries and keys have the same input, so one product gives both.
         query_key = functional.linear(x + position, weight[: 2 * hidden], bias[: 2 * hidden])
         value = functional.linear(x, weight[2 * hidden :], bias[2 * hidden :])
         parts = (query_key[..., :hidden], query_key[..., hidden:], value)
@@ -115,12 +126,12 @@ class SelfAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
-    """Scaled dot-product attention over (B, heads, Q, D); `blocked` as in `SelfAttention`."""
+    """Scaled dot-product attention over (B, M, Q, D), with `blocked` as in `SelfAttention`."""
     if not (q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16):
         mask = None if blocked is None else ~blocked
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # PyTorch's fused CPU kernel is slow backwards in bf16: 70 ms against 45 ms for 1100 queries,
-    # batch 2, 8 heads of 32 (2 cores, torch 2.15).
+    # The backward pass of PyTorch's fused CPU kernel is slow in bf16: 70 ms instead of 45 ms for
+    # 1100 queries, batch 2, 8 heads of 32 (2 cores, torch 2.15).
     bias = q.new_zeros(q.shape[2], k.shape[2])
     if blocked is not None:
         bias = bias.masked_fill_(blocked, -torch.inf)
@@ -132,7 +143,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Linear layers with ReLU between them."""
+    """Linear layers with ReLU between them: (..., in_dim) -> (..., out_dim)."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The decoder: box refinement layer by layer, predictions that look forward twice (paper 3.5)."""
+"""The decoder: boxes refined layer by layer, predictions that look forward twice (paper 3.5)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dino_core.ops.linear import Linear
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """Predictions of the wanted layers; N of them, the last layer's last.
+    """Predictions of N decoder layers, those of the last layer last.
 
     Attributes:
         logits: (N, B, Q, C) float32.
@@ -32,11 +32,11 @@ class DecoderOutput:
     boxes_cxcywh: Tensor
 
 
-def _arithmetic(x: Tensor, training: bool) -> AbstractContextManager[None]:
-    """Where autocast is on: of its type in training, float32 in prediction.
+def _query_precision(x: Tensor, training: bool) -> AbstractContextManager[None]:
+    """The precision of operations on queries: autocast's in training, float32 in prediction.
 
-    What is done for each query is cheap beside what is done for each token, and moves the boxes
-    most: by half a pixel in bfloat16.
+    They are cheap compared with operations on tokens, and affect the boxes most: in bfloat16 boxes
+    move by half a pixel.
     """
     kind = x.device.type
     if training or not torch.is_autocast_enabled(kind):
@@ -45,7 +45,11 @@ def _arithmetic(x: Tensor, training: bool) -> AbstractContextManager[None]:
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention (norm2), deformable cross-attention (norm1), feed-forward (norm3)."""
+    """Self-attention, deformable cross-attention and a feed-forward network, each with its norm.
+
+    The norms have the official numbers: norm2 follows the self-attention, norm1 the
+    cross-attention, norm3 the feed-forward network.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -71,10 +75,23 @@ class DecoderLayer(nn.Module):
         padding_mask: Tensor | None,
         blocked: Tensor | None,
     ) -> Tensor:
+        """Update the queries.
+
+        Args:
+            x: (B, Q, hidden) contents of the queries.
+            position: (B, Q, hidden) their positional encoding.
+            references: (B, Q, L, 4) their boxes cxcywh, in [0, 1] of each padded level.
+            memory: (B, S, hidden) the encoder's tokens.
+            spatial_shapes: (H, W) of each level.
+            padding_mask: (B, S) bool, True = padding; None if there is no padding.
+            blocked: (Q, Q) bool, True = the row may not attend to the column, or None.
+
+        Returns: (B, Q, hidden).
+        """
         recompute = self.gradient_checkpointing
         args = (x, position, references, memory, spatial_shapes, padding_mask, blocked)
         x = recomputed(self._attend, *args, enabled=recompute)
-        with _arithmetic(x, self.training):
+        with _query_precision(x, self.training):
             out: Tensor = self.norm3(x + feed_forward(x, self.linear1, self.linear2, recompute))
         return out
 
@@ -89,7 +106,7 @@ class DecoderLayer(nn.Module):
         blocked: Tensor | None,
     ) -> Tensor:
         value = self.cross_attn.value(memory, padding_mask)
-        with _arithmetic(x, self.training):
+        with _query_precision(x, self.training):
             x = self.norm2(x + self.self_attn(x, position, blocked))
             out: Tensor = self.norm1(
                 x + self.cross_attn(x + position, references, value, spatial_shapes)
@@ -98,7 +115,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Layers, their shared norm, the position MLP, and the class and box heads."""
+    """The layers, a norm that all predictions share, the position MLP, class and box heads."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -128,22 +145,26 @@ class Decoder(nn.Module):
             memory: (B, S, hidden).
             geometry: Of the batch.
             blocked: (Q, Q) bool or None.
-            all_layers: Predict from every layer (training) or only the last.
+            all_layers: Predict from every layer (training) or only from the last.
         """
-        base = anchors_logit.sigmoid()  # what layer i predicts relative to, with its gradient
+        # Look forward twice (paper 3.5): a layer samples around the boxes of the layer before it
+        # without their gradient, but predicts relative to them with their gradient, so that its
+        # loss also trains that layer. Deformable DETR detaches them in both places.
+        base = anchors_logit.sigmoid()
         x, dim, last = content, content.shape[-1], len(self.layers) - 1
+        # Boxes are relative to the image, and become relative to each padded level by this factor.
         scale = geometry.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
         shapes, mask = geometry.spatial_shapes, geometry.token_mask
         logits, boxes = [], []
         for index, layer in enumerate(self.layers):
             reference = base.detach()
             scaled = reference[:, :, None] * scale  # (B, Q, L, 4)
-            with _arithmetic(x, self.training):
+            with _query_precision(x, self.training):
                 position = self.ref_point_head(query_position_encoding(scaled[:, :, 0], dim))
             x = layer(x, position, scaled, memory, shapes, mask, blocked)
             if all_layers or index == last:
                 normed = self.norm(x)
-                with _arithmetic(x, self.training):
+                with _query_precision(x, self.training):
                     logits.append(self._head(self.class_embed, index)(normed).float())
                 boxes.append(self._moved(index, normed, base, self.box_eps))
             if index < last:
@@ -154,7 +175,7 @@ class Decoder(nn.Module):
         return heads[index if len(heads) > 1 else 0]
 
     def _moved(self, index: int, x: Tensor, boxes_cxcywh: Tensor, eps: float = 1e-3) -> Tensor:
-        """Boxes moved by layer `index`'s box head, in fp32 also under autocast."""
+        """Boxes (B, Q, 4) moved by layer `index`'s box head, in float32 even under autocast."""
         with torch.autocast(x.device.type, enabled=False):
             delta = self._head(self.bbox_embed, index)(x.float())
         moved: Tensor = (delta + inverse_sigmoid(boxes_cxcywh, eps)).sigmoid()

@@ -15,13 +15,14 @@ from dino_core.targets import Target, image_and_slot
 
 @dataclass(frozen=True)
 class NoiseDraws:
-    """The random numbers of one batch; N = boxes of the batch, R = 2 * groups repeats.
+    """The random numbers of one batch of N boxes, each repeated R = 2 * groups times.
 
     Attributes:
-        label_chance: (R * N,) uniform in [0, 1): a label flips where below half the noise ratio.
+        label_chance: (R * N,) uniform in [0, 1). A label flips where this is below half the noise
+            ratio.
         new_labels: (flips,) int64 labels for the flipped positions, in order.
-        box_sign: (R * N, 4) int64 0 or 1: the direction of each corner's shift.
-        box_size: (R * N, 4) uniform in [0, 1): its size.
+        box_sign: (R * N, 4) int64 0 or 1, the direction in which each corner coordinate moves.
+        box_size: (R * N, 4) uniform in [0, 1), how far it moves.
     """
 
     label_chance: Tensor
@@ -32,11 +33,11 @@ class NoiseDraws:
 
 @dataclass(frozen=True)
 class DenoisingLayout:
-    """Where the queries stand: group g holds `slots` positives, then `slots` negatives.
+    """The order of the queries: each group has `slots` positives, followed by `slots` negatives.
 
     Attributes:
         groups: Number of groups.
-        slots: Most boxes of one image in the batch.
+        slots: The largest number of boxes of an image in the batch.
     """
 
     groups: int
@@ -49,13 +50,13 @@ class DenoisingLayout:
 
 @dataclass(frozen=True)
 class DenoisingQueries:
-    """Queries for the decoder, before the matching queries; P = layout.num_queries.
+    """The denoising queries, which precede the matching queries; P = layout.num_queries.
 
     Attributes:
         content: (B, P, hidden) label embeddings, zero in empty slots.
         anchors_logit: (B, P, 4) boxes before the sigmoid, zero in empty slots.
         labels: (B, P) int64 noised labels, -1 in empty slots.
-        layout: Groups and slots.
+        layout: Number of groups and of slots in each.
     """
 
     content: Tensor
@@ -65,9 +66,13 @@ class DenoisingQueries:
 
 
 def denoising_layout(counts: Sequence[int], dn_number: int) -> DenoisingLayout:
-    """Share `2 * dn_number` queries among groups of twice the largest box count (ALGORITHM 19).
+    """Divide `2 * dn_number` queries into groups of twice the largest box count (ALGORITHM 19).
 
-    The official code skips the division where `2 * dn_number < 100`; ours always divides.
+    The official code skips the division where `2 * dn_number < 100`. This one always divides.
+
+    Args:
+        counts: Number of boxes of each image.
+        dn_number: Half the number of denoising queries.
     """
     slots = max(counts, default=0)
     if slots == 0:
@@ -78,7 +83,14 @@ def denoising_layout(counts: Sequence[int], dn_number: int) -> DenoisingLayout:
 def draw_noise(
     num_boxes: int, layout: DenoisingLayout, config: ModelConfig, generator: torch.Generator | None
 ) -> NoiseDraws:
-    """Draw on the generator's device (the default generator: CPU), in the official order."""
+    """Draw the noise, in the order of the official code.
+
+    Args:
+        num_boxes: Boxes of the batch.
+        layout: Groups and slots.
+        config: Supplies the label noise ratio and the number of classes.
+        generator: Source of randomness, whose device holds the result; None for torch's on the CPU.
+    """
     rows = 2 * layout.groups * num_boxes
     device = torch.device("cpu") if generator is None else generator.device
     chance = torch.rand(rows, generator=generator, device=device)
@@ -100,14 +112,14 @@ def denoising_queries(
     generator: torch.Generator | None = None,
     draws: NoiseDraws | None = None,
 ) -> DenoisingQueries:
-    """Noise the batch's ground truth into queries (ALGORITHM 19-21).
+    """Make queries of the batch's ground truth by adding noise (paper 3.3, ALGORITHM 19-21).
 
     Args:
-        targets: One a image.
+        targets: One per image.
         label_embedding: (C + 1, hidden).
         config: Supplies the number of queries and the noise scales.
-        generator: Source of randomness where `draws` is None.
-        draws: Replay these numbers.
+        generator: Source of randomness if `draws` is None.
+        draws: The random numbers to use; None draws them.
     """
     counts = [len(t.labels) for t in targets]
     layout = denoising_layout(counts, config.dn_number)
@@ -120,6 +132,8 @@ def denoising_queries(
     noised_labels = labels.repeat(repeats).masked_scatter(flipped, draws.new_labels.to(device))
     anchors_logit = inverse_sigmoid(_noised_boxes(boxes, layout.groups, draws, config))
 
+    # All repeats of all boxes are one list. Repeat r belongs to half r: even ones are the positives
+    # of group r / 2, odd ones its negatives. Images with fewer boxes leave their last slots empty.
     batch, queries = len(targets), layout.num_queries
     image, slot = image_and_slot(targets)
     half = torch.arange(repeats, device=device).repeat_interleave(len(labels))
@@ -137,9 +151,11 @@ def denoising_queries(
 def _noised_boxes(
     boxes_cxcywh: Tensor, groups: int, draws: NoiseDraws, config: ModelConfig
 ) -> Tensor:
-    """(N, 4) -> (2 * groups * N, 4): corners moved by up to half a side, negatives by more.
+    """(N, 4) -> (2 * groups * N, 4) boxes cxcywh whose corners moved.
 
-    Negatives may come out with negative width or height, as in the official code.
+    With a noise scale of 1 a corner of a positive moves by up to half of the box's side, that of a
+    negative by half to a whole side (paper 3.3). A negative may therefore get a negative width or
+    height, as in the official code.
     """
     device, count = boxes_cxcywh.device, len(boxes_cxcywh)
     negative = torch.tensor([0.0, 1.0], device=device).repeat(groups).repeat_interleave(count)
@@ -152,10 +168,12 @@ def _noised_boxes(
 
 
 def attention_mask(layout: DenoisingLayout, num_matching: int, device: torch.device) -> Tensor:
-    """Who may not see whom in the decoder's self-attention (ALGORITHM 22).
+    """Which queries may not attend to which in the decoder's self-attention (ALGORITHM 22).
 
-    Returns: (P + Q, P + Q) bool, True = blocked: matching queries do not see denoising ones, and
-        groups do not see each other; denoising queries do see the matching ones.
+    Matching queries must not see the denoising ones, which carry the ground truth, and groups must
+    not see each other. Denoising queries do see the matching ones.
+
+    Returns: (P + Q, P + Q) bool, True = the row may not attend to the column.
     """
     queries = layout.num_queries
     group = torch.arange(queries, device=device) // max(1, 2 * layout.slots)

@@ -1,7 +1,7 @@
-"""The DINO detector (arXiv 2203.03605), from images to class logits and normalised boxes.
+"""The DINO detector (arXiv 2203.03605), from images to class logits and normalized boxes.
 
-Differs from the official code only where ALGORITHM's "Do better" list says so: fewer tokens than
-queries are accepted, and no device is named.
+It differs from the official code in two respects, neither of which changes a number: images with
+fewer tokens than queries are accepted, and the code names no device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dino_core.config import ModelConfig
 from dino_core.models.attention import MultiScaleDeformableAttention
 from dino_core.models.backbones.backbone import Backbone
-from dino_core.models.decoder import Decoder, DecoderLayer
+from dino_core.models.decoder import Decoder, DecoderLayer, DecoderOutput
 from dino_core.models.denoising import (
     DenoisingLayout,
     NoiseDraws,
@@ -29,7 +29,7 @@ from dino_core.models.neck import Neck
 from dino_core.models.query_selection import QuerySelection, SelectedQueries
 from dino_core.targets import Target
 
-PRIOR_PROBABILITY = 0.01  # of each class at the start (focal loss, arXiv 1708.02002)
+PRIOR_PROBABILITY = 0.01  # score of each class at initialization (focal loss, arXiv 1708.02002)
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class DenoisingOutput:
     """Predictions for the denoising queries; P = layout.num_queries.
 
     Attributes:
-        logits: (N, B, P, C), one a decoder layer, last layer last.
+        logits: (N, B, P, C) of N decoder layers, last layer last.
         boxes_cxcywh: (N, B, P, 4).
-        layout: Groups and slots.
+        layout: Number of groups and of slots in each.
     """
 
     logits: Tensor
@@ -54,10 +54,10 @@ class DinoOutput:
     Attributes:
         logits: (B, Q, C) class logits of the last decoder layer, float32.
         boxes_cxcywh: (B, Q, 4) in [0, 1], relative to the image without padding.
-        layer_logits: (N, B, Q, C) of every decoder layer in training, else of the last one.
-        layer_boxes_cxcywh: (N, B, Q, 4).
-        encoder: The encoder's own proposals.
-        denoising: Present where targets were given.
+        layer_logits: (N, B, Q, C) of every decoder layer in training, otherwise of the last one.
+        layer_boxes_cxcywh: (N, B, Q, 4) of the same layers.
+        encoder: The encoder's proposals.
+        denoising: Predictions of the denoising queries; None unless targets were given.
     """
 
     logits: Tensor
@@ -68,8 +68,25 @@ class DinoOutput:
     denoising: DenoisingOutput | None
 
 
+@dataclass(frozen=True)
+class _Queries:
+    """What enters the decoder: P denoising queries (in training), then Q matching queries.
+
+    Attributes:
+        content: (B, P + Q, hidden).
+        anchors_logit: (B, P + Q, 4) boxes before the sigmoid.
+        blocked: (P + Q, P + Q) bool, True = may not attend; None where there is no denoising.
+        layout: Of the denoising queries; None where there is no denoising.
+    """
+
+    content: Tensor
+    anchors_logit: Tensor
+    blocked: Tensor | None
+    layout: DenoisingLayout | None
+
+
 class Dino(nn.Module):
-    """Backbone, neck, deformable encoder, mixed query selection, decoder."""
+    """Backbone, neck, deformable encoder, mixed query selection, decoder (paper, figure 2)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -87,13 +104,14 @@ class Dino(nn.Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        """ALGORITHM 27. On the meta device nothing: the values come from a file."""
+        """Initialize as ALGORITHM 27 says; on the meta device not at all, as values come later."""
         if self.level_embed.is_meta:
             return
         for part in (self.encoder, self.query_selection, self.tgt_embed, self.decoder):
             for parameter in part.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
+        # After the general rule, which would overwrite the directions of the sampling offsets.
         for module in self.modules():
             if isinstance(module, MultiScaleDeformableAttention):
                 module.reset_parameters()
@@ -104,13 +122,14 @@ class Dino(nn.Module):
         for head in (*self.decoder.class_embed, self.query_selection.class_embed):
             assert isinstance(head, nn.Linear)
             nn.init.constant_(head.bias, bias)
+        # With zeros in the last layer every box starts at its anchor.
         for mlp in (*self.decoder.bbox_embed, self.query_selection.bbox_embed):
             last = mlp.layers[-1]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute attention and hidden activations in the backward instead of keeping them."""
+        """Recompute attention and hidden activations in the backward pass, to save memory."""
         self.backbone.set_gradient_checkpointing(enabled)
         for layer in (*self.encoder.layers, *self.decoder.layers):
             assert isinstance(layer, (EncoderLayer, DecoderLayer))
@@ -128,59 +147,80 @@ class Dino(nn.Module):
         all_layers: bool | None = None,
         features: Sequence[Tensor] | None = None,
     ) -> DinoOutput:
-        """Detect.
+        """Detect objects.
 
         Args:
-            images: (B, 3, H, W) float32, normalised, zero-padded at the bottom and right.
+            images: (B, 3, H, W) float32, normalized, zero-padded at the bottom and right.
             padding_mask: (B, H, W) bool, True = padding.
-            targets: Ground truth, one an image: adds the denoising queries.
-            generator: Draws the denoising noise.
-            noise: Replay these draws.
+            targets: Ground truth, one per image. They add the denoising queries.
+            generator: Source of the denoising noise.
+            noise: Denoising noise to use instead of drawing it.
             forced_tokens: (B, Q) int64 encoder tokens to select, for comparisons.
-            all_layers: Predict from every decoder layer; default: in training mode.
-            features: The backbone's maps of the images, which are then not looked at.
+            all_layers: Predict from every decoder layer; by default only in training mode.
+            features: The backbone's maps of the images, if they are known; `images` is then unused.
         """
-        if features is None:
-            features = self.backbone(images)
-        maps = self.neck(features)
+        # Section 3.2: multi-scale features of the backbone, flattened into tokens with positions.
+        maps = self.neck(self.backbone(images) if features is None else features)
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # (B, S, hidden)
         geometry = self._geometry(padding_mask, [(m.shape[-2], m.shape[-1]) for m in maps])
         positions = geometry.positions + self.level_embed[geometry.levels]
         memory = self.encoder(tokens, positions, geometry)
-        chosen = self.query_selection(memory, geometry, forced_tokens)
 
-        content = self.tgt_embed.weight[: chosen.logits.shape[1]]
-        content = content.expand(len(padding_mask), -1, -1)
-        anchors, blocked, layout = chosen.anchors_logit, None, DenoisingLayout(1, 0)
-        if targets is not None and self.config.dn_number > 0:
-            noised = denoising_queries(targets, self.label_enc, self.config, generator, noise)
-            layout = noised.layout
-            content = torch.cat([noised.content, content], dim=1)
-            anchors = torch.cat([noised.anchors_logit, anchors], dim=1)
-            blocked = attention_mask(layout, chosen.logits.shape[1], padding_mask.device)
-        if targets is not None:
-            # DDP needs every parameter in every graph, also where the batch has no boxes.
-            content = content + self.label_enc.weight[0, 0] * 0.0
+        # Section 3.4, mixed query selection: the encoder's best tokens give the anchors.
+        chosen = self.query_selection(memory, geometry, forced_tokens)
+        # Section 3.3, contrastive denoising: noised ground truth goes before these queries.
+        queries = self._queries(chosen, targets, generator, noise)
+
+        # Section 3.5, look forward twice: every layer refines the boxes of the one before.
         decoded = self.decoder(
-            content,
-            anchors,
+            queries.content,
+            queries.anchors_logit,
             memory,
             geometry,
-            blocked,
+            queries.blocked,
             self.training if all_layers is None else all_layers,
         )
-        split = layout.num_queries
-        denoising = None
-        if targets is not None and self.config.dn_number > 0:
-            denoising = DenoisingOutput(
-                decoded.logits[:, :, :split], decoded.boxes_cxcywh[:, :, :split], layout
-            )
-        logits, boxes = decoded.logits[:, :, split:], decoded.boxes_cxcywh[:, :, split:]
-        return DinoOutput(logits[-1], boxes[-1], logits, boxes, chosen, denoising)
+        return _output(decoded, queries.layout, chosen)
+
+    def _queries(
+        self,
+        chosen: SelectedQueries,
+        targets: Sequence[Target] | None,
+        generator: torch.Generator | None,
+        noise: NoiseDraws | None,
+    ) -> _Queries:
+        """The matching queries, with denoising queries before them if there are targets.
+
+        A matching query has the anchor of a selected token but a learned content (section 3.4).
+        """
+        batch, count = chosen.logits.shape[:2]  # the count is below Q if there are fewer tokens
+        content = self.tgt_embed.weight[:count].expand(batch, -1, -1)
+        if targets is None:
+            return _Queries(content, chosen.anchors_logit, None, None)
+        if self.config.dn_number == 0:
+            return _Queries(self._touched(content), chosen.anchors_logit, None, None)
+        noised = denoising_queries(targets, self.label_enc, self.config, generator, noise)
+        return _Queries(
+            content=self._touched(torch.cat([noised.content, content], dim=1)),
+            anchors_logit=torch.cat([noised.anchors_logit, chosen.anchors_logit], dim=1),
+            blocked=attention_mask(noised.layout, count, content.device),
+            layout=noised.layout,
+        )
+
+    def _touched(self, content: Tensor) -> Tensor:
+        """`content` with the label embedding in its graph.
+
+        DDP needs every parameter in every graph, even where a batch has no boxes to denoise.
+        """
+        return content + self.label_enc.weight[0, 0] * 0.0
 
     def _geometry(self, padding_mask: Tensor, spatial_shapes: list[tuple[int, int]]) -> Geometry:
-        """Of the batch; that of the last batch where the caller gave the same mask again."""
-        on_cpu = padding_mask.device.type == "cpu"  # elsewhere comparing would wait for the device
+        """The geometry of the batch, reused if the last batch had the same mask.
+
+        Only predictions on a CPU reuse it: training rarely repeats a mask, and on another device
+        the comparison of masks would wait for the device.
+        """
+        on_cpu = padding_mask.device.type == "cpu"
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not on_cpu:
             return Geometry.of(padding_mask, spatial_shapes, self.config)
         last = self._last_geometry
@@ -191,3 +231,17 @@ class Dino(nn.Module):
                 geometry = replace(geometry, token_mask=None)
             last = self._last_geometry = (padding_mask.clone(), geometry)
         return last[1]
+
+
+def _output(
+    decoded: DecoderOutput, layout: DenoisingLayout | None, chosen: SelectedQueries
+) -> DinoOutput:
+    """The predictions, those of the denoising queries apart from the others."""
+    split = 0 if layout is None else layout.num_queries
+    logits, boxes = decoded.logits[:, :, split:], decoded.boxes_cxcywh[:, :, split:]
+    denoising = None
+    if layout is not None:
+        denoising = DenoisingOutput(
+            decoded.logits[:, :, :split], decoded.boxes_cxcywh[:, :, :split], layout
+        )
+    return DinoOutput(logits[-1], boxes[-1], logits, boxes, chosen, denoising)

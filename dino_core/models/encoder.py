@@ -1,4 +1,4 @@
-"""The deformable encoder: post-norm layers over the tokens of all levels (ALGORITHM 6, 7)."""
+"""The deformable encoder: post-norm layers over the tokens of all levels (ALGORITHM 6 and 7)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dino_core.ops.linear import Linear
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention and a feed-forward net, each followed by its norm."""
+    """Deformable self-attention and a feed-forward network, each followed by its norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -37,6 +37,17 @@ class EncoderLayer(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         padding_mask: Tensor | None,
     ) -> Tensor:
+        """Update the tokens.
+
+        Args:
+            tokens: (B, S, hidden).
+            positions: (B, S, hidden) their positional encoding.
+            references: (B, S, L, 2) their own positions in each level.
+            spatial_shapes: (H, W) of each level.
+            padding_mask: (B, S) bool, True = padding; None if there is no padding.
+
+        Returns: (B, S, hidden).
+        """
         recompute = self.gradient_checkpointing
         args = (tokens, positions, references, spatial_shapes, padding_mask)
         tokens = self.norm1(tokens + recomputed(self._attend, *args, enabled=recompute))
@@ -58,7 +69,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of `EncoderLayer`."""
+    """A stack of `EncoderLayer`s."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Feed-forward nets: that of DINO's transformer layers, and of the blocks of its large backbones.
+"""Feed-forward networks of DINO's transformer layers, and of the blocks of its large backbones.
 
-The first is linear, ReLU, linear. Its hidden activations are the largest tensors of DINO, 2048 wide
-for every token of every level. On a CPU they and their gradients are made in blocks of rows, so
-that no second array of that size is ever needed: 0.5 GB less in a training step of
-dino-r50-4scale, and no slower.
+The first is linear, ReLU, linear. Its hidden activations are the largest tensors of DINO: 2048 wide
+for every token of every level. On a CPU they and their gradients are computed in blocks of rows, so
+that a second tensor of that size is never needed. This saves 0.5 GB in a training step of
+dino-r50-4scale, and is not slower.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch.nn import functional
 from dino_core.models.recompute import recomputed
 from dino_core.ops.linear import Linear, is_plain_cpu, product, to_autocast_dtype
 
-_BLOCK_BYTES = 64 * 2**20  # of hidden activations at a time
+_BLOCK_BYTES = 64 * 2**20  # of hidden activations in one block
 
 
 def feed_forward(
     x: Tensor, linear1: nn.Linear, linear2: nn.Linear, recompute: bool = False
 ) -> Tensor:
-    """linear2(relu(linear1(x))) of x (..., hidden), in blocks on a CPU.
+    """Compute linear2(relu(linear1(x))) of x (..., hidden), in blocks on a CPU.
 
-    With `recompute` the hidden activations are not kept for the backward, but computed again.
+    With `recompute` the hidden activations are not kept for the backward pass, but recomputed.
     """
     if not is_plain_cpu(x):
         return recomputed(_plain, x, linear1, linear2, enabled=recompute)
@@ -47,7 +47,7 @@ def _plain(x: Tensor, linear1: nn.Linear, linear2: nn.Linear) -> Tensor:
 
 
 def _forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    """(N, in) -> (N, out) with no more than a block of hidden activations."""
+    """(N, in) -> (N, out), with the hidden activations of one block at a time."""
     result = x.new_empty(len(x), len(weight2))
     for rows in _blocks(x, len(weight1)):
         result[rows] = product(product(x[rows], weight1, bias1, relu=True), weight2, bias2)
@@ -55,13 +55,16 @@ def _forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: 
 
 
 def _blocks(x: Tensor, width: int) -> list[slice]:
-    """Ranges of rows of x whose hidden activations, `width` each, fit into a block."""
+    """Ranges of the rows of x whose hidden activations, `width` per row, fit into a block."""
     size = max(64, _BLOCK_BYTES // (width * x.element_size()))
     return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
 
 
 class _Blocked(torch.autograd.Function):
-    """The same with a gradient for every tensor; the gradients of activations in blocks."""
+    """The same with gradients for all tensors; the backward pass works in blocks.
+
+    The hidden activations are kept whole for it, unless `recompute` is set.
+    """
 
     @staticmethod
     def forward(
@@ -91,7 +94,7 @@ class _Blocked(torch.autograd.Function):
             part = grad[rows]
             kept = product(x[rows], weight1, bias1, relu=True) if hidden is None else hidden[rows]
             inner = product(part, weight2.t(), None)
-            inner = torch.ops.aten.threshold_backward(inner, kept, 0)
+            inner = torch.ops.aten.threshold_backward(inner, kept, 0)  # the gradient of ReLU
             grad_x[rows] = product(inner, weight1.t(), None)
             grad1.addmm_(inner.t(), x[rows])
             grad2.addmm_(part.t(), kept)
@@ -100,7 +103,7 @@ class _Blocked(torch.autograd.Function):
 
 
 class GeluMlp(nn.Module):
-    """Linear, GELU, linear, four times as wide within: a block of Swin's or ConvNeXt's ends so."""
+    """Linear, GELU, linear, four times as wide inside: the MLP of a Swin or ConvNeXt block."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

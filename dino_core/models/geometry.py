@@ -1,6 +1,6 @@
-"""What depends only on sizes and padding: masks, positions, references, proposals.
+"""All that depends only on sizes and padding: masks, positions, references, proposals.
 
-Where a prediction repeats a shape and its padding, all of it is used again.
+A prediction with the same shape and padding as the one before reuses all of it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dino_core.config import ModelConfig
 from dino_core.models.position import image_position_encoding
 
 BASE_SIZE = 0.05  # proposal side on level 0; doubles with each level (ALGORITHM 8)
-BORDER = 0.01  # proposals with any value outside (BORDER, 1 - BORDER) are invalid
+BORDER = 0.01  # proposals with a coordinate or size outside (BORDER, 1 - BORDER) are invalid
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The frame in which one batch is seen; S tokens of L levels.
+    """Positions and masks of the S tokens of L levels of one batch.
 
     Attributes:
         spatial_shapes: (H, W) of each level.
-        token_mask: (B, S) bool, True = padding; None where nothing is padded.
-        valid_ratios: (B, L, 2) valid share of width and height.
+        token_mask: (B, S) bool, True = padding; None if nothing is padded.
+        valid_ratios: (B, L, 2) share of each level's width and height that is not padding.
         positions: (B, S, hidden) sine encodings.
-        levels: (S,) int64 the level of each token.
-        references: (B, S, L, 2) each token's own place, as `reference_points` gives it.
-        proposals: (B, S, 4) as `anchor_proposals` gives them.
+        levels: (S,) int64 level of each token.
+        references: (B, S, L, 2) each token's own position, from `reference_points`.
+        proposals: (B, S, 4) boxes from `anchor_proposals`.
     """
 
     spatial_shapes: list[tuple[int, int]]
@@ -45,7 +45,13 @@ class Geometry:
     def of(
         padding_mask: Tensor, spatial_shapes: list[tuple[int, int]], config: ModelConfig
     ) -> Geometry:
-        """The geometry of images (B, H, W), True = padding, whose maps have these sizes."""
+        """Compute the geometry of a batch.
+
+        Args:
+            padding_mask: (B, H, W) bool of the images, True = padding.
+            spatial_shapes: (H, W) of each level.
+            config: Supplies the parameters of the position encoding.
+        """
         masks = [level_mask(padding_mask, height, width) for height, width in spatial_shapes]
         ratios = torch.stack([valid_ratio(mask) for mask in masks], dim=1)
         positions = [
@@ -78,7 +84,13 @@ def level_mask(padding_mask: Tensor, height: int, width: int) -> Tensor:
 
 
 def valid_ratio(mask: Tensor) -> Tensor:
-    """(B, H, W) bool -> (B, 2) valid share of width and height, from the first row and column."""
+    """The share of width and height that is not padding, from the first row and column.
+
+    Args:
+        mask: (B, H, W) bool, True = padding, at the bottom and right.
+
+    Returns: (B, 2) float32.
+    """
     height, width = mask.shape[-2:]
     valid_w = (~mask[:, 0, :]).sum(dim=1).to(torch.float32) / width
     valid_h = (~mask[:, :, 0]).sum(dim=1).to(torch.float32) / height
@@ -86,13 +98,13 @@ def valid_ratio(mask: Tensor) -> Tensor:
 
 
 def reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
-    """Each token's own pixel centre, expressed in each level's padded frame.
+    """The center of each token's own pixel, as a position in every padded level.
 
     Args:
         spatial_shapes: (H, W) of each level.
-        valid_ratios: (B, L, 2).
+        valid_ratios: (B, L, 2) from `valid_ratio`.
 
-    Returns: (B, S, L, 2), x then y.
+    Returns: (B, S, L, 2) xy, in [0, 1] of each padded level.
     """
     device = valid_ratios.device
     per_level = []
@@ -100,14 +112,15 @@ def reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Te
         y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
         x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
         grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
-        # One division by the valid size: with two, the last bits decide near-ties of the top-k.
+        # One division by the valid size in pixels, as in the official code: two divisions would
+        # differ in the last bits, which decide between near-ties of the query selection.
         size_wh = torch.tensor([width, height], device=device, dtype=torch.float32)
         per_level.append(grid.reshape(1, -1, 2) / (valid_ratios[:, None, level] * size_wh))
     return torch.cat(per_level, dim=1)[:, :, None] * valid_ratios[:, None]
 
 
 def anchor_proposals(level_masks: Sequence[Tensor]) -> Tensor:
-    """One square box a token, centred on it, relative to the valid area (ALGORITHM 8).
+    """One square box per token, centered on it, relative to the valid area (ALGORITHM 8).
 
     Args:
         level_masks: L masks (B, H_l, W_l) bool, True = padding.

@@ -1,4 +1,4 @@
-"""Backbone maps to the transformer's width, plus extra stride-2 levels (ALGORITHM 2)."""
+"""Projection of the backbone's maps to the transformer's width, and extra levels (ALGORITHM 2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dino_core.config import NECK_GROUPS
 
 
 class Neck(nn.Module):
-    """1x1 convolutions for the backbone's maps, 3x3 stride-2 ones for the levels beyond them."""
+    """1x1 convolutions for the backbone's maps, 3x3 ones of stride 2 for the levels beyond them."""
 
     def __init__(
         self, in_channels: Sequence[int], hidden_dim: int, num_levels: int, bias: bool
@@ -38,13 +38,13 @@ class Neck(nn.Module):
                 nn.init.zeros_(conv.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Project maps.
+        """Compute the levels of the transformer.
 
         Args:
-            maps: backbone maps (B, C_l, H_l, W_l), finest first.
+            maps: Backbone maps (B, C_l, H_l, W_l), finest first.
 
-        Returns: L maps (B, hidden, H_l, W_l). The first extra level reads the raw last backbone
-            map, further ones the level before them.
+        Returns: L maps (B, hidden, H_l, W_l). The first extra level reads the backbone's last map,
+            not its projection; each further one reads the level before it.
         """
         levels = [
             projection(feature) for projection, feature in zip(self.input_proj, maps, strict=False)

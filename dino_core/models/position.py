@@ -11,7 +11,7 @@ QUERY_TEMPERATURE = 10000.0
 
 
 def _sine(positions: Tensor, num_feats: int, temperature: float) -> Tensor:
-    """(...) angles -> (..., num_feats): sine on even, cosine on odd channels, interleaved."""
+    """(...) angles -> (..., num_feats): sines on even channels, cosines on odd ones."""
     channel = torch.arange(num_feats, dtype=torch.float32, device=positions.device)
     period = temperature ** (2 * torch.div(channel, 2, rounding_mode="floor") / num_feats)
     angles = positions[..., None] / period
@@ -21,31 +21,31 @@ def _sine(positions: Tensor, num_feats: int, temperature: float) -> Tensor:
 def image_position_encoding(
     padding_mask: Tensor, hidden_dim: int, temperature: float, offset: float
 ) -> Tensor:
-    """Encode each pixel's position among the valid ones, normalised to 2 pi (ALGORITHM 4).
+    """Encode each pixel's position among the valid ones, normalized to 2 pi (ALGORITHM 4).
 
-    Valid pixels are a rectangle at the top left, so a row and a column stand for all; what padded
-    pixels get is never used.
+    The valid pixels are a rectangle at the top left, so that one row and one column determine the
+    encoding. What padded pixels get is never used.
 
     Args:
         padding_mask: (B, H, W) bool, True = padding, at the bottom and right.
         hidden_dim: Channels of the result; half for y, half for x.
         temperature: 20 in the official model.
-        offset: Added to the 1-based pixel count; 0 in the official model, -0.5 in detrex.
+        offset: Added to the 1-based pixel index; 0 in the official model, -0.5 in detrex.
 
     Returns: (B, H, W, hidden_dim) float32.
     """
     batch, height, width = padding_mask.shape
     half = hidden_dim // 2
     y, x = (
-        _sine(_normalised(~line, offset), half, temperature)
+        _sine(_normalized(~line, offset), half, temperature)
         for line in (padding_mask[:, :, 0], padding_mask[:, 0, :])
     )
     whole = (batch, height, width, half)
     return torch.cat([y[:, :, None].expand(whole), x[:, None].expand(whole)], dim=-1)
 
 
-def _normalised(valid: Tensor, offset: float) -> Tensor:
-    """(B, N) bool -> (B, N) angles: the count of valid places so far, as a share of 2 pi."""
+def _normalized(valid: Tensor, offset: float) -> Tensor:
+    """(B, N) bool -> (B, N) angles: the number of valid pixels up to here, as a share of 2 pi."""
     count = valid.to(torch.float32).cumsum(dim=1)
     return (count + offset) / (count[:, -1:] + 1e-6) * (2 * math.pi)
 
@@ -55,7 +55,7 @@ def query_position_encoding(boxes_cxcywh: Tensor, hidden_dim: int) -> Tensor:
 
     Args:
         boxes_cxcywh: (B, Q, 4) in [0, 1].
-        hidden_dim: Twice the channels a coordinate gets.
+        hidden_dim: Twice the number of channels per coordinate.
 
     Returns: (B, Q, 2 * hidden_dim), coordinates in the order y, x, w, h.
     """

@@ -1,4 +1,4 @@
-"""Mixed query selection (paper 3.4): anchors from the best encoder tokens, learned contents."""
+"""Mixed query selection (paper 3.4): the best encoder tokens give anchors, contents are learned."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dino_core.ops.linear import Linear
 
 @dataclass(frozen=True)
 class SelectedQueries:
-    """The chosen tokens, best first; K = min(num_queries, S).
+    """The K = min(num_queries, S) selected tokens, best first.
 
     Attributes:
-        anchors_logit: (B, K, 4) boxes before the sigmoid, detached: the decoder's start.
-        logits: (B, K, C) encoder class scores.
-        boxes_cxcywh: (B, K, 4) encoder boxes with gradient.
+        anchors_logit: (B, K, 4) boxes before the sigmoid, detached, where the decoder starts.
+        logits: (B, K, C) class logits of the encoder.
+        boxes_cxcywh: (B, K, 4) boxes of the encoder, with gradient.
         token_indices: (B, K) int64.
     """
 
@@ -31,7 +31,7 @@ class SelectedQueries:
 
 
 class QuerySelection(nn.Module):
-    """Scores every encoder token and turns the best into decoder queries."""
+    """Scores every encoder token, and selects the best for the decoder's queries."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -48,19 +48,20 @@ class QuerySelection(nn.Module):
         geometry: Geometry,
         forced_tokens: Tensor | None = None,
     ) -> SelectedQueries:
-        """Choose the tokens with the highest class score.
+        """Select the tokens with the highest class score.
 
         Args:
             memory: (B, S, hidden) encoder output.
             geometry: Of the batch.
-            forced_tokens: (B, K) int64 take these instead; near-ties swap with thread counts.
+            forced_tokens: (B, K) int64 tokens to select instead, for comparisons: the order of
+                near-ties depends on the number of threads.
         """
         proposals = geometry.proposals
-        unusable = proposals[..., 0].isinf()  # padded ones are too
-        # Zeroed BEFORE the projection: such tokens become norm(bias), and may still be chosen
-        # where better ones are few (ALGORITHM 8, 9).
+        unusable = proposals[..., 0].isinf()  # near the border or padded
+        # Zeroed before the projection, as in the official code: such tokens become norm(bias), and
+        # may still be selected if there are few better ones (ALGORITHM 8 and 9).
         usable = memory.to(self.enc_output.weight.dtype).masked_fill(unusable[..., None], 0.0)
-        # Without autocast: rounded scores tie, and ties choose by position.
+        # Without autocast, since rounded scores would tie, and ties are decided by position.
         with torch.autocast(memory.device.type, enabled=False):
             tokens = self.enc_output_norm(self.enc_output(usable))
             scores = self.class_embed(tokens)  # (B, S, C)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: compute again in the backward instead of keeping activations."""
+"""Gradient checkpointing: recompute activations in the backward pass instead of keeping them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable[..., Tensor], *args: object, enabled: bool) -> Tensor:
-    """function(*args), whose intermediate results are not kept for the backward if `enabled`.
+    """Call `function(*args)`; if `enabled`, its intermediate results are not kept for the backward.
 
-    The function draws no random numbers.
+    The function must draw no random numbers, since the state of the generators is not restored.
     """
     if not (enabled and is_grad_enabled()):
         return function(*args)

@@ -1,4 +1,4 @@
-"""Finds and loads the compiled operators: stable-ABI libraries that lie beside this file."""
+"""Loads the compiled operators: libraries of PyTorch's stable ABI that lie beside this file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _CUDA_LIBRARY = _FOLDER / "libdino_ops_cuda.so"
 
 @dataclass(frozen=True)
 class Extension:
-    """Which compiled kernels this process has, and why not for those it lacks.
+    """Which compiled kernels this process has, and why it lacks the others.
 
     Attributes:
-        devices: Device types with kernels.
-        cpu: What happened to the CPU library, one sentence.
-        cuda: What happened to the CUDA library, one sentence.
+        devices: Device types that have kernels.
+        cpu: What became of the CPU library, in a few words.
+        cuda: What became of the CUDA library, in a few words.
     """
 
     devices: frozenset[str]
@@ -28,7 +28,7 @@ class Extension:
 
 
 def _load(library: Path) -> str | None:
-    """Loads one library; returns what went wrong."""
+    """Load one library. Returns what went wrong, or None."""
     if not library.exists():
         return f"{library.name} was not built"
     try:
@@ -39,7 +39,7 @@ def _load(library: Path) -> str | None:
 
 
 def _load_extension() -> Extension:
-    """Loads the libraries. The CUDA one needs the schemas in the CPU one, and a CUDA torch."""
+    """Load both libraries. The CUDA one needs the schemas in the CPU one, and a CUDA torch."""
     problem = _load(_CPU_LIBRARY)
     if problem is not None:
         return Extension(frozenset(), problem, "needs the CPU library")
@@ -52,4 +52,5 @@ def _load_extension() -> Extension:
     return Extension(frozenset({"cpu", "cuda"}), cpu, f"loaded {_CUDA_LIBRARY.name}")
 
 
-EXTENSION = _load_extension()  # at import: a constant to whatever traces the callers
+# Loaded at import, so that it is a constant for torch.compile and torch.export.
+EXTENSION = _load_extension()

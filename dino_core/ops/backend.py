@@ -22,12 +22,12 @@ _override: Backend | None = None
 
 @dataclass(frozen=True)
 class BackendReport:
-    """The choice for one device type, for `dino env`.
+    """The backend chosen for one device type, which `dino env` shows.
 
     Attributes:
         device: "cpu", "cuda", ...
         name: "compiled" or "reference".
-        reason: Why, one sentence.
+        reason: Why it was chosen, in a few words.
     """
 
     device: str
@@ -36,7 +36,7 @@ class BackendReport:
 
 
 def _forced() -> Backend | None:
-    """What DINO_OPS asks for."""
+    """The backend that DINO_OPS asks for; None if it is not set."""
     asked = os.environ.get(VARIABLE, "")
     if asked == "compiled":
         return "compiled"
@@ -45,14 +45,14 @@ def _forced() -> Backend | None:
     if asked:
         raise ConfigError(
             f"{VARIABLE} is {asked!r}, it must be compiled or reference",
-            "unset it to use the compiled operators where they are",
+            "unset it to use the compiled operators where there are any",
         )
     return None
 
 
 @contextmanager
 def use_backend(name: Backend) -> Iterator[None]:
-    """Forces a backend in a `with` block, whatever DINO_OPS says, as ONNX export must."""
+    """Force a backend in a `with` block, whatever DINO_OPS says."""
     global _override
     before, _override = _override, name
     try:
@@ -62,14 +62,14 @@ def use_backend(name: Backend) -> Iterator[None]:
 
 
 def backend_report(device: str = "cpu") -> BackendReport:
-    """Chooses the backend for a device type.
+    """Choose the backend for a device type.
 
     Args:
         device: A torch device type; "meta" counts as "cpu".
 
     Raises:
-        ConfigError: DINO_OPS holds an unknown word.
-        ExtensionError: The compiled operators are demanded and absent.
+        ConfigError: DINO_OPS has an unknown value.
+        ExtensionError: The compiled operators are requested and not available.
     """
     forced = _override or _forced()
     why = "inside use_backend" if _override else f"{VARIABLE}={forced}"
@@ -85,14 +85,14 @@ def backend_report(device: str = "cpu") -> BackendReport:
     if forced == "compiled":
         raise ExtensionError(
             f"{why}, but the compiled operators cannot run on {kind}: {missing}",
-            "reinstall with a C++ compiler (and nvcc for CUDA) on the path, with DINO_BUILD=cpu or "
-            f"cuda to see why the build fails, or unset {VARIABLE}",
+            "reinstall with a C++ compiler (and nvcc for CUDA) on PATH and DINO_BUILD=cpu or cuda, "
+            f"which shows why the build fails; or unset {VARIABLE}",
         )
     return BackendReport(device, "reference", missing)
 
 
 def choose_backend(value: torch.Tensor) -> Backend:
-    """The backend for one call; cheap, and constant to torch.compile and torch.export."""
+    """The backend for one call. It is cheap, and a constant for torch.compile and torch.export."""
     if torch.onnx.is_in_onnx_export():
-        return "reference"  # ONNX has no such node
+        return "reference"  # ONNX has no such operator
     return backend_report(value.device.type).name

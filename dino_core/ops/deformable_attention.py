@@ -1,7 +1,7 @@
 """Deformable attention from what a layer computes: references, offsets and logits.
 
-One compiled operator goes from these to the result, without locations and weights in memory; where
-it cannot, PyTorch computes them for `ms_deform_attn`.
+One compiled operator goes from these to the result and never stores locations and weights. Where it
+cannot run, PyTorch computes them for `ms_deform_attn`.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ def deformable_attention(
 ) -> Tensor:
     """Attend to samples of every level around each query's reference.
 
-    Coordinates and the softmax are computed in float32 (float64 with a float64 `value`) whatever
-    the offsets and logits come in.
+    Coordinates and the softmax are computed in float32 (float64 with a float64 `value`), whatever
+    the dtype of offsets and logits.
 
     Args:
-        value: (B, S, M, D), the tokens of all levels, row-major, one level after the other.
+        value: (B, S, M, D), the tokens of all levels, each level row by row.
         spatial_shapes: (height, width) of each level; their products sum to S.
         references: (B, Q, L, 2) points xy or (B, Q, L, 4) boxes cxcywh, in [0, 1] of the level.
-        sampling_offsets: (B, Q, M, L, P, 2), xy in pixels of the level from a point, in 0.5 / P of
-            its size from a box.
+        sampling_offsets: (B, Q, M, L, P, 2), xy. Around a point the unit is a pixel of the level,
+            around a box 0.5 / P of its width and height (as in Deformable DETR).
         attention_logits: (B, Q, M, L, P), before the softmax over levels and points.
 
     Returns: (B, Q, M * D) in the dtype of `value`.
 
     Raises:
         ValueError: Shapes or devices do not fit together.
-        RuntimeError: The same, found by the compiled operator.
+        RuntimeError: The compiled operator found the same.
     """
+    # The kernel has no gradient for references, which the decoder detaches, and no float16 on CPUs.
     fused = (
         value.dtype == sampling_offsets.dtype == attention_logits.dtype
         and not (value.dtype == torch.float16 and value.device.type == "cpu")
@@ -67,17 +68,23 @@ def deformable_attention(
 def sampling_locations(
     spatial_shapes: Sequence[tuple[int, int]], references: Tensor, sampling_offsets: Tensor
 ) -> Tensor:
-    """Where the points lie: (B, Q, M, L, P, 2) xy in [0, 1] of the level; at least float32."""
+    """The sampling points: (B, Q, M, L, P, 2) xy in [0, 1] of the level, at least float32.
+
+    Args:
+        spatial_shapes: (height, width) of each level.
+        references: (B, Q, L, 2) points or (B, Q, L, 4) boxes, as in `deformable_attention`.
+        sampling_offsets: (B, Q, M, L, P, 2), as in `deformable_attention`.
+    """
     precise = torch.float64 if sampling_offsets.dtype == torch.float64 else torch.float32
     offsets, references = sampling_offsets.to(precise), references.to(precise)
-    centres = references[:, :, None, :, None, :2]
+    centers = references[:, :, None, :, None, :2]
     if references.shape[-1] == 2:
         size_wh = torch.tensor(
             [(w, h) for h, w in spatial_shapes], dtype=precise, device=offsets.device
         )
-        return torch.addcdiv(centres, offsets, size_wh[None, None, None, :, None, :])
+        return torch.addcdiv(centers, offsets, size_wh[None, None, None, :, None, :])
     step = references[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])
-    return torch.addcmul(centres, offsets, step)
+    return torch.addcmul(centers, offsets, step)
 
 
 def _fake(

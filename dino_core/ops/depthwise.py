@@ -1,7 +1,7 @@
 """Depthwise convolution whose weight gradient is a compiled operator on CPUs.
 
-oneDNN's takes up to ten times as long (5 x 5 kernels, channels last, float32). On a GPU maps shall
-be contiguous, for PyTorch's own kernels: see `Backbone.memory_format`.
+oneDNN's weight gradient takes up to ten times as long (5 x 5 kernels, channels last, float32). On a
+GPU, maps should be contiguous, for PyTorch's own kernels: see `Backbone.memory_format`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _KERNEL_SIZES = (3, 5)
 def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
 ) -> Tensor:
-    """`functional.conv2d` with one group a channel, faster in the backward where that is compiled.
+    """`functional.conv2d` with one group per channel, with a faster backward pass where compiled.
 
     Args:
-        x: (B, C, H, W), channels last in memory for speed.
+        x: (B, C, H, W), fastest in channels-last memory.
         weight: (C, 1, K, K).
         bias: (C,) or None.
-        stride: Along both axes.
-        padding: Zeros on each side.
+        stride: Stride along both axes.
+        padding: Number of zeros on each side.
 
     Returns: (B, C, H_out, W_out).
     """
@@ -91,19 +91,19 @@ class _DepthwiseConv2d(torch.autograd.Function):
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """A convolution with a group for each of several channels."""
+    """Whether a module is a convolution with one group per channel, of more than one channel."""
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
 def suited_to_depthwise(x: Tensor) -> Tensor:
-    """`x` (B, C, H, W), contiguous on a GPU."""
+    """`x` (B, C, H, W) in the memory layout that is fast for depthwise convolutions."""
     return x.contiguous() if x.device.type == "cuda" else x
 
 
 def _fake_weight_grad(
     x: Tensor, grad: Tensor, kernel_size: int, stride: int, padding_top: int, padding_left: int
 ) -> Tensor:
-    """Shape and type of the weight's gradient, for torch.compile."""
+    """Shape and dtype of the weight's gradient, for torch.compile."""
     return x.new_empty(x.shape[1], 1, kernel_size, kernel_size)
 
 

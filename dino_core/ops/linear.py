@@ -1,7 +1,7 @@
 """Linear layers by oneDNN on x86 CPUs, with bias and ReLU in the same pass.
 
-PyTorch gives float32 products to MKL and makes passes of their own for bias and ReLU: 150 to 175
-GFLOP/s where oneDNN reaches 200 to 220 (2 cores of an AMD EPYC, torch 2.15).
+PyTorch computes float32 products by MKL, and bias and ReLU in separate passes: it reaches 150 to
+175 GFLOP/s where oneDNN reaches 200 to 220 (2 cores of an AMD EPYC, torch 2.15).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _SCHEMA = (
     "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, "
     "str? algorithm) -> Tensor Y"
 )
-_WORTHWHILE = 10**8  # multiply-adds; below, oneDNN's call costs what its product saves
+_WORTHWHILE = 10**8  # multiply-adds; with fewer, the overhead of oneDNN's call is larger
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` whose large products are oneDNN's."""
+    """`nn.Linear` that computes large products by oneDNN on x86 CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -39,7 +39,7 @@ class Linear(nn.Linear):
 
 
 def is_plain_cpu(x: Tensor) -> bool:
-    """Whether x is a CPU tensor of numbers, rather than something being traced."""
+    """Whether x is a CPU tensor with values, rather than one that is being traced."""
     tracing = (
         torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
@@ -47,7 +47,7 @@ def is_plain_cpu(x: Tensor) -> bool:
 
 
 def to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the type that autocast on the CPU asks for, if it is on."""
+    """The tensors in autocast's dtype on the CPU, if autocast is on."""
     if not torch.is_autocast_enabled("cpu"):
         return tensors
     dtype = torch.get_autocast_dtype("cpu")
@@ -55,13 +55,13 @@ def to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
-    """The product x @ weight.T + bias of tensors on a CPU, without a gradient and without autocast.
+    """Compute x @ weight.T + bias on a CPU, without a gradient and without autocast.
 
     Args:
         x: (N, in).
         weight: (out, in).
-        bias: (out,).
-        relu: Set what is negative to zero.
+        bias: (out,) or None.
+        relu: Apply ReLU to the result.
 
     Returns: (N, out).
     """
@@ -75,7 +75,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) 
 
 @cache
 def _onednn_takes(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has the fused product for this type on this processor."""
+    """Whether this PyTorch has the fused product for this dtype on this processor.
+
+    The operator is private to PyTorch, so its schema is compared with the one known to work.
+    """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     found = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -99,6 +102,6 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             product(grad, weight.t(), None) if needs_x else None,
-            grad.t() @ x if needs_weight else None,  # MKL is the faster one here
+            grad.t() @ x if needs_weight else None,  # MKL is faster here
             grad.sum(0) if needs_bias else None,
         )

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Deformable DETR, section 4.1) by the compiled operators.
 
 Fake tensors and gradients are registered here, so torch.compile and torch.export see one operator.
-Unlike the original CUDA extension it runs on CPUs too, deterministically, under any torch >= 2.10.
+Unlike the original CUDA extension it also runs on CPUs, deterministically, with any torch >= 2.10.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dino_core.ops._extension import EXTENSION
 from dino_core.ops.backend import choose_backend
 from dino_core.ops.reference import ms_deform_attn_reference
 
-# Not torch.amp.is_autocast_available, which torch 2.10's compiler cannot trace.
+# A constant, since torch 2.10's compiler cannot trace torch.amp.is_autocast_available.
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -26,13 +26,13 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Weighted sum of bilinear samples of every level, by the best backend for the device.
+    """The weighted sum of bilinear samples of every level, by the best backend for the device.
 
-    Under autocast `value` takes autocast's dtype; locations and weights are always float32 (float64
-    with a float64 `value`), so that coordinates never lose bits.
+    Under autocast `value` is cast to autocast's dtype. Locations and weights are always float32
+    (float64 with a float64 `value`), so that coordinates never lose precision.
 
     Args:
-        value: (B, S, M, D), the tokens of all levels, row-major, one level after the other.
+        value: (B, S, M, D), the tokens of all levels, each level row by row.
         spatial_shapes: (height, width) of each level; their products sum to S.
         sampling_locations: (B, Q, M, L, P, 2), xy in [0, 1] of the level.
         attention_weights: (B, Q, M, L, P).
@@ -44,7 +44,7 @@ def ms_deform_attn(
     Raises:
         ValueError: Shapes or devices do not fit together.
         TypeError: A tensor does not hold floating-point numbers.
-        ExtensionError: The compiled operators are demanded by DINO_OPS and absent.
+        ExtensionError: DINO_OPS asks for the compiled operators and they are not available.
     """
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # sizes are tensors
         _check(value, spatial_shapes, sampling_locations, attention_weights)
@@ -65,7 +65,7 @@ def ms_deform_attn(
     flat = [size for shape in spatial_shapes for size in shape]
     dtype = value.dtype
     if dtype == torch.float16 and kind == "cpu":
-        value = value.float()  # there is no kernel that reads it, and this loses nothing
+        value = value.float()  # no CPU kernel reads float16; nothing is lost
     result = torch.ops.dino.ms_deform_attn(
         value.contiguous(), flat, sampling_locations.contiguous(), attention_weights.contiguous()
     )
@@ -78,7 +78,7 @@ def _check(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> None:
-    """The checks that cost nothing; the operators check the rest (and these again)."""
+    """The checks that cost nothing. The operators repeat them and check everything else."""
     tensors = {
         "value": (value, 4, "(B, S, M, D)"),
         "sampling_locations": (sampling_locations, 6, "(B, Q, M, L, P, 2)"),

@@ -1,6 +1,6 @@
 """Multi-scale deformable attention (Deformable DETR, section 4.1) in plain PyTorch.
 
-The compiled operators are tested against it, it runs where they are absent, and ONNX export
+The compiled operators are tested against it, it runs where there are none, and the export to ONNX
 traces it.
 """
 
@@ -19,13 +19,13 @@ def ms_deform_attn_reference(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Weighted sum of bilinear samples of every level.
+    """The weighted sum of bilinear samples of every level.
 
-    Coordinates keep their own precision; the sampling itself runs in that of the locations, so that
-    float16 and bfloat16 values are accumulated in float32.
+    Samples are taken in the dtype of the locations, so that float16 and bfloat16 values are
+    accumulated in float32.
 
     Args:
-        value: (B, S, M, D), the tokens of all levels, row-major, one level after the other.
+        value: (B, S, M, D), the tokens of all levels, each level row by row.
         spatial_shapes: (height, width) of each level; their products sum to S.
         sampling_locations: (B, Q, M, L, P, 2), xy in [0, 1] of the level.
         attention_weights: (B, Q, M, L, P).
@@ -40,9 +40,10 @@ def ms_deform_attn_reference(
         len(spatial_shapes),
         sampling_locations.shape[4],
     )
-    # grid_sample turns infinite and NaN coordinates into NaN; -1 lies outside every level.
+    # grid_sample turns infinite and NaN coordinates into NaN samples. They, and all that is far
+    # outside, move to -1, which is outside every level and so contributes zero.
     known = (sampling_locations > -1) & (sampling_locations < 2)
-    grids = torch.where(known, sampling_locations, -1.0) * 2 - 1
+    grids = torch.where(known, sampling_locations, -1.0) * 2 - 1  # grid_sample's range
     wide = value.to(sampling_locations.dtype)
     samples = []
     start = 0

@@ -1,4 +1,4 @@
-"""How fast the deformable attention of this machine is, for `dino env`."""
+"""Measures how fast deformable attention is on this machine, for `dino env`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from dino_core.ops.deformable_attention import deformable_attention
 
-_LEVELS = [(60, 80), (30, 40), (15, 20), (8, 10)]  # of a 480x640 image at strides 8 to 64
+_LEVELS = [(60, 80), (30, 40), (15, 20), (8, 10)]  # 480x640 at strides 8 to 64
 _HEADS, _CHANNELS, _POINTS, _REPEATS = 8, 32, 4, 3
 
 
 def encoder_forward_ms(device: str) -> float:
-    """Milliseconds of one encoder layer's attention of a 480x640 image, fp32; the best of a few."""
+    """Milliseconds of an encoder layer's attention for a 480x640 image in fp32, best of three."""
     tokens = sum(height * width for height, width in _LEVELS)
     points = (1, tokens, _HEADS, len(_LEVELS), _POINTS)
     generator = torch.Generator().manual_seed(0)
@@ -23,7 +23,7 @@ def encoder_forward_ms(device: str) -> float:
     logits = torch.randn(points, generator=generator).to(device)
     times = []
     with torch.inference_mode():
-        for _ in range(1 + _REPEATS):  # the first warms up
+        for _ in range(1 + _REPEATS):  # the first run warms up
             start = time.perf_counter()
             deformable_attention(value, _LEVELS, references, offsets, logits)
             if device != "cpu":

@@ -211,7 +211,7 @@ def test_weights_stay_on_disk_until_they_are_used(tmp_path: Path) -> None:
     ("setting", "value", "words"),
     [
         ("encoder_layers", 10**9, "claims 1000000000 layers"),
-        ("backbone", "hf-hub:someone/model", "is a place"),
+        ("backbone", "hf-hub:someone/model", "is a location"),
         ("backbone", "no_such_net", "no_such_net"),
         ("num_queries", 10**12, "do not fit"),
         ("hidden_dim", 64, "do not fit"),

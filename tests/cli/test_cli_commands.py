@@ -91,7 +91,7 @@ def test_models_import_tells_what_it_took(in_empty_folder: Path, capsys: Capture
     assert "temperature 10000, offset -0.5 (detrex's usual one" in output.err
     options = ["--position-temperature", "20", "--position-offset", "0", "--ema"]
     assert run(["models", "import", "detrex.pth", "b.safetensors", *options]) == 0
-    assert "temperature 20, offset 0 (as asked for)" in capsys.readouterr().err
+    assert "temperature 20, offset 0 (as requested)" in capsys.readouterr().err
     described = from_json(read_header(Path("b.safetensors")))
     assert described.model.position_temperature == 20
     assert described.provenance["weights"] == "ema_state"

@@ -11,15 +11,9 @@ from PIL import Image
 
 from dino_core.config import PreprocessConfig
 from dino_core.data.augment.transforms import build_transform
-from dino_core.data.batching import (
-    Batch,
-    Loader,
-    ShapeBatches,
-    collate,
-    eval_batches,
-    make_loader,
-)
+from dino_core.data.batching import Batch, ShapeBatches, collate
 from dino_core.data.dataset import DetectionDataset, Sample
+from dino_core.data.loader import Loader, LoaderSettings
 from dino_core.data.records import ImageRecord
 from dino_core.errors import ConfigError, DataError
 from dino_core.targets import Target
@@ -132,7 +126,6 @@ def test_padding() -> None:
         assert not batch.padding_mask[i, :height, :width].any()
         assert int((~batch.padding_mask[i]).sum()) == height * width
         assert float(batch.images[i].sum()) == 3 * height * width  # zeros on padding
-    assert collate(samples, multiple=1).images.shape == (2, 3, 33, 40)
     moved = batch.to(torch.device("cpu"))
     assert same(batch, moved)
 
@@ -140,21 +133,21 @@ def test_padding() -> None:
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_loader_repeats_and_skips(tmp_path: Path, prefetch: int) -> None:
     dataset = make_dataset(tmp_path)
-    loader = make_loader(dataset, 3, seed=1, prefetch=prefetch)
+    loader = Loader(dataset, LoaderSettings(3, seed=1, prefetch=prefetch))
     first, again = list(loader.batches(2)), list(loader.batches(2))
     assert len(first) == len(loader) == 4
     assert all(map(same, first, again))
     rest = list(loader.batches(2, skip_batches=3))
     assert len(rest) == 1 and same(rest[0], first[3])
     assert not all(map(same, first, loader.batches(3)))
-    plain = list(make_loader(dataset, 3, seed=1, prefetch=0).batches(2))
+    plain = list(Loader(dataset, LoaderSettings(3, seed=1, prefetch=0)).batches(2))
     assert all(map(same, first, plain))
 
 
 def test_worker_processes_give_the_same_batches(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, count=4)
-    with_workers = make_loader(dataset, 2, seed=1, workers=1)
-    alone = make_loader(dataset, 2, seed=1)
+    with_workers = Loader(dataset, LoaderSettings(2, seed=1, workers=1))
+    alone = Loader(dataset, LoaderSettings(2, seed=1))
     for epoch, skip in ((0, 0), (1, 1)):
         ours, theirs = (
             list(loader.batches(epoch, skip_batches=skip)) for loader in (with_workers, alone)
@@ -163,7 +156,7 @@ def test_worker_processes_give_the_same_batches(tmp_path: Path) -> None:
 
 
 def test_loader_can_be_left_early(tmp_path: Path) -> None:
-    loader = make_loader(make_dataset(tmp_path), 2)
+    loader = Loader(make_dataset(tmp_path), LoaderSettings(2))
     batches = loader.batches(0)
     first = next(batches)
     batches.close()  # type: ignore[attr-defined]
@@ -174,25 +167,14 @@ def test_damaged_image_reaches_the_caller(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     dataset.records[4].path.write_text("gone bad")
     with pytest.raises(DataError, match=r"4\.png"):
-        list(make_loader(dataset, 2).batches(0))
+        list(Loader(dataset, LoaderSettings(2)).batches(0))
 
 
 def test_batches_in_file_order(tmp_path: Path) -> None:
-    loader = make_loader(make_dataset(tmp_path, 5, augment=False), 2, shuffle=False)
-    assert isinstance(loader, Loader)
+    loader = Loader(make_dataset(tmp_path, 5, augment=False), LoaderSettings(2, shuffle=False))
     assert [batch.image_ids for batch in loader.batches(0)] == [[0, 1], [2, 3], [4]]
-
-
-def test_evaluation_batches_need_no_padding(tmp_path: Path) -> None:
-    dataset = make_dataset(tmp_path, 12, augment=False)
-    batches = eval_batches(dataset.records, 2, INPUT)
-    assert sorted(i for batch in batches for i in batch) == list(range(12))
-    assert any(len(batch) == 2 for batch in batches) and max(map(len, batches)) == 2
-    for indices in batches:
-        batch = collate([dataset[i] for i in indices], multiple=1)
-        assert not batch.padding_mask.any()
 
 
 def test_empty_data_set() -> None:
     empty = sampler(0)
-    assert len(empty) == 0 and empty.batches(0) == [] and eval_batches([], 4, INPUT) == []
+    assert len(empty) == 0 and empty.batches(0) == []

@@ -84,8 +84,19 @@ def test_samples_depend_on_seed_epoch_and_index_only(tmp_path: Path) -> None:
 
 
 def test_negative_seed_is_a_seed(tmp_path: Path) -> None:
+    """NumPy's generators take no negative seeds; -1 gives samples, and other ones than 1 and 0."""
     record = make_record(tmp_path / "a.png")
-    DetectionDataset([record], INPUT, build_transform("default", INPUT), seed=-1)[0]
+    transform = build_transform("default", INPUT)
+    first, again, *others = (
+        DetectionDataset([record], INPUT, transform, seed=seed) for seed in (-1, -1, 0, 1)
+    )
+    assert [first[epoch, 0].image.tolist() for epoch in range(3)] == [
+        again[epoch, 0].image.tolist() for epoch in range(3)
+    ]
+    for other in others:
+        assert [s.image.tolist() for s in (first[0, 0], first[1, 0])] != [
+            s.image.tolist() for s in (other[0, 0], other[1, 0])
+        ]
 
 
 def test_image_without_boxes(tmp_path: Path) -> None:

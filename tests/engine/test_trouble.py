@@ -15,9 +15,9 @@ from factories import TINY_INPUT, make_coco_dataset, tiny_checkpoint, tiny_confi
 
 from dino_core.checkpoints.io import load_checkpoint, read_tensors
 from dino_core.config import ResolvedConfig, TrainConfig
-from dino_core.data.batching import make_loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.load import load_dataset
+from dino_core.data.loader import Loader, LoaderSettings
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.events import Event, RolledBack, RunFinished, StepDone, Warned
 from dino_core.engine.fit import run_events
@@ -256,7 +256,7 @@ def test_gradients_of_parts_are_those_of_the_whole(data: DatasetIndex, parts: in
     model = Dino(replace(tiny_config(), dn_number=0, dn_label_noise_ratio=0, dn_box_noise_scale=0))
     records = [record for record in data.splits["train"] if len(record.class_indices) == 2]
     model.backbone.fold_batch_norm()  # as a run does: the images do not see each other
-    (batch,) = make_loader(DetectionDataset(records, TINY_INPUT), 4).batches(0)
+    (batch,) = Loader(DetectionDataset(records, TINY_INPUT), LoaderSettings(4)).batches(0)
     assert len(batch) == 4
     stepper = Stepper(
         RECIPE, model, None, build_optimizer(model, RECIPE), torch.device("cpu"), torch.float32
@@ -304,10 +304,10 @@ def test_a_damaged_image_is_left_out_and_listed(
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_other_batches_are_as_before(data: DatasetIndex, workers: int) -> None:
     images = DetectionDataset(data.splits["train"], TINY_INPUT)
-    before = list(make_loader(images, 3).batches(0))
+    before = list(Loader(images, LoaderSettings(3)).batches(0))
     paths = damage(data, 1, 4)
     lost = {images.records[i].image_id for i in (1, 4)}
-    loader = make_loader(images, 3, workers=workers, skip_unreadable=True)
+    loader = Loader(images, LoaderSettings(3, workers=workers, skip_unreadable=True))
     after = list(loader.batches(0))
     kept = [[i for i in batch.image_ids if i not in lost] for batch in before]
     assert [batch.image_ids for batch in after] == kept

@@ -188,14 +188,14 @@ def test_geometry_of_the_last_batch_is_not_mixed_up(model: Dino) -> None:
 
 
 class TestGeometry:
-    def test_reference_points_without_padding_are_pixel_centres(self) -> None:
+    def test_reference_points_without_padding_are_pixel_centers(self) -> None:
         points = reference_points([(2, 4)], torch.ones(1, 1, 2))
         assert points.shape == (1, 8, 1, 2)
         assert points[0, 0, 0].tolist() == [0.125, 0.25]
         assert points[0, 7, 0].tolist() == [0.875, 0.75]
 
     def test_reference_points_scale_to_the_padded_level(self) -> None:
-        """Half of the width is valid: the last valid centre of 4 columns is column 1."""
+        """Half of the width is valid: the last valid center of 4 columns is column 1."""
         points = reference_points([(2, 4)], torch.tensor([[[0.5, 1.0]]]))
         assert points[0, 1, 0].tolist() == pytest.approx([0.375, 0.25])
 

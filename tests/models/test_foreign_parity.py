@@ -4,7 +4,7 @@ mmdet's `dino-4scale_r50` against the outputs of its own model (DINO in 3.3.0).
 
 Its seven heads are all different, its neck has no bias, and its predicted boxes have another
 epsilon than the official ones: each of these would show. Tolerances as in test_parity; 14 to 65
-neighbours an image have scores nearer than 2e-5, so the tokens are forced. Of detrex's model no
+neighbors an image have scores nearer than 2e-5, so the tokens are forced. Of detrex's model no
 outputs are here, but how far another position encoding moves them.
 """
 

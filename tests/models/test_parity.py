@@ -2,7 +2,7 @@
 checkpoint format to the gradients.
 
 Tolerances: the official code differs from itself by 6e-6 (logits) when the thread count changes.
-Two dozen neighbours among the 1,800 chosen tokens have scores within that (`NEAR_TIE`), and the
+Two dozen neighbors among the 1,800 chosen tokens have scores within that (`NEAR_TIE`), and the
 noise decides their order; a content query belongs to a rank, so such a swap moves two queries
 altogether. What follows the selection is therefore compared with the official tokens forced.
 """
@@ -178,13 +178,13 @@ def named_losses(output: DinoOutput, losses: Losses) -> dict[str, float]:
 
 
 def of_group(group: GroupLosses, index: int, suffix: str) -> dict[str, float]:
-    bbox, centre = group.bbox[index].item(), group.centre[index].item()
+    bbox, center = group.bbox[index].item(), group.center[index].item()
     return {
         f"loss_ce{suffix}": group.classes[index].item(),
         f"loss_bbox{suffix}": bbox,
         f"loss_giou{suffix}": group.giou[index].item(),
-        f"loss_xy{suffix}": centre,
-        f"loss_hw{suffix}": bbox - centre,
+        f"loss_xy{suffix}": center,
+        f"loss_hw{suffix}": bbox - center,
     }
 
 

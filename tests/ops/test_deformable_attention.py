@@ -152,3 +152,18 @@ def test_wrong_shapes(index: int, change: Callable[[Tensor], Tensor], words: str
     raw[index] = change(raw[index])  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match=words):
         deformable_attention(*raw)  # type: ignore[arg-type]
+
+
+def test_each_operator_names_itself_in_its_errors() -> None:
+    """Values of another level size than spatial_shapes claims, straight to each operator."""
+    value, points = torch.zeros(1, 4, 1, 2), torch.zeros(1, 1, 1, 1, 1)
+    xy, references = torch.zeros(1, 1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 2)
+    grad = torch.zeros(1, 1, 2)
+    for name, arguments in {
+        "ms_deform_attn": (value, [2, 3], xy, points),
+        "ms_deform_attn_backward": (grad, value, [2, 3], xy, points),
+        "deformable_attention": (value, [2, 3], references, xy, points),
+        "deformable_attention_backward": (grad, value, [2, 3], references, xy, points),
+    }.items():
+        with pytest.raises(RuntimeError, match=f"^{name}: spatial_shapes sum to 6 tokens"):
+            getattr(torch.ops.dino, name)(*arguments)

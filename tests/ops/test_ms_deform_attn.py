@@ -114,8 +114,8 @@ def test_far_and_unknown_locations_are_zero_and_pass_no_gradient() -> None:
     assert not grad_weights.flatten()[hit].any()
 
 
-def test_locations_on_pixel_centres_and_borders() -> None:
-    # Multiples of half a pixel from two pixels before to two behind an 8 x 4 level. At centres
+def test_locations_on_pixel_centers_and_borders() -> None:
+    # Multiples of half a pixel from two pixels before to two behind an 8 x 4 level. At centers
     # the gradient has two one-sided limits; both sides take that towards larger coordinates. The
     # very edge, pixel -1, is left out: there the operator's gradient is zero, grid_sample's is not.
     xs, ys = torch.arange(-4, 21) / 16, torch.arange(-4, 13) / 8

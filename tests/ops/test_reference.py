@@ -25,7 +25,7 @@ def sample(x: float, y: float, image: list[list[float]]) -> float:
 @pytest.mark.parametrize(
     ("x", "y", "expected"),
     [
-        (0.25, 0.25, 1.0),  # centre of the first pixel of a 2 x 2 level
+        (0.25, 0.25, 1.0),  # center of the first pixel of a 2 x 2 level
         (0.75, 0.25, 2.0),
         (0.25, 0.75, 3.0),
         (0.5, 0.5, 2.5),  # the mean of all four
@@ -46,7 +46,7 @@ def test_bilinear_sample(x: float, y: float, expected: float) -> None:
 
 
 def test_levels_points_and_heads_are_summed_in_their_order() -> None:
-    # Two 1 x 1 levels, two heads, two points in each centre: weighted sums, by hand.
+    # Two 1 x 1 levels, two heads, two points in each center: weighted sums, by hand.
     value = torch.tensor([[[10.0], [20.0]], [[100.0], [200.0]]]).reshape(1, 2, 2, 1)  # S, M
     weights = torch.tensor([[[0.1, 0.2], [0.3, 0.4]], [[1.0, 0.0], [0.0, 2.0]]])  # M, L, P
     locations = torch.full((1, 1, 2, 2, 2, 2), 0.5)

@@ -1,16 +1,16 @@
 """What the files of other training codes hold besides weights, and which weights are taken.
 
-Official: `model`, perhaps `ema_model`. Detectron2 and detrex: `model`, perhaps `ema_state`.
-mmengine: `state_dict`; where it averaged weights they are swapped, so that `state_dict` holds the
-averages and `ema_state_dict` the others. Or the weights alone.
+The official code writes `model`, perhaps with `ema_model`; detectron2 and detrex write `model`,
+perhaps with `ema_state`. mmengine writes `state_dict`; where it averaged weights it swaps the two,
+so that `state_dict` holds the averages and `ema_state_dict` the trained ones. Other files are the
+weights alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +18,22 @@ from torch import Tensor
 
 from dino_core.errors import CheckpointError
 
+_KEYS = ("model", "state_dict", "ema_model", "ema_state", "ema_state_dict")
 _DDP_PREFIX = "module."
 _AVERAGING_STEPS = "steps"  # mmengine's counter among its averaged tensors
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a file, and what its container tells about them.
+    """The weights of a file, and what its container says about them.
 
     Attributes:
-        tensors: Parameter name, without the prefix of data parallel training, to tensor; floating
-            ones float32.
-        key: Under which the container has them; empty where it holds nothing else.
-        averaged_too: There are averaged weights, which were not taken.
+        tensors: Parameter name, without the prefix of data-parallel training, to tensor;
+            floating-point ones are float32.
+        key: The container's key of these weights; empty if the file is the weights alone.
+        averaged_too: Whether the file also has averaged weights, which were not taken.
         config_text: mmengine's configuration; empty in other containers.
-        class_names: mmengine's names of the classes; empty in other containers.
+        class_names: mmengine's class names; empty in other containers.
     """
 
     tensors: dict[str, Tensor]
@@ -42,58 +43,68 @@ class Weights:
     class_names: tuple[str, ...]
 
 
-def find_weights(content: Any, path: Path, ema: bool | None = None) -> Weights:
+@dataclass(frozen=True)
+class _Keys:
+    """Where a container has its weights; None for those that it has not."""
+
+    usual: str | None
+    averaged: str | None
+    trained: str | None
+
+    @staticmethod
+    def of(found: Collection[str]) -> _Keys:
+        """The keys of a container that has weights under `found`."""
+        if "state_dict" in found and "ema_state_dict" in found:  # mmengine swapped them
+            return _Keys("state_dict", averaged="state_dict", trained="ema_state_dict")
+        averaged = next((key for key in ("ema_model", "ema_state") if key in found), None)
+        trained = next((key for key in ("model", "state_dict") if key in found), None)
+        return _Keys(trained or averaged, averaged, trained)
+
+    def choose(self, ema: bool | None) -> str | None:
+        if ema is None:
+            return self.usual
+        return self.averaged if ema else self.trained
+
+
+def find_weights(content: object, path: Path, ema: bool | None = None) -> Weights:
     """The weights among what a file holds.
 
     Args:
-        content: What `load_pickled` gave.
+        content: What `load_pickled` returned.
         path: For errors.
-        ema: True: averaged weights; False: those that were trained; None: those that the code which
-            wrote the file loads.
+        ema: True for averaged weights, False for those that were trained, None for those that the
+            code which wrote the file loads.
 
     Raises:
-        CheckpointError: no weights, or not the wanted ones.
+        CheckpointError: The file has no weights, or not those that `ema` asks for.
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds no weights")
-    sets = {
-        key: _tensors(content[key], path)
-        for key in ("model", "state_dict", "ema_model", "ema_state", "ema_state_dict")
-        if isinstance(content.get(key), Mapping)
-    }
-    sets = {key: tensors for key, tensors in sets.items() if tensors}
-    swapped = "state_dict" in sets and "ema_state_dict" in sets
-    averaged = "state_dict" if swapped else _first(sets, "ema_model", "ema_state")
-    trained = "ema_state_dict" if swapped else _first(sets, "model", "state_dict")
-    usual = "state_dict" if swapped else trained or averaged
-    key = usual if ema is None else averaged if ema else trained
-    if key is None and ema is None:
-        tensors, key = _tensors(content, path), ""
-        if not tensors:
-            raise CheckpointError(f"{path}: holds no weights")
-    elif key is None:
+    parts = {key: content[key] for key in _KEYS if isinstance(content.get(key), Mapping)}
+    read = {key: _tensors(part, path) for key, part in parts.items()}
+    sets = {key: tensors for key, tensors in read.items() if tensors}
+    keys = _Keys.of(sets)
+    key = keys.choose(ema)
+    if key is None and ema is not None:
         kind = "averaged" if ema else "trained"
         raise CheckpointError(
             f"{path}: does not say that any of its weights are {kind} ones",
             "leave out --ema and --no-ema for the weights that it has",
         )
-    else:
-        tensors = sets[key]
+    tensors = _tensors(content, path) if key is None else sets[key]
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no weights")
     return Weights(
         tensors,
-        key,
-        averaged_too=averaged not in (None, key),
+        key or "",
+        averaged_too=keys.averaged not in (None, key),
         config_text=_config_text(content),
         class_names=_class_names(content),
     )
 
 
-def _first(sets: Mapping[str, object], *keys: str) -> str | None:
-    return next((key for key in keys if key in sets), None)
-
-
-def _tensors(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors by name without prefix, float32."""
+def _tensors(content: Mapping[object, object], path: Path) -> dict[str, Tensor]:
+    """The tensors of a mapping by name without prefix; floating-point ones as float32."""
     result: dict[str, Tensor] = {}
     for given, value in content.items():
         tensor = _tensor(value)
@@ -107,7 +118,7 @@ def _tensors(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _tensor(value: object) -> Tensor | None:
-    """A tensor, or an array as detectron2's `.pkl` files have them; None for all else."""
+    """A tensor, or an array as detectron2's `.pkl` files have them. None for anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         value = torch.from_numpy(np.array(value, np.float32 if value.dtype.kind == "f" else int))
     if not isinstance(value, Tensor):
@@ -115,18 +126,18 @@ def _tensor(value: object) -> Tensor | None:
     return value.float() if value.is_floating_point() else value
 
 
-def _meta(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+def _meta(content: Mapping[object, object]) -> Mapping[object, object]:
     meta = content.get("meta")
     return meta if isinstance(meta, Mapping) else {}
 
 
-def _config_text(content: Mapping[Any, Any]) -> str:
+def _config_text(content: Mapping[object, object]) -> str:
     text = _meta(content).get("cfg")
     return text if isinstance(text, str) else ""
 
 
-def _class_names(content: Mapping[Any, Any]) -> tuple[str, ...]:
-    """From `dataset_meta`, whose keys early versions wrote in capitals."""
+def _class_names(content: Mapping[object, object]) -> tuple[str, ...]:
+    """The class names in `dataset_meta`, whose keys early versions of mmengine capitalized."""
     meta = _meta(content).get("dataset_meta")
     for key, names in meta.items() if isinstance(meta, Mapping) else ():
         if str(key).lower() == "classes" and isinstance(names, (tuple, list)):

@@ -1,4 +1,4 @@
-"""Reading checkpoints of other DINO code: every tensor finds its place, or the file is refused."""
+"""Imports checkpoints of other DINO code: every tensor finds its place, or the file is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dino_core.checkpoints.foreign.layouts import (
     OFFICIAL,
     Layout,
     official_state,
-    recognise,
+    recognize,
     rename_all,
     some,
 )
@@ -46,29 +46,29 @@ def import_checkpoint(
     position_temperature: float | None = None,
     position_offset: float | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint of the official code, detrex or mmdet as one of ours.
+    """Read a checkpoint of the official code, detrex or mmdet as one of this library.
 
-    Whose it is, is recognised by the names of its tensors; accepted are the training scripts'
-    files (weights beside optimiser, arguments, history), published ones, bare state dicts, and
-    names with DDP's prefix. What is no matter of names goes into the ModelConfig: heads one a
-    layer, biases of the neck, the position encoding, the epsilon of the predicted boxes.
-    `meta.provenance["notes"]` says in sentences what was assumed.
+    The code is recognized by the names of the tensors. The files of the training scripts (weights
+    beside optimizer, arguments, history), published files, bare state dicts, and names with DDP's
+    prefix are accepted. Differences beyond names go into the ModelConfig: separate heads of the
+    layers, biases of the neck, the position encoding, the epsilon of the predicted boxes.
+    `meta.provenance["notes"]` states what was assumed.
 
     Args:
         path: A `.pth` file.
-        ema: True: averaged weights; False: those that were trained; None: those that the code which
-            wrote the file loads.
-        position_temperature: Of the position encoding, which few files tell; None: the file's, or
-            its code's usual one.
-        position_offset: Likewise.
+        ema: True for averaged weights, False for those that were trained, None for those that the
+            code which wrote the file loads.
+        position_temperature: Temperature of the position encoding, which few files state; None for
+            the file's, or else the usual one of its code.
+        position_offset: Offset of the position encoding, likewise.
 
     Raises:
-        CheckpointError: not such a file, a variant that is not supported, or tensors on either
-            side that have no counterpart (named in the message).
-        ConfigError: no such temperature or offset can be.
+        CheckpointError: The file is no such checkpoint, its variant is not supported, or tensors on
+            either side have no counterpart (the message names them).
+        ConfigError: The temperature or offset is impossible.
     """
     weights = find_weights(load_pickled(path), path, ema)
-    layout = recognise(weights.tensors, path)
+    layout = recognize(weights.tensors, path)
     position = find_position(
         layout, path.name, weights.config_text, position_temperature, position_offset
     )
@@ -89,7 +89,7 @@ def import_checkpoint(
 
 
 def _adapted(config: ModelConfig, layout: Layout, position: Position) -> ModelConfig:
-    """The published network with what is the layout's and the file's own."""
+    """The published network with the differences of the layout and of the file."""
     frozen = config.backbone_frozen_stages
     if config.backbone.startswith("resnet"):
         frozen = layout.resnet_frozen_stages
@@ -105,19 +105,19 @@ def _adapted(config: ModelConfig, layout: Layout, position: Position) -> ModelCo
 def our_state(
     given: Mapping[str, Tensor], config: ModelConfig, layout: Layout, path: Path
 ) -> tuple[dict[str, Tensor], ModelConfig]:
-    """Tensors by our names, and the network with `tied_heads` as it is.
+    """The tensors by our names, and the network with its actual `tied_heads`.
 
-    The official code has one head for all layers by default and saves it once a layer: equal
-    values mean that.
+    By default the official code has one head for all layers, and saves it once per layer. Equal
+    values therefore mean one head.
 
     Args:
-        given: By official names.
+        given: Tensors by official names.
         config: The network.
-        layout: Where the tensors are from.
+        layout: The code that the tensors are from.
         path: For errors.
 
     Raises:
-        CheckpointError: names or shapes are not exactly the network's.
+        CheckpointError: Names or shapes are not exactly the network's.
     """
     used = without_unused(given, config)
     state = rename_all(used, lambda name: official.our_name(name, tied=False), path)
@@ -137,10 +137,10 @@ def our_state(
 
 
 def _label_rows(given: Tensor | None, config: ModelConfig, path: Path) -> Tensor:
-    """The rows that the classes use, and the one after them.
+    """The rows of the label embedding that the classes use, and the one after them.
 
-    The official label book may be longer. detrex and mmdet have no row after the last class; it
-    is never looked up (ALGORITHM 20 draws class indices), so zeros stand there.
+    The official embedding may have more rows. detrex and mmdet have none after the last class. It
+    is never looked up (ALGORITHM 20 draws class indices), so it is filled with zeros.
     """
     classes = config.num_classes
     rows = 0 if given is None or given.dim() == 0 else len(given)
@@ -154,7 +154,7 @@ def _label_rows(given: Tensor | None, config: ModelConfig, path: Path) -> Tensor
 
 
 def _classes(layout: Layout, config: ModelConfig, names: tuple[str, ...], path: Path) -> ClassMap:
-    """What the columns of the heads mean: as the file says, or COCO where their number is."""
+    """The classes of the heads' columns: from the file, or COCO's if there are as many."""
     count = config.num_classes
     if len(names) == count and names != tuple(COCO_NAMES.values()):
         try:
@@ -169,7 +169,7 @@ def _classes(layout: Layout, config: ModelConfig, names: tuple[str, ...], path: 
 
 
 def _notes(layout: Layout, weights: Weights, position: Position) -> list[str]:
-    """What a reader of the import should know, in sentences."""
+    """What users of the imported model should know."""
     notes = [
         f"position encoding: temperature {position.temperature:g}, offset {position.offset:g} "
         f"({position.source})"

@@ -1,6 +1,6 @@
-"""The codes whose checkpoints can be read: how each is known, renamed, and differs from the others.
+"""The code bases whose checkpoints can be read: their marks, names and differences.
 
-All names lead to the official ones first; `keymaps.official` goes on from there.
+All names are translated to the official ones first, and by `keymaps.official` to ours.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ SHOWN = 8  # names in a message
 
 @dataclass(frozen=True)
 class Layout:
-    """How one training code writes DINO.
+    """How one code base writes DINO.
 
     Attributes:
-        name: Of the code.
-        marks: Names that its files have, and those of the others have not.
-        rules: To official names, from the number of backbone maps; None: they are official.
-        dropped: Pattern of names that mean nothing here.
-        position: Usual temperature and offset of the position encoding.
+        name: Name of the code base.
+        marks: Tensor names that only its files have.
+        rules: Maps the number of backbone maps to the rules that give official names; None if its
+            names are the official ones.
+        position: Its usual temperature and offset of the position encoding.
+        dropped: Pattern of the names of tensors that are not needed.
         model: Fields of ModelConfig in which it differs from the published variants.
         resnet_frozen_stages: `backbone_frozen_stages` of its ResNets.
         preprocess: Fields of PreprocessConfig in which it differs.
@@ -68,8 +69,8 @@ MMDET = Layout(
 LAYOUTS = (MMDET, DETREX, OFFICIAL)
 
 
-def recognise(tensors: Mapping[str, Tensor], path: Path) -> Layout:
-    """The layout of these names. Raises CheckpointError where they are of none."""
+def recognize(tensors: Mapping[str, Tensor], path: Path) -> Layout:
+    """The layout of these names. Raises CheckpointError if they are of none."""
     for layout in LAYOUTS:
         if all(mark in tensors for mark in layout.marks):
             return layout
@@ -80,9 +81,9 @@ def recognise(tensors: Mapping[str, Tensor], path: Path) -> Layout:
 
 
 def official_state(tensors: Mapping[str, Tensor], layout: Layout, path: Path) -> dict[str, Tensor]:
-    """The tensors by official names, values as the official code holds them.
+    """The tensors by official names, with values in the order of the official code.
 
-    Raises: CheckpointError naming the tensors that no rule knows, or that differ under two names.
+    Raises: CheckpointError if no rule knows a tensor, or one tensor has two values.
     """
     if layout.rules is None:
         return dict(tensors)
@@ -100,9 +101,9 @@ def official_state(tensors: Mapping[str, Tensor], layout: Layout, path: Path) ->
 def rename_all(
     given: Mapping[str, Tensor], new_name: Callable[[str], str | None], path: Path
 ) -> dict[str, Tensor]:
-    """The tensors by new names; old names that mean one tensor must hold one value.
+    """The tensors by new names; if two old names mean the same tensor, their values must agree.
 
-    Raises: CheckpointError naming those without a new name, or that differ.
+    Raises: CheckpointError if a tensor has no new name, or one tensor has two values.
     """
     state: dict[str, Tensor] = {}
     source: dict[str, str] = {}
@@ -123,9 +124,10 @@ def rename_all(
 
 
 def pixels_apart(tensor: Tensor) -> Tensor:
-    """A tensor of one of mmdet's Swin merges, (..., 4 C), in the official order of channels.
+    """A tensor (..., 4 C) of one of mmdet's Swin merges in the official order of channels.
 
-    One of another width is returned as it is; its shape fits no model.
+    A tensor of another width is returned unchanged. Its shape fits no model, which is reported
+    later.
     """
     if tensor.dim() == 0 or tensor.shape[-1] % 4:
         return tensor
@@ -135,6 +137,6 @@ def pixels_apart(tensor: Tensor) -> Tensor:
 
 
 def some(names: list[str]) -> str:
-    """The first of the names, and how many there are more."""
+    """The first of the names, and the number of the others."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + rest

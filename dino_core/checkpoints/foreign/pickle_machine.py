@@ -1,10 +1,10 @@
-"""A pickle read as data: nothing that a file names is ever imported or called.
+"""Reads a pickle as data: nothing that a file names is ever imported or called.
 
-The instructions of a pickle (`pickletools` documents and decodes them) move values on a stack; of
-those that make an object, only containers and what a caller's table of pure functions lists come
-to life, everything else becomes an `Inert`. No number in a file decides how much memory is taken
-or how long the reading lasts; Python's own unpicklers do not give that, even without any classes
-(a memo index of 2**31 makes the compiled one take 34 GB, a key of nested tuples hashes for years).
+The instructions of a pickle (`pickletools` documents and decodes them) move values on a stack. Of
+those that make an object, only containers and the functions in a caller's table are carried out;
+everything else becomes an `Inert`. No number in a file decides how much memory or time the reading
+takes. Python's own unpicklers do not guarantee that, even without any classes: a memo index of
+2**31 makes the compiled one allocate 34 GB, and hashing a key of nested tuples can take years.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MAX_STEPS = 5_000_000  # some seconds; a checkpoint with its optimiser takes some ten thousand
+MAX_STEPS = 5_000_000  # a few seconds; a checkpoint with its optimizer has tens of thousands
 _MAX_INDEX = 1 << 32
 _MAX_KEY = 1 << 63
 _PROTOCOL = 5
@@ -23,11 +23,11 @@ PureFunction = Callable[..., Any]
 
 
 class Malformed(ValueError):
-    """What a pickle says makes no sense, or is more than a checkpoint says."""
+    """A pickle makes no sense, or does what no checkpoint needs."""
 
 
 class Inert:
-    """Stands for an object, class or function that is not let in.
+    """Takes the place of an object, class or function that is not created.
 
     Attributes:
         kind: Its name, e.g. "argparse.Namespace".
@@ -43,7 +43,7 @@ class Inert:
 
 
 class _Name(Inert):
-    """A name that a pickle mentions, which it may then "call"."""
+    """A name in a pickle, which the pickle may then "call"."""
 
     __slots__ = ()
 
@@ -63,14 +63,14 @@ _VALUES = frozenset(
 
 
 class PickleMachine:
-    """Reads one pickle after the other from one file.
+    """Reads the pickles of one file, one after the other.
 
     Args:
-        functions: Full name, e.g. "collections.OrderedDict", to what stands for it; it gets the
-            arguments that the pickle gives and must not trust them.
-        builders: Type to a function that completes an object of it with a pickled state; the
-            states of all others are dropped.
-        persistent: Turns the id of an object that lies outside the pickle into that object.
+        functions: Maps a full name, e.g. "collections.OrderedDict", to the function that is called
+            for it. It gets the arguments in the pickle, and must not trust them.
+        builders: Maps a type to a function that applies a pickled state to an object of this type.
+            The states of other objects are ignored.
+        persistent: Maps the id of an object outside the pickle to that object.
     """
 
     def __init__(
@@ -87,15 +87,15 @@ class PickleMachine:
         self._memo: dict[int, Any] = {}
 
     def load(self, file: Any) -> Any:
-        """The next pickle's content; the file then stands behind it.
+        """Read the next pickle; the file's position is then behind it.
 
         Args:
-            file: With `read`, `readline` and `tell`; `read` must not reserve memory for more
-                bytes than there are (a BytesIO or an mmap, not a file on disk).
+            file: An object with `read`, `readline` and `tell`. Its `read` must not allocate memory
+                for more bytes than there are (a BytesIO or an mmap, not a file on disk).
 
         Raises:
-            Malformed, or whatever else a spoilt pickle provokes: ValueError, IndexError, KeyError,
-            TypeError, OverflowError, UnicodeError.
+            Malformed, or another exception that a malformed pickle can cause: ValueError,
+            IndexError, KeyError, TypeError, OverflowError, UnicodeError.
         """
         self._stack, self._memo = [], {}
         for opcode, argument, _ in pickletools.genops(file):
@@ -124,7 +124,7 @@ class PickleMachine:
         return value
 
     def _pop_marked(self) -> list[Any]:
-        """The values above the last mark, which goes too."""
+        """Remove the last mark and the values above it, and return these."""
         stack = self._stack
         start = len(stack) - 1
         while stack[start] is not _MARK:
@@ -152,7 +152,7 @@ class PickleMachine:
             raise Malformed(f"protocol {version}")
 
     def _frame(self, _: Any) -> None:
-        pass  # how much to read ahead
+        pass  # a hint how much to read ahead
 
     def _tuple(self, _: Any) -> None:
         self._stack.append(tuple(self._pop_marked()))
@@ -262,7 +262,7 @@ class PickleMachine:
         return pure(*(self._resolved(a) for a in arguments))
 
     def _resolved(self, argument: Any) -> Any:
-        """A pure function may be the argument of another."""
+        """The argument of a call, where a known function may be the argument of another."""
         if type(argument) is _Name:
             return self._functions.get(argument.kind, argument)
         return argument
@@ -282,14 +282,14 @@ class PickleMachine:
 
 
 def _key(key: Any) -> Any:
-    """`key` where hashing it takes no time; else something inert in its place."""
+    """`key` if hashing it takes no time, or else an `Inert` in its place."""
     if type(key) is tuple and all(_is_plain(part) for part in key):
         return key
     return key if _is_plain(key) or isinstance(key, Inert) else Inert("key")
 
 
 def _is_plain(value: Any) -> bool:
-    """Text, a small number and the like: distinct ones have distinct hashes, by and large."""
+    """Whether a value is a string, a small number or the like, whose hashes rarely collide."""
     if isinstance(value, int):
         return -_MAX_KEY <= value < _MAX_KEY
     return value is None or type(value) in (str, bytes, float)

@@ -1,4 +1,4 @@
-"""What may come to life out of a pickle: tensors, NumPy arrays and numbers, plain containers.
+"""What is created from a pickle: tensors, NumPy arrays and numbers, plain containers.
 
 Sizes and shapes that a file claims are compared with the bytes it has before any memory is taken.
 """
@@ -26,15 +26,15 @@ STORAGE_DTYPES = {
     "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
 }  # fmt: skip
 
-_COPIES = 16  # of the file's size: what all values together may take
+_COPIES = 16  # all values together may take this multiple of the file's size
 _SMALL_FILE = 1 << 20
-_ALWAYS = 4 << 30  # bytes: what expanded tensors may come to in a file of any size
+_ALWAYS = 4 << 30  # bytes that expanded tensors may take, however small the file
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(?:\?|b1|[iuf][1248]|c8|c16)")
 _MAX_DIMENSIONS = 64
 
 
 class Budget:
-    """How much all values of a file may take, so that a few bytes cannot stand for terabytes.
+    """Limits the memory of all values of a file, so that a few bytes cannot claim terabytes.
 
     Args:
         size: Of the file, in bytes.
@@ -46,12 +46,12 @@ class Budget:
         self._views = _COPIES * size + _ALWAYS
 
     def copy(self, count: int, what: str) -> None:
-        """Raises Malformed when `count` bytes more of memory are too many."""
+        """Raises Malformed if `count` more bytes of memory are too many."""
         self._copies -= count
         self._check(self._copies, count, what)
 
     def view(self, count: int, what: str) -> None:
-        """Raises Malformed when a tensor of `count` bytes more is too much.
+        """Raises Malformed if another tensor of `count` bytes is too much.
 
         It takes no memory yet, but would where somebody copies it: an expanded tensor has more
         elements than its storage.
@@ -74,13 +74,13 @@ class Storage:
 
 @dataclass
 class _DType:
-    """A NumPy dtype being read: its letters, then its byte order."""
+    """A NumPy dtype while it is read: its letters, then its byte order."""
 
     code: str
 
 
 def storage_of(buffer: Any, offset: int, nbytes: int, dtype: torch.dtype) -> Storage:
-    """Bytes of a writable buffer as a storage; shared where they are aligned, else copied."""
+    """Bytes of a writable buffer as a storage, shared if they are aligned, otherwise copied."""
     if nbytes == 0:
         return Storage(torch.empty(0).untyped_storage(), dtype)
     data = torch.frombuffer(buffer, dtype=torch.uint8, count=nbytes, offset=offset)
@@ -90,7 +90,7 @@ def storage_of(buffer: Any, offset: int, nbytes: int, dtype: torch.dtype) -> Sto
 
 
 def storage_dtype(kind: Any) -> torch.dtype:
-    """The element type that a storage class of torch stands for."""
+    """The element type of one of torch's storage classes."""
     name = str(getattr(kind, "kind", "")).rpartition(".")[2]
     if name not in STORAGE_DTYPES:
         raise Malformed(f"a storage of kind '{name[:40]}'")
@@ -98,14 +98,14 @@ def storage_dtype(kind: Any) -> torch.dtype:
 
 
 def whole_number(value: Any, what: str) -> int:
-    """`value` where it is an int that can count something. Raises Malformed."""
+    """`value`, if it is an int of at least 0. Raises Malformed otherwise."""
     if type(value) is not int or not 0 <= value < 1 << 62:
         raise Malformed(f"{what} is no size")
     return value
 
 
 def tensor_in(storage: Any, offset: Any, size: Any, stride: Any, budget: Budget) -> Tensor:
-    """A tensor in `storage`, which it must not leave. Raises Malformed."""
+    """A tensor within `storage`. Raises Malformed if it goes beyond it."""
     if not isinstance(storage, Storage):
         raise Malformed("a tensor without a storage")
     offset = whole_number(offset, "a tensor's offset")
@@ -128,7 +128,7 @@ def tensor_in(storage: Any, offset: Any, size: Any, stride: Any, budget: Budget)
 
 
 def machine(budget: Budget, persistent: Callable[[Any], Any]) -> PickleMachine:
-    """A reader of pickles to which checkpoints' ordinary content comes alive.
+    """A reader of pickles that creates the ordinary content of checkpoints.
 
     Args:
         budget: What the file may take.
@@ -190,7 +190,7 @@ class _Values:
         return tuple(whole_number(v, "torch.Size") for v in _list(values))
 
     def no_bytes(self) -> bytes:
-        return b""  # what protocols without bytes write for empty ones
+        return b""  # protocols without bytes write this for empty ones
 
     def encode(self, text: Any, encoding: Any = "") -> bytes:
         if type(text) is not str or encoding not in ("latin1", "latin-1"):
@@ -221,7 +221,7 @@ class _Values:
         return np.empty(0, np.uint8)
 
     def fill_array(self, array: np.ndarray[Any, Any], state: Any) -> None:
-        """Give an array its content; one of Python objects stays empty."""
+        """Fill an array with its content; an array of Python objects stays empty."""
         if type(state) is not tuple or len(state) != 5:
             raise Malformed("an array without content")
         _, shape, dtype, fortran, raw = state
@@ -232,7 +232,7 @@ class _Values:
         array.__setstate__(state)
 
     def array(self, raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
-        if type(raw) is str:  # of Python 2
+        if type(raw) is str:  # written by Python 2
             raw = raw.encode("latin-1")
         kind, sizes = _numpy_dtype(dtype), [whole_number(n, "an array's shape") for n in shape]
         if type(raw) not in (bytes, bytearray) or len(sizes) > _MAX_DIMENSIONS // 2:
@@ -247,7 +247,7 @@ class _Values:
         return flat.reshape(sizes, order="F" if order == "F" else "C")
 
     def scalar(self, dtype: Any, raw: Any = b"") -> Any:
-        """A Python number; that of a NumPy type without one is its bytes."""
+        """A Python number; for NumPy types that have none, the bytes."""
         if type(raw) is str:
             raw = raw.encode("latin-1")
         if type(raw) is not bytes or not isinstance(dtype, _DType):
@@ -282,7 +282,7 @@ def _shape(sizes: Iterable[int]) -> str:
 
 
 def amount(count: int) -> str:
-    """Bytes as a person reads them; any number, however large."""
+    """A number of bytes in a readable unit, however large."""
     for exponent, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
         if count >= 10**exponent:
             whole = count // 10**exponent

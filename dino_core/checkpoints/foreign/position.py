@@ -1,7 +1,7 @@
-"""The position encoding that imported weights were trained with; weights do not tell it.
+"""The position encoding that imported weights were trained with, which the weights do not show.
 
-Temperature and offset come from, in this order: who asks for the import, the configuration in the
-file (mmengine's), the file's published name, and what the code's configurations have in common.
+Temperature and offset come, in this order, from the caller, from the configuration in the file
+(mmengine's), from the name of a published file, and from the usual configuration of the code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NUMBER = r"\b{}\s*=\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)"
 
 @dataclass(frozen=True)
 class Position:
-    """Temperature and offset, as in ModelConfig; `source` says in words where they are from."""
+    """Temperature and offset, as in ModelConfig; `source` says where they are from."""
 
     temperature: float
     offset: float
@@ -38,15 +38,15 @@ def find_position(
     """The position encoding of a file.
 
     Args:
-        layout: Of the file.
-        file_name: Without its folder.
-        config_text: Its configuration, or empty.
-        temperature: As asked for; None: found.
-        offset: As asked for; None: found.
+        layout: The code base that wrote the file.
+        file_name: Name of the file without its folder.
+        config_text: The configuration in the file; empty if it has none.
+        temperature: The temperature to use; None to find it.
+        offset: The offset to use; None to find it.
 
     Raises:
-        ConfigError: no such temperature or offset can be.
-        CheckpointError: the file's configuration asks for another kind of encoding.
+        ConfigError: The temperature or offset is impossible.
+        CheckpointError: The file's configuration has another kind of encoding.
     """
     found = _found(layout, file_name, config_text)
     if temperature is None and offset is None:
@@ -58,7 +58,7 @@ def find_position(
             f"position encoding of temperature {temperature:g} and offset {offset:g}: the "
             "temperature must be above 0, and both finite"
         )
-    return Position(temperature, offset, "as asked for")
+    return Position(temperature, offset, "as requested")
 
 
 def _found(layout: Layout, file_name: str, config_text: str) -> Position:
@@ -70,14 +70,14 @@ def _found(layout: Layout, file_name: str, config_text: str) -> Position:
         return Position(*published, "as published under this name")
     if layout is OFFICIAL:
         return Position(*layout.position, "as published")
-    return Position(*layout.position, f"{layout.name}'s usual one, the file does not tell")
+    return Position(*layout.position, f"{layout.name}'s usual one, as the file does not state it")
 
 
 def _described(arguments: str, file_name: str) -> Position:
-    """From what stands between the brackets of mmdet's `positional_encoding=dict(...)`."""
+    """The position encoding in the arguments of mmdet's `positional_encoding=dict(...)`."""
     if re.search(r"\bnormalize\s*=\s*False", arguments):
         raise CheckpointError(
-            f"{file_name}: its positions are not normalised, which no published DINO has"
+            f"{file_name}: its positions are not normalized, which no published DINO has"
         )
     values = list(mmdet.UNSTATED_POSITION)
     for index, name in enumerate(("temperature", "offset")):

@@ -1,12 +1,12 @@
-"""Reading `.pth` files without executing anything: only tensors and plain containers come to life.
+"""Reads `.pth` files without executing anything: only tensors and plain containers are created.
 
-The containers that `torch.save` ever wrote, and bare pickles, all over a mapping of the file:
+It reads every format that `torch.save` ever wrote, and bare pickles, from a memory map of the file:
 
-- zip (torch 1.6 on): `NAME/data.pkl`, whose persistent ids name the stored, uncompressed
-  `NAME/data/KEY`; these stay on disk until they are used.
-- "legacy" (torch 0.1.10 on, `_use_new_zipfile_serialization=False`): five pickles (magic number,
-  version, machine, content, keys), then per key its length and bytes.
-- tar (before): `storages`, `tensors`, `pickle`.
+- zip (since torch 1.6): `NAME/data.pkl`, whose persistent ids name the uncompressed parts
+  `NAME/data/KEY`. These stay on disk until they are used.
+- "legacy" (since torch 0.1.10, or with `_use_new_zipfile_serialization=False`): five pickles (magic
+  number, version, machine, content, keys), then for each key its length and bytes.
+- tar (before that): `storages`, `tensors`, `pickle`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from dino_core.checkpoints.foreign.pickled_values import (
     tensor_in,
     whole_number,
 )
+from dino_core.checkpoints.header import check_file
 from dino_core.errors import CheckpointError
 
 __all__ = ["Inert", "check_pickled", "load_pickled"]
@@ -47,20 +48,22 @@ _INT64 = struct.Struct("<q")
 
 
 def load_pickled(path: Path) -> Any:
-    """What a `.pth` or `.pkl` file holds: tensors on the CPU, containers, numbers, inert objects.
+    """The content of a `.pth` or `.pkl` file: CPU tensors, containers, numbers, inert objects.
 
-    Tensors may be views of the file, read when they are used: it must not be changed meanwhile.
+    Tensors may be views of the file that are read when they are used, so it must not change
+    meanwhile.
 
     Raises:
-        CheckpointError: missing, empty, truncated, of another kind, or claiming more than it has.
+        CheckpointError: The file is missing, empty, truncated, of another kind, or claims more
+            bytes than it has.
     """
     return _guarded(path, _read)
 
 
 def check_pickled(path: Path) -> None:
-    """Read all of a file, with the checksums of its parts where it has any.
+    """Read a whole file, and compare the checksums of its parts if it has any.
 
-    Raises: CheckpointError as `load_pickled`, or for damaged bytes.
+    Raises: CheckpointError like `load_pickled`, or if bytes are damaged.
     """
 
     def read(buffer: mmap.mmap) -> None:
@@ -74,6 +77,7 @@ def check_pickled(path: Path) -> None:
 
 
 def _guarded(path: Path, read: Callable[[mmap.mmap], Any]) -> Any:
+    check_file(path)
     try:
         with path.open("rb") as file:
             if path.stat().st_size == 0:
@@ -82,13 +86,9 @@ def _guarded(path: Path, read: Callable[[mmap.mmap], Any]) -> Any:
         return read(buffer)
     except CheckpointError:
         raise
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise CheckpointError(f"{path}: a folder, not a model file") from error
-    except PermissionError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # whatever a malformed file provokes
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # a malformed file can cause any exception
         reason = str(error)[:300] or type(error).__name__
         raise CheckpointError(
             f"{path}: truncated, or not written by torch.save ({reason})",
@@ -105,7 +105,7 @@ def _read(buffer: mmap.mmap) -> Any:
 
 
 class _Archive:
-    """The stored parts of a zip file: name to entry and the place of its first byte."""
+    """The parts of a zip file: name to entry and offset of its first byte in the file."""
 
     def __init__(self, buffer: mmap.mmap) -> None:
         self.parts: dict[str, tuple[zipfile.ZipInfo, int]] = {}
@@ -160,7 +160,7 @@ def _read_zip(buffer: mmap.mmap) -> Any:
 
 
 def _read_legacy(buffer: mmap.mmap) -> Any:
-    """A legacy file, or where it begins with no magic number, a bare pickle."""
+    """A legacy file, or a bare pickle if it does not begin with the magic number."""
     storages: dict[str, Storage] = {}
     claimed = 0
 
@@ -207,7 +207,7 @@ def _fill(storage: Storage, buffer: mmap.mmap, nbytes: int) -> None:
 
 
 def _view(storage: Storage, view: Any) -> Storage:
-    """The part of a storage that (key, offset, count) names; None: all of it."""
+    """The part of a storage that (key, offset, count) names; all of it for None."""
     if view is None:
         return storage
     _, offset, count = view

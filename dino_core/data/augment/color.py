@@ -1,4 +1,4 @@
-"""Colour augmentation as one affine map of RGB: brightness, contrast, saturation, hue at once."""
+"""Color augmentation as one affine map of RGB: brightness, contrast, saturation, hue at once."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523,
 
 
 @dataclass(frozen=True)
-class ColourJitter:
-    """Brightness, contrast, saturation and hue, each drawn around no change.
+class ColorJitter:
+    """Random brightness, contrast, saturation and hue.
 
     Attributes:
         brightness: Largest relative change.
         contrast: Largest relative change, around the image's mean gray.
         saturation: Largest relative change.
-        hue: Largest turn around the gray axis, as a fraction of the full circle.
-        probability: How often anything changes.
+        hue: Largest rotation around the gray axis, as a fraction of the full circle.
+        probability: Share of the images that are changed.
     """
 
     brightness: float
@@ -37,31 +37,31 @@ class ColourJitter:
         if rng.random() >= self.probability:
             return scene
         pixels = as_array(scene.image)
-        matrix = colour_matrix(
+        matrix = color_matrix(
             1 + rng.uniform(-self.brightness, self.brightness),
             1 + rng.uniform(-self.contrast, self.contrast),
             1 + rng.uniform(-self.saturation, self.saturation),
             rng.uniform(-self.hue, self.hue),
             mean_gray=float(_LUMA @ cv2.mean(pixels)[:3]),
         )
-        changed = cv2.transform(pixels, matrix.astype(np.float32))  # saturates to 0..255
+        changed = cv2.transform(pixels, matrix.astype(np.float32))  # clips to 0..255
         return with_pixels(scene, np.asarray(changed, np.uint8))
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
-        return size_hw  # colours come last: what they draw decides no size
+        return size_hw  # nothing that draws follows the colors, so no draw is needed
 
 
-def colour_matrix(
+def color_matrix(
     brightness: float, contrast: float, saturation: float, hue: float, mean_gray: float
 ) -> NDArray[np.float64]:
     """(3, 4) affine map of RGB in 0..255: hue, then saturation, contrast and brightness.
 
     Args:
-        brightness: Factor.
+        brightness: Factor of every value.
         contrast: Factor of the distance from `mean_gray`.
         saturation: Factor of the distance from the pixel's own gray.
-        hue: Turn in the YIQ plane, as a fraction of the full circle.
-        mean_gray: Gray level that contrast leaves as it is.
+        hue: Rotation in the IQ plane of YIQ, as a fraction of the full circle.
+        mean_gray: The gray level that contrast does not change, 0..255.
     """
     turn = 2 * math.pi * hue
     rotation = np.array(

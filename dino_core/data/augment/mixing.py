@@ -1,4 +1,4 @@
-"""Which training samples are made of several images, and how: mosaics and pasted objects."""
+"""Mixing: which training samples are made of several images, as mosaics or by pasted objects."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Mixing:
     """How samples are mixed.
 
     Attributes:
-        mosaic_share: How often a sample becomes a mosaic.
-        paste_share: How often a sample, mosaic or not, gets objects of another image.
-        mosaic: What a mosaic is like.
-        paste: How objects are pasted.
-        donors: The objects; None where there are none.
-        finish: What is done to a mosaic after it is laid out; keeps its size.
+        mosaic_share: Share of the samples that become a mosaic.
+        paste_share: Share of the samples, mosaic or not, that get objects of another image.
+        mosaic: Makes a mosaic.
+        paste: Pastes objects.
+        donors: The objects that can be pasted; None if there are none.
+        finish: Applied to a mosaic after it is laid out; does not change its size.
     """
 
     mosaic_share: float
@@ -36,12 +36,18 @@ class Mixing:
     finish: Transform
 
     def wants_mosaic(self, rng: np.random.Generator) -> bool:
-        """Whether this sample is one; the generator's first draw."""
+        """Whether this sample is a mosaic; must be the generator's first draw."""
         return bool(rng.random() < self.mosaic_share)
 
 
 def counts_when_mixed(counts: Sequence[int], mosaic: float, copy_paste: float) -> Sequence[int]:
-    """How many boxes a sample may have, of images with so many, where some are mixed."""
+    """The numbers of boxes that a sample may have.
+
+    Args:
+        counts: Number of boxes of each image.
+        mosaic: Share of the samples that become a mosaic.
+        copy_paste: Share of the samples that get objects of another image.
+    """
     most = sum(sorted(counts)[-PIECES:]) if mosaic else max(counts)
     most += Paste().most if copy_paste else 0
     return range(most + 1) if mosaic or copy_paste else counts
@@ -54,17 +60,17 @@ def build_mixing(
     preprocess: PreprocessConfig,
     records: Sequence[ImageRecord],
 ) -> Mixing | None:
-    """The mixing that goes with an augmentation; None where nothing is mixed.
+    """The mixing that goes with an augmentation; None if nothing is mixed.
 
     Args:
-        mosaic: How often a sample becomes a mosaic, 0 to 1.
-        copy_paste: How often a sample gets objects of another image, 0 to 1.
-        kind: The augmentation, of which a mosaic gets flips and colours.
+        mosaic: Share of the samples that become a mosaic, 0 to 1.
+        copy_paste: Share of the samples that get objects of another image, 0 to 1.
+        kind: The augmentation. A mosaic gets its flips and colors, but not its geometry.
         preprocess: The input at inference.
-        records: The images that are mixed.
+        records: The training images.
 
     Raises:
-        ConfigError: mixing without augmentation.
+        ConfigError: Mixing is requested without augmentation.
     """
     if not mosaic and not copy_paste:
         return None

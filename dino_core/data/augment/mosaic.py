@@ -1,9 +1,9 @@
 """Mosaic: four images around a point of one canvas (after arXiv 2004.10934, 3.3).
 
-Differs in the scale of the pieces. YOLOX's small models show each at 0.5 to 1.5 times the input's
-size (`exps/default/yolox_tiny.py`), DEIM's detection transformers at 0.25 to 0.75 (its `Mosaic`:
-320 for an input of 640, times 0.5 to 1.5). Here it is 0.5 to 1: an object is never below half of
-what inference sees, and no pixel is made up by enlarging.
+It differs in the scale of the pieces. YOLOX's small models show each piece at 0.5 to 1.5 times the
+input's size (`exps/default/yolox_tiny.py`), DEIM's detection transformers at 0.25 to 0.75 (its
+`Mosaic`: 320 for an input of 640, times 0.5 to 1.5). Here it is 0.5 to 1, so that an object never
+has less than half the size that inference sees, and no image is enlarged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Piece:
 
     Attributes:
         size_hw: Its height and width in pixels.
-        load: The scene, its long side at least as many pixels as asked for where the file has them.
+        load: Loads the scene. Its long side has at least the given number of pixels, if the file's
+            image has.
     """
 
     size_hw: SizeHW
@@ -40,16 +41,16 @@ class Piece:
 class Mosaic:
     """Four images in the quarters around a random point.
 
-    Each is resized to what inference would see times a drawn factor, cut where it is larger than
-    its quarter, and laid into the corner at the point. What stays free has the colour that padding
-    has for the network.
+    Each image is resized to its size at inference times a random factor, cropped where it is larger
+    than its quarter, and placed in the quarter's corner at the point. The rest of the canvas has
+    the mean color, which is zero for the network, like padding.
 
     Attributes:
         preprocess: The input at inference.
-        low: Least factor.
+        low: Smallest factor.
         high: Largest factor.
-        edge: The point stays away from each edge by this share of the canvas.
-        min_visible: A box of which at most this share of the area is left is dropped.
+        edge: Least distance of the point from each edge, as a share of the canvas.
+        min_visible: A box is dropped if at most this share of its area is left.
     """
 
     preprocess: PreprocessConfig
@@ -63,11 +64,11 @@ class Mosaic:
         return self.preprocess.canvas or resized_size(size_hw, self.preprocess)
 
     def __call__(self, pieces: Sequence[Piece], rng: np.random.Generator) -> Scene:
-        """The mosaic of `PIECES` pieces, each in a quarter that is drawn."""
+        """The mosaic of `PIECES` pieces, in a random order."""
         size_hw = self.final_size(pieces[0].size_hw)
-        centre_y, centre_x = (round(s * rng.uniform(self.edge, 1 - self.edge)) for s in size_hw)
-        rows = (slice(0, centre_y), slice(centre_y, size_hw[0]))
-        columns = (slice(0, centre_x), slice(centre_x, size_hw[1]))
+        center_y, center_x = (round(s * rng.uniform(self.edge, 1 - self.edge)) for s in size_hw)
+        rows = (slice(0, center_y), slice(center_y, size_hw[0]))
+        columns = (slice(0, center_x), slice(center_x, size_hw[1]))
         canvas = blank(size_hw, [round(level * 255) for level in self.preprocess.mean])
         boxes, labels = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
         for quarter, number in enumerate(rng.permutation(PIECES)):
@@ -76,19 +77,19 @@ class Mosaic:
                 rows[below].stop - rows[below].start,
                 columns[right].stop - columns[right].start,
             )
-            if 0 in room:  # of a canvas that is a pixel or two high
+            if 0 in room:  # the canvas is only a pixel or two high
                 continue
             scene = self._fitted(pieces[number], room, rng)
             height, width = scene.size_hw
-            top = centre_y if below else centre_y - height
-            left = centre_x if right else centre_x - width
+            top = center_y if below else center_y - height
+            left = center_x if right else center_x - width
             canvas[top : top + height, left : left + width] = as_array(scene.image)
             boxes.append(scene.boxes.as_subclass(Tensor) + torch.tensor([left, top, left, top]))
             labels.append(scene.labels)
         return make_scene(canvas, torch.cat(boxes), torch.cat(labels))
 
     def _fitted(self, piece: Piece, room: SizeHW, rng: np.random.Generator) -> Scene:
-        """The piece at its drawn size, cut where that is larger than `room`."""
+        """The piece at its random size, cropped where it is larger than `room`."""
         factor = rng.uniform(self.low, self.high)
         height, width = (
             max(1, round(side * factor)) for side in resized_size(piece.size_hw, self.preprocess)

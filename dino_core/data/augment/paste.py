@@ -1,8 +1,8 @@
-"""Copy-paste for boxes: parts of another image laid onto free places (after arXiv 2012.07177).
+"""Copy-paste for boxes: parts of another image pasted onto free places (after arXiv 2012.07177).
 
-Differs in that there are no masks: the whole content of a box is pasted, half of the time with soft
-edges, so that a seam does not mean an object (arXiv 1708.01642, 4.2). Rare classes are taken more
-often than they are met: by the root of their number of boxes.
+It differs in that there are no masks: the whole content of a box is pasted, half of the time with
+soft edges, so that a seam does not reveal an object (arXiv 1708.01642, 4.2). Rare classes are
+pasted more often than they occur: each class by the square root of its number of boxes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 from dino_core.data.augment.scene import Scene, SizeHW, as_array, crop, make_scene, resize
 from dino_core.data.records import ImageRecord
 
-_TRIES = 10  # places that are looked at for each part
-_SOFT = 0.08  # width of a soft edge, of the part's short side
+_TRIES = 10  # random places that are tried for each part
+_SOFT = 0.08  # width of a soft edge, as a share of the part's short side
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Donors:
 
     Attributes:
         records: (N,) int64, index of each box's record.
-        boxes: (N,) int64, number of the box among those of its record that are no crowds.
-        cumulative: (N,) float64, sums of the chances to be taken; the last one is 1.
+        boxes: (N,) int64, index of the box among those of its record that are no crowds.
+        cumulative: (N,) float64, cumulative probability of being chosen; the last one is 1.
     """
 
     records: NDArray[np.int64]
@@ -38,14 +38,14 @@ class Donors:
     cumulative: NDArray[np.float64]
 
     def choose(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Record and box; one draw."""
+        """The indices of a random record and of a box in it, by one draw."""
         place = int(np.searchsorted(self.cumulative, rng.random(), side="right"))
         place = min(place, len(self.cumulative) - 1)
         return int(self.records[place]), int(self.boxes[place])
 
 
 def find_donors(records: Sequence[ImageRecord]) -> Donors | None:
-    """The boxes of a split, with chances of 1 / sqrt(boxes of the class); None without any."""
+    """The boxes of a split, with weights 1 / sqrt(boxes of the class); None if it has no boxes."""
     classes = [record.class_indices[~record.is_crowd] for record in records]
     counts = [len(c) for c in classes]
     if not sum(counts):
@@ -62,15 +62,16 @@ def find_donors(records: Sequence[ImageRecord]) -> Donors | None:
 
 @dataclass(frozen=True)
 class Paste:
-    """Lay parts of one image onto another, where they hide little.
+    """Pastes parts of one image onto another, where they hide little.
 
     Attributes:
         most: Largest number of parts.
-        low: Least factor of a part's size, relative to its image.
-        high: Largest factor.
-        max_side: A part is shrunk to this share of the height and of the width.
-        max_covered: No box, of the image or pasted before, is covered by more of its area.
-        min_visible: Of the other objects in a part those are labelled of which more is seen.
+        low: Smallest factor of a part's size relative to its image.
+        high: Largest factor of a part's size relative to its image.
+        max_side: A part has at most this share of the image's height and width.
+        max_covered: Largest share of the area of any box, original or pasted, that may be hidden.
+        min_visible: Another object within a part is labeled if more than this share of its area
+            is visible.
     """
 
     most: int = 3
@@ -81,7 +82,7 @@ class Paste:
     min_visible: float = 0.25
 
     def __call__(self, scene: Scene, donor: Scene, box: int, rng: np.random.Generator) -> Scene:
-        """The scene with box number `box` of the donor, and others of it, where there is room."""
+        """The scene with box number `box` of the donor, and perhaps others, where there is room."""
         others = [int(i) for i in rng.permutation(len(donor.labels)) if i != box]
         chosen = [box, *others][: int(rng.integers(1, self.most + 1))]
         pixels = as_array(scene.image).copy()
@@ -102,7 +103,7 @@ class Paste:
     def _part(
         self, donor: Scene, number: int, onto_hw: SizeHW, rng: np.random.Generator
     ) -> Scene | None:
-        """The content of a box at its new size; None where hardly a pixel would be left."""
+        """The content of a box at its new size; None if a side would have under 4 pixels."""
         factor = rng.uniform(self.low, self.high) * max(onto_hw) / max(donor.size_hw)
         x1, y1, x2, y2 = (round(v) for v in donor.boxes[number].tolist())
         x1, y1 = max(0, x1), max(0, y1)
@@ -124,7 +125,7 @@ class Paste:
         pixels: NDArray[np.uint8],
         rng: np.random.Generator,
     ) -> tuple[int, int, NDArray[np.float64]] | None:
-        """Top, left and what of each box is hidden by the part; None where no place was found."""
+        """Top, left and the share of each box that the part hides; None if no place was found."""
         height, width = part.size_hw
         areas = np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1e-6)
         for _ in range(_TRIES):
@@ -141,7 +142,7 @@ class Paste:
 def _lay(
     pixels: NDArray[np.uint8], part: NDArray[np.uint8], top: int, left: int, soft: bool
 ) -> None:
-    """Put a part in its place."""
+    """Write a part's pixels in their place; with `soft`, the part fades in from its edges."""
     height, width = part.shape[:2]
     target = pixels[top : top + height, left : left + width]
     if not soft:

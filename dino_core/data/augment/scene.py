@@ -1,7 +1,7 @@
-"""An image with its boxes while it is augmented, and what can be done to both at once.
+"""An image with its boxes while it is augmented, and operations on both at once.
 
-The only module that knows torchvision, whose v2 kernels resize pixels and move boxes. Plain copies
-of pixels are numpy's: torch would start threads for them, in competition with the training step.
+This is the only module that uses torchvision, whose v2 kernels resize pixels and move boxes. Plain
+copies of pixels use NumPy: torch would start threads for them, competing with the training step.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _areas(boxes: Tensor) -> Tensor:
 
 
 def select(scene: Scene, keep: Tensor) -> Scene:
-    """The scene with the boxes that `keep` (N,) bool marks."""
+    """The scene with only those boxes where `keep` (N,) bool is True."""
     if bool(keep.all()):
         return scene
     boxes = scene.boxes.as_subclass(Tensor)[keep]
@@ -70,7 +70,7 @@ def select(scene: Scene, keep: Tensor) -> Scene:
 
 
 def resize(scene: Scene, size_hw: SizeHW) -> Scene:
-    """The scene at another size; antialiased bilinear on uint8."""
+    """The scene at another size, by antialiased bilinear interpolation of uint8."""
     if scene.size_hw == size_hw:
         return scene
     size = list(size_hw)
@@ -82,7 +82,7 @@ def resize(scene: Scene, size_hw: SizeHW) -> Scene:
 
 
 def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float) -> Scene:
-    """Cut a window out. Boxes of which at most `min_visible` of the area remains are dropped."""
+    """Crop a window, in pixels. A box is dropped if at most `min_visible` of its area remains."""
     height, width = size_hw
     before = _areas(scene.boxes.as_subclass(Tensor))
     boxes = F.crop(scene.boxes, top, left, height, width)
@@ -92,34 +92,34 @@ def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float)
 
 
 def flip(scene: Scene) -> Scene:
-    """Mirror left and right."""
+    """Flip horizontally."""
     mirrored = replace(scene, boxes=F.horizontal_flip(scene.boxes))
     return with_pixels(mirrored, np.asarray(cv2.flip(as_array(scene.image), 1), np.uint8))
 
 
-def pad(scene: Scene, top: int, left: int, size_hw: SizeHW, colour: Sequence[int]) -> Scene:
-    """Lay the scene on a canvas of one colour, its corner at (left, top)."""
+def pad(scene: Scene, top: int, left: int, size_hw: SizeHW, color: Sequence[int]) -> Scene:
+    """Place the scene on a canvas of one color, its top left corner at (top, left) in pixels."""
     height, width = scene.size_hw
     edges = [left, top, size_hw[1] - width - left, size_hw[0] - height - top]
-    canvas = blank(size_hw, colour)
+    canvas = blank(size_hw, color)
     canvas[top : top + height, left : left + width] = as_array(scene.image)
     return with_pixels(replace(scene, boxes=F.pad(scene.boxes, edges)), canvas)
 
 
-def blank(size_hw: SizeHW, colour: Sequence[int]) -> NDArray[np.uint8]:
-    """(H, W, 3) pixels of one colour."""
+def blank(size_hw: SizeHW, color: Sequence[int]) -> NDArray[np.uint8]:
+    """(H, W, 3) pixels of one color."""
     canvas = np.empty((*size_hw, 3), np.uint8)
-    cv2.rectangle(canvas, (0, 0), (size_hw[1], size_hw[0]), [float(c) for c in colour], cv2.FILLED)
+    cv2.rectangle(canvas, (0, 0), (size_hw[1], size_hw[0]), [float(c) for c in color], cv2.FILLED)
     return canvas
 
 
 def with_pixels(scene: Scene, pixels: NDArray[np.uint8]) -> Scene:
-    """The scene with other (H, W, 3) pixels; its boxes must be of their size already."""
+    """The scene with other (H, W, 3) pixels, which its boxes must fit already."""
     tensor = torch.from_numpy(np.ascontiguousarray(pixels))
     return replace(scene, image=tv_tensors.Image(tensor.permute(2, 0, 1)))  # H, W, 3 -> 3, H, W
 
 
 def as_array(image: Tensor) -> NDArray[np.uint8]:
-    """The (H, W, 3) array of a (3, H, W) tensor, without a copy where it was made from one."""
+    """The (H, W, 3) array of a (3, H, W) tensor, without a copy if it was made from an array."""
     array: NDArray[np.uint8] = image.as_subclass(Tensor).permute(1, 2, 0).contiguous().numpy()
     return array

@@ -1,7 +1,7 @@
 """Training augmentation: the published one (ALGORITHM 28) and two for small images.
 
 Random numbers come from a generator that the caller seeds for each image, not from torch's global
-state, so that threads and worker processes give the same pictures.
+state, so that threads and worker processes give the same images.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 from torch import Tensor
 
 from dino_core.config import PreprocessConfig
-from dino_core.data.augment.color import ColourJitter
+from dino_core.data.augment.color import ColorJitter
 from dino_core.data.augment.scene import Scene, SizeHW, as_array, crop, flip, pad, resize, select
 from dino_core.errors import ConfigError
-from dino_core.processing.preprocess import at_image_size, resized_size
+from dino_core.processing.preprocess import resized_size
 
 AugmentKind = Literal["none", "default", "strong", "published"]
 
-_COLOURS: dict[AugmentKind, ColourJitter] = {
-    "default": ColourJitter(0.2, 0.2, 0.2, 0.01),
-    "strong": ColourJitter(0.3, 0.4, 0.5, 0.05),
+_COLORS: dict[AugmentKind, ColorJitter] = {
+    "default": ColorJitter(0.2, 0.2, 0.2, 0.01),
+    "strong": ColorJitter(0.3, 0.4, 0.5, 0.05),
 }
 _PUBLISHED_SHORT_SIDE = 800
 _PUBLISHED_SIDES = tuple(range(480, 801, 32))
@@ -35,8 +35,9 @@ _PUBLISHED_CROP = (384, 600)
 class Transform(Protocol):
     """One augmentation: a function of the scene and the generator only.
 
-    `final_size` tells the size that a call with a like generator would give, without an image, so
-    that images can be batched by the shape they will have. It draws just what a call would.
+    `final_size` returns the size that a call with an equal generator would give, without an image,
+    so that images can be batched by the shape that they will have. It must make the same draws as a
+    call, or all that follows would differ.
     """
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene: ...
@@ -45,7 +46,7 @@ class Transform(Protocol):
 
 
 def _place(inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
-    """Top left corner of the smaller rectangle somewhere in the larger one; always two draws."""
+    """A random (top, left) at which the smaller size fits into the larger one; always two draws."""
     top, left = (
         int(rng.random() * (outer - inner + 1))
         for inner, outer in zip(inner_hw, outer_hw, strict=True)
@@ -56,11 +57,11 @@ def _place(inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator) -> Size
 def _place_around(
     box: Sequence[float], inner_hw: SizeHW, outer_hw: SizeHW, rng: np.random.Generator
 ) -> SizeHW:
-    """Top left corner of a window somewhere in the image, but around the box's centre."""
+    """A random (top, left) of a window in the image that contains the center of a box."""
     corner = []
     for axis, (inner, outer) in enumerate(zip(inner_hw, outer_hw, strict=True)):
-        centre = int((box[1 - axis] + box[3 - axis]) / 2)
-        low, high = max(0, centre - inner + 1), min(centre, outer - inner)
+        center = int((box[1 - axis] + box[3 - axis]) / 2)
+        low, high = max(0, center - inner + 1), min(center, outer - inner)
         corner.append(int(rng.integers(low, max(low, high) + 1)))
     return corner[0], corner[1]
 
@@ -68,7 +69,11 @@ def _place_around(
 def crop_near_box(
     scene: Scene, size_hw: SizeHW, min_visible: float, rng: np.random.Generator
 ) -> Scene:
-    """Cut a window from anywhere; where it would hold no box, around one; draws as it needs."""
+    """Crop a random window; if it has no box but the image has, a window around a random box.
+
+    The number of draws depends on the boxes, which `final_size` does not know. A transform
+    therefore passes a generator of its own.
+    """
     top, left = _place(size_hw, scene.size_hw, rng)
     result = crop(scene, top, left, size_hw, min_visible)
     if len(result.labels) or not len(scene.labels):
@@ -79,7 +84,7 @@ def crop_near_box(
 
 
 def _scaled(size_hw: SizeHW, preprocess: PreprocessConfig, factor: float) -> SizeHW:
-    """The size at inference times `factor`, between one pixel and `max_side`."""
+    """The size at inference times `factor`, each side between one pixel and `max_side`."""
     height, width = (
         min(preprocess.max_side, max(1, round(side * factor)))
         for side in resized_size(size_hw, preprocess)
@@ -89,7 +94,7 @@ def _scaled(size_hw: SizeHW, preprocess: PreprocessConfig, factor: float) -> Siz
 
 @dataclass(frozen=True)
 class Chain:
-    """Transforms one after the other."""
+    """Applies transforms one after the other."""
 
     steps: tuple[Transform, ...]
 
@@ -106,7 +111,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several transforms, with the given probabilities."""
+    """Applies one of several transforms, chosen with the given probabilities."""
 
     options: tuple[Transform, ...]
     probabilities: tuple[float, ...]
@@ -144,7 +149,7 @@ class HorizontalFlip:
 
 @dataclass(frozen=True)
 class ResizeShortSide:
-    """Resize so that the short side is one of `sides`, the long side at most about `max_side`."""
+    """Resizes the short side to a random one of `sides`, the long side to at most `max_side`."""
 
     sides: tuple[int, ...]
     max_side: int | None = None
@@ -160,7 +165,7 @@ class ResizeShortSide:
 
 @dataclass(frozen=True)
 class SizeCrop:
-    """Cut a window whose sides are drawn in pixels; a box stays if any of it does (published)."""
+    """Crops a window with random sides in pixels; a box stays if any part does (published)."""
 
     min_side: int
     max_side: int
@@ -173,7 +178,7 @@ class SizeCrop:
         return self._window(size_hw, rng)[0]
 
     def _window(self, size_hw: SizeHW, rng: np.random.Generator) -> tuple[SizeHW, SizeHW]:
-        """Size and top left corner."""
+        """A random (height, width) and a random (top, left)."""
         height, width = (
             int(rng.integers(min(self.min_side, side), min(self.max_side, side) + 1))
             for side in size_hw
@@ -183,9 +188,9 @@ class SizeCrop:
 
 @dataclass(frozen=True)
 class SafeCrop:
-    """Cut a window of a drawn fraction of each side; where it would hold no box, around one.
+    """Crops a window of a random fraction of each side, around a box if it would have none.
 
-    Boxes of which at most `min_visible` of the area is left are dropped.
+    A box is dropped if at most `min_visible` of its area is left.
     """
 
     min_fraction: float
@@ -193,7 +198,9 @@ class SafeCrop:
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         size_hw = self._draw(scene.size_hw, rng)
-        places = np.random.default_rng(int(rng.integers(1 << 62)))  # one draw, however many follow
+        places = np.random.default_rng(
+            int(rng.integers(1 << 62))
+        )  # one draw here, whatever the crop needs
         return crop_near_box(scene, size_hw, self.min_visible, places)
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
@@ -210,7 +217,7 @@ class SafeCrop:
 
 @dataclass(frozen=True)
 class ScaleTo:
-    """Resize to what `preprocess` would give, times a drawn factor; no side beyond `max_side`."""
+    """Resizes to the size at inference times a random factor, no side beyond `max_side`."""
 
     preprocess: PreprocessConfig
     low: float
@@ -225,9 +232,10 @@ class ScaleTo:
 
 @dataclass(frozen=True)
 class ScaleJitter:
-    """Show the image smaller, or a window of it larger, by one drawn factor of the inference size.
+    """Shows the image smaller, or a window of it larger, than at inference, by a random factor.
 
-    Large scale jitter (arXiv 2012.07177, 3: factors 0.1 to 2) without its fixed canvas.
+    This is large scale jitter (arXiv 2012.07177, section 3, with factors 0.1 to 2) without its
+    fixed canvas.
     """
 
     preprocess: PreprocessConfig
@@ -256,7 +264,7 @@ class ScaleJitter:
 
 @dataclass(frozen=True)
 class ZoomOut:
-    """Lay the shrunken image on a canvas, in its mean colour, of the size it would have."""
+    """Places the shrunken image on a canvas of its mean color and of its size at inference."""
 
     preprocess: PreprocessConfig
     low: float
@@ -266,8 +274,8 @@ class ZoomOut:
         height, width = _scaled(scene.size_hw, self.preprocess, rng.uniform(self.low, 1.0))
         small = resize(scene, (height, width))
         top, left = _place((height, width), full, rng)
-        colour = cv2.mean(as_array(small.image))[:3]
-        return pad(small, top, left, full, [round(value) for value in colour])
+        color = cv2.mean(as_array(small.image))[:3]
+        return pad(small, top, left, full, [round(value) for value in color])
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         rng.random(3)  # the factor and the place
@@ -276,7 +284,7 @@ class ZoomOut:
 
 @dataclass(frozen=True)
 class DropSmall:
-    """Drop boxes with a side below `min_side` pixels of the final image."""
+    """Drops boxes with a side below `min_side` pixels of the final image."""
 
     min_side: float = 2.0
 
@@ -291,23 +299,21 @@ class DropSmall:
 def build_transform(
     kind: AugmentKind,
     preprocess: PreprocessConfig,
-    image_size: int | None = None,
     scale: tuple[float, float] | None = None,
 ) -> Transform | None:
     """The augmentation of that name; None for "none", which is plain preprocessing.
 
     Args:
         kind: "published" is ALGORITHM 28, scaled with the short side (800 when published).
-            "default" flips, scales to 0.7-1 of the inference size, crops half of the time and
-            shifts colours a little. "strong" also zooms out, crops closer and distorts colours.
+            "default" flips, scales to 0.7 to 1 times the inference size, crops half of the time and
+            shifts colors a little. "strong" also zooms out, crops closer and distorts colors.
         preprocess: The input at inference.
-        image_size: Long side in pixels, instead of that of `preprocess`.
-        scale: Factors of the size at inference, instead of the geometry of "default" or "strong".
+        scale: Lowest and highest factor of the size at inference, which replace the geometry of
+            "default" or "strong".
 
     Raises:
-        ConfigError: an unknown kind, or factors for another one.
+        ConfigError: The kind is unknown, or `scale` is given for another kind.
     """
-    size = at_image_size(preprocess, image_size)
     geometry: Transform
     if scale is not None and kind in ("none", "published"):
         raise ConfigError(
@@ -316,32 +322,32 @@ def build_transform(
     if kind == "none":
         return None
     if kind == "published":
-        return _published(size)
+        return _published(preprocess)
     if kind == "default":
-        whole = ScaleTo(size, 0.7)
+        whole = ScaleTo(preprocess, 0.7)
         geometry = Choice((whole, Chain((SafeCrop(0.6), whole))), (0.5, 0.5))
     elif kind == "strong":
-        whole = ScaleTo(size, 0.6)
+        whole = ScaleTo(preprocess, 0.6)
         close = Chain((SafeCrop(0.4), whole))
-        geometry = Choice((ZoomOut(size, 0.5), close, whole), (0.25, 0.5, 0.25))
+        geometry = Choice((ZoomOut(preprocess, 0.5), close, whole), (0.25, 0.5, 0.25))
     else:
         raise ConfigError(
             f"unknown augmentation '{kind}'", "known: none, default, strong, published"
         )
     if scale is not None:
-        geometry = ScaleJitter(size, *scale)
+        geometry = ScaleJitter(preprocess, *scale)
     return Chain((geometry, finishing(kind)))
 
 
 def finishing(kind: AugmentKind) -> Transform:
-    """What that augmentation does besides geometry: flips and colours; the size stays."""
-    if kind not in _COLOURS:
+    """The part of an augmentation that keeps the size: flips and colors."""
+    if kind not in _COLORS:
         return Chain((HorizontalFlip(), DropSmall()))
-    return Chain((HorizontalFlip(), _COLOURS[kind], DropSmall()))
+    return Chain((HorizontalFlip(), _COLORS[kind], DropSmall()))
 
 
 def _published(preprocess: PreprocessConfig) -> Transform:
-    """ALGORITHM 28, its pixel counts times `short_side` / 800."""
+    """ALGORITHM 28, with its pixel counts multiplied by `short_side` / 800."""
 
     def scaled(sides: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(round(s * preprocess.short_side / _PUBLISHED_SHORT_SIDE) for s in sides)

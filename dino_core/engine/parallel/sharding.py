@@ -40,11 +40,7 @@ def shard(model: Dino, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world_size(),))
-    body = model.backbone.body
-    names = cast("tuple[str, ...]", body.stage_ends)
-    own = dict(body.named_modules())  # a body may leave out what comes after the last map
-    stages = [own[name] for name in names if name in own]
-    for part in (*stages, *model.encoder.layers, *model.decoder.layers):
+    for part in (*model.backbone.stages(), *model.encoder.layers, *model.decoder.layers):
         if any(True for _ in part.parameters()):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -1,8 +1,7 @@
-"""The backbone: a body of this package or any timm `features_only` network (ALGORITHM 1)."""
+"""The backbone: a network of this package or any timm `features_only` one (ALGORITHM 1)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
@@ -10,21 +9,14 @@ from torch import Tensor, nn
 
 from dino_core.config import ModelConfig
 from dino_core.errors import ConfigError
-from dino_core.models.backbones.convnext import CONVNEXT_SIZES, ConvNext, ConvNextBlock
-from dino_core.models.backbones.efficientnet_lite import EfficientNetLite0
+from dino_core.models.backbones.body import Body
 from dino_core.models.backbones.frozen_norm import fold_batch_norms
-from dino_core.models.backbones.resnet import RESNET_BLOCKS, ResNet
-from dino_core.models.backbones.swin import SWIN_SIZES, Swin, SwinBlock
+from dino_core.models.backbones.table import make_body
 from dino_core.ops.depthwise import is_depthwise
 
-OWN_BACKBONES = ("tf_efficientnet_lite0", *RESNET_BLOCKS, *SWIN_SIZES, *CONVNEXT_SIZES)
-"""Those that need no timm, by its names."""
 
-
-class _Body(Protocol):
-    channels: Sequence[int]
-    reductions: Sequence[int]
-    stage_ends: Sequence[str]
+class _Recomputable(Protocol):
+    gradient_checkpointing: bool
 
 
 class Backbone(nn.Module):
@@ -39,65 +31,71 @@ class Backbone(nn.Module):
         super().__init__()
         indices = config.backbone_out_indices
         try:
-            self.body = _body(config)
-            maps = cast(_Body, self.body)
-            self.channels = [maps.channels[i] for i in indices]
+            facts = make_body(config.backbone, indices, config.backbone_drop_path)
+            self.channels = [facts.channels[i] for i in indices]
         except IndexError:
             raise ConfigError(
                 f"backbone_out_indices is {list(indices)}: '{config.backbone}' has no such maps",
                 "they are counted from 0, the finest",
             ) from None
-        self.reductions = [maps.reductions[i] for i in indices]
+        self.body = cast(nn.Module, facts)
+        self.reductions = [facts.reductions[i] for i in indices]
         frozen = config.backbone_frozen_stages
-        self._frozen_through = maps.stage_ends[frozen - 1] if frozen else None
-        self._used_through = maps.stage_ends[max(indices)]
+        self._frozen_through = facts.stage_ends[frozen - 1] if frozen else None
+        self._used_through = facts.stage_ends[max(indices)]
+        self._gives_channels_last = facts.gives_channels_last
         self._has_depthwise = any(map(is_depthwise, self.body.modules()))
         self.freeze_stages()
 
-    def freeze_stages(self) -> None:
-        """Take the gradient from the leading frozen stages, and from what follows the last map.
+    @property
+    def _facts(self) -> Body:
+        return cast(Body, self.body)
 
-        The maps' own norms keep it, as in the official Swin.
+    def freeze_stages(self) -> None:
+        """Turn off the gradient of the leading frozen stages, and of all that follows the last map.
+
+        The norms of the output maps keep theirs, as in the official Swin.
         """
-        norms: Sequence[str] = getattr(self.body, "output_norms", ())
         names = [name for name, _ in self.body.named_modules()]
         first = 0 if self._frozen_through is None else _last_of(self._frozen_through, names)
         last = _last_of(self._used_through, names)
-        for name in {*names[1 : first + 1], *names[last + 1 :]} - {*norms}:
+        for name in {*names[1 : first + 1], *names[last + 1 :]} - {*self._facts.output_norms}:
             for parameter in self.body.get_submodule(name).parameters(recurse=False):
                 parameter.requires_grad_(False)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute the blocks of Swin and ConvNeXt in the backward; others keep activations."""
-        for block in self.body.modules():
-            if isinstance(block, (SwinBlock, ConvNextBlock)):
-                block.gradient_checkpointing = enabled
+        """Recompute the blocks of Swin and ConvNeXt in the backward pass.
+
+        Other networks always keep their activations.
+        """
+        for name in self._facts.recomputable_blocks:
+            block = cast(_Recomputable, self.body.get_submodule(name))
+            block.gradient_checkpointing = enabled
 
     def parts_to_compile(self) -> list[nn.Module]:
-        """The body; of Swin its blocks, one by one.
+        """The modules for `torch.compile`, which compiles each by itself."""
+        return [self.body.get_submodule(name) for name in self._facts.parts_to_compile]
 
-        The sizes of Swin's maps, rounded up at each stage, are too much for the compiler's algebra
-        of unknown sizes: of a tiny one it had not traced the whole in four minutes.
-        """
-        if not isinstance(self.body, Swin):
-            return [self.body]
-        return [block for block in self.body.modules() if isinstance(block, SwinBlock)]
+    def stages(self) -> list[nn.Module]:
+        """The modules that end the stages; a network may leave out those after the last map."""
+        present = dict(self.body.named_modules())
+        return [present[name] for name in self._facts.stage_ends if name in present]
 
     def memory_format(self, device: torch.device) -> torch.memory_format:
-        """How images and weights shall lie in memory: channels last is fastest.
+        """The fastest memory layout of images and weights: channels last, with one exception.
 
-        Not for depthwise convolutions on a GPU: of channels last cuDNN takes 0.2 to 1 s to find a
-        kernel, anew for each layer and size of images (benchmarks/NOTES.md).
+        Depthwise convolutions on a GPU stay contiguous: with channels last cuDNN takes 0.2 to 1 s
+        to find a kernel, again for each layer and each image size (benchmarks/NOTES.md).
         """
         slow = self._has_depthwise and device.type == "cuda"
         return torch.contiguous_format if slow else torch.channels_last
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised images -> maps (B, C_l, H_l, W_l)."""
+        """Normalized images (B, 3, H, W) -> maps (B, C_l, H_l, W_l), finest first."""
         images = images.contiguous(memory_format=self.memory_format(images.device))
         maps: list[Tensor] = self.body(images)
-        if getattr(self.body, "gives_channels_last", False):  # (B, H_l, W_l, C_l)
-            return [map_.permute(0, 3, 1, 2) for map_ in maps]
+        if self._gives_channels_last:
+            return [map_.permute(0, 3, 1, 2) for map_ in maps]  # B, H, W, C -> B, C, H, W
         return maps
 
     def fold_batch_norm(self, keep: bool = False) -> None:
@@ -109,22 +107,6 @@ class Backbone(nn.Module):
         fold_batch_norms(self.body, keep)
 
 
-def _body(config: ModelConfig) -> nn.Module:
-    """The network of that name; timm is imported only where this package has not got it."""
-    name, out_indices = config.backbone, config.backbone_out_indices
-    if name == "tf_efficientnet_lite0":
-        return EfficientNetLite0(out_indices)
-    if name in RESNET_BLOCKS:
-        return ResNet(RESNET_BLOCKS[name], out_indices)
-    if name in SWIN_SIZES:
-        return Swin(SWIN_SIZES[name], out_indices, config.backbone_drop_path)
-    if name in CONVNEXT_SIZES:
-        return ConvNext(CONVNEXT_SIZES[name], out_indices, config.backbone_drop_path)
-    from dino_core.models.backbones.timm_body import timm_body
-
-    return timm_body(name, out_indices, config.backbone_drop_path)
-
-
 def _last_of(stage: str, names: list[str]) -> int:
-    """Where module `stage` with all it holds ends in registration order."""
+    """Index of the last module in `names` (in registration order) that belongs to `stage`."""
     return max(i for i, n in enumerate(names) if n == stage or n.startswith(stage + "."))

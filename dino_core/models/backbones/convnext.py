@@ -1,7 +1,7 @@
-"""ConvNeXt (arXiv 2201.03545) as feature maps with a norm each, as the official DINO uses it.
+"""ConvNeXt (arXiv 2201.03545) as feature maps, each with a norm, as the official DINO uses it.
 
 Parameters have timm's names. timm has these networks too and gives the same maps without the norms
-(tests); they stand here because importing timm doubles the time until a first prediction.
+(tests). They are implemented here because importing timm doubles the time to a first prediction.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final, cast
 import torch
 from torch import Tensor, nn
 
+from dino_core.models.backbones.body import WHOLE, names_of
 from dino_core.models.backbones.stochastic_depth import StochasticDepth, rates
 from dino_core.models.feed_forward import GeluMlp
 from dino_core.models.recompute import recomputed
@@ -26,11 +27,11 @@ _LAYER_SCALE: Final = 1e-6
 
 @dataclass(frozen=True)
 class ConvNextSize:
-    """What tells one ConvNeXt from another.
+    """What distinguishes one ConvNeXt from another.
 
     Attributes:
-        width: Channels of the first stage; each further one has twice as many.
-        depths: Blocks of each stage.
+        width: Channels of the first stage; each later stage has twice as many.
+        depths: Number of blocks of each stage.
     """
 
     width: int
@@ -47,15 +48,16 @@ CONVNEXT_SIZES: Final = {
 """By timm's names."""
 
 
-class ConvNext(nn.Module):
-    """The maps `out_indices` of strides 4, 8, 16, 32, each with a norm of its own.
+def convnext(name: str, out_indices: Sequence[int], drop_path: float) -> ConvNext:
+    """The ConvNeXt of that name in `CONVNEXT_SIZES`."""
+    return ConvNext(CONVNEXT_SIZES[name], out_indices, drop_path)
 
-    Attributes:
-        channels: Channel count of each of the four maps.
-        reductions: Stride of each.
-        stage_ends: The module that ends each.
-        output_norms: Modules that only a map goes through, not the stages after it.
-    """
+
+class ConvNext(nn.Module):
+    """The maps `out_indices` of strides 4, 8, 16, 32, each with a norm of its own; a `Body`."""
+
+    parts_to_compile = WHOLE
+    gives_channels_last = False
 
     def __init__(
         self, size: ConvNextSize, out_indices: Sequence[int], drop_path: float = 0.0
@@ -63,9 +65,9 @@ class ConvNext(nn.Module):
         """Stages beyond the last map are left out.
 
         Args:
-            size: Of the network.
-            out_indices: Maps to give.
-            drop_path: Stochastic depth of the last block in training.
+            size: Width and depths of the network.
+            out_indices: Which of the four maps to give.
+            drop_path: Probability, in training, that the last block's branch is left out.
         """
         super().__init__()
         count = len(size.depths)
@@ -89,6 +91,7 @@ class ConvNext(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=_INIT_STD)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
+        self.recomputable_blocks = names_of(self, ConvNextBlock)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps (B, C_l, H / stride, W / stride), rounded down, finest first."""
@@ -102,10 +105,10 @@ class ConvNext(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Halves the resolution, where it is not the first stage, then blocks."""
+    """Halves the resolution, except in the first stage, and applies blocks."""
 
     def __init__(self, before: int | None, width: int, drop_rates: Sequence[float]) -> None:
-        """`before`: Channels of the stage before; None: this is the first."""
+        """`before` is the channel count of the stage before, or None in the first stage."""
         super().__init__()
         self.downsample = (
             nn.Identity()
@@ -123,7 +126,7 @@ class ConvNextBlock(nn.Module):
     """A depthwise 7x7 convolution and an MLP with a learned scale, added to the input.
 
     Attributes:
-        gradient_checkpointing: Compute it again in the backward instead of keeping activations.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
     """
 
     def __init__(self, width: int, drop_path: float = 0.0) -> None:

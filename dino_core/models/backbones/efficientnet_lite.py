@@ -1,9 +1,9 @@
 """EfficientNet-Lite0 as feature maps, with timm's parameter names and frozen batch norms.
 
-timm has this network too and gives the same outputs (tests). It stands here because importing timm
-imports torchvision and torch's compiler, which doubles the time until the default model's first
-prediction. Architecture: EfficientNet (arXiv 1905.11946) without squeeze-and-excitation and with
-ReLU6, widths and depths of the "lite0" of TensorFlow's TPU repository.
+timm has this network too and gives the same outputs (tests). It is implemented here because
+importing timm imports torchvision and torch's compiler, which doubles the time to the default
+model's first prediction. Architecture: EfficientNet (arXiv 1905.11946) without
+squeeze-and-excitation and with ReLU6, widths and depths of "lite0" in TensorFlow's TPU repository.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
+from dino_core.models.backbones.body import WHOLE
 from dino_core.models.backbones.frozen_norm import FrozenBatchNorm, SameConv2d
 
 _EPS: Final = 1e-3
@@ -30,18 +31,23 @@ _STAGES: Final = (  # blocks, kernel, stride, channels; the first stage does not
 _MAPS: Final = (0, 1, 2, 4, 6)  # the last stage of each resolution
 
 
-class EfficientNetLite0(nn.Module):
-    """The maps `out_indices` of strides 2, 4, 8, 16, 32.
+def efficientnet_lite0(
+    name: str, out_indices: Sequence[int], drop_path: float
+) -> EfficientNetLite0:
+    """The one network of this family; its stochastic depth is left out."""
+    return EfficientNetLite0(out_indices)
 
-    Attributes:
-        channels: Channel count of each of the five maps.
-        reductions: Stride of each.
-        stage_ends: The module that ends each.
-    """
+
+class EfficientNetLite0(nn.Module):
+    """The maps `out_indices` of strides 2, 4, 8, 16, 32; a `Body`."""
 
     channels = tuple(_STAGES[i][3] for i in _MAPS)
     reductions = (2, 4, 8, 16, 32)
     stage_ends = tuple(f"blocks.{i}" for i in _MAPS)
+    output_norms = ()
+    recomputable_blocks = ()
+    parts_to_compile = WHOLE
+    gives_channels_last = False
 
     def __init__(self, out_indices: Sequence[int]) -> None:
         super().__init__()
@@ -71,7 +77,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class _FirstBlock(nn.Module):
-    """Depthwise, then pointwise; its stage has one block, whose channel counts differ."""
+    """A depthwise and a pointwise convolution; the first stage does not expand channels."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -87,7 +93,7 @@ class _FirstBlock(nn.Module):
 
 
 class _Block(nn.Module):
-    """Inverted residual: expand, depthwise, project; the input is added where shapes agree."""
+    """An inverted residual: expand, depthwise, project. The input is added where shapes agree."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int) -> None:
         super().__init__()

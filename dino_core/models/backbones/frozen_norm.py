@@ -1,6 +1,6 @@
 """Frozen batch norm, its folding into the convolution before it, and TensorFlow's "same" padding.
 
-Frozen batch norm is a fixed scale and shift a channel (ALGORITHM 1).
+A frozen batch norm is a fixed scale and shift per channel (ALGORITHM 1).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class FrozenBatchNorm(nn.Module):
     """A batch norm whose statistics and parameters are buffers, followed by an activation.
 
     Attributes:
-        folded: The convolution before it applies scale and shift already.
+        folded: Whether the convolution before it already applies scale and shift.
     """
 
     weight: Tensor
@@ -38,7 +38,7 @@ class FrozenBatchNorm(nn.Module):
         self.folded = False
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What each channel is multiplied with and what is then added, each (C,)."""
+        """The factor of each channel and the number added to it after that, each (C,)."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale, self.bias - self.running_mean * scale
 
@@ -51,9 +51,9 @@ class FrozenBatchNorm(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow does: output size is input size / stride, rounded up.
+    """A convolution with TensorFlow's padding: output size is input size / stride, rounded up.
 
-    An odd remainder is added at the bottom and right.
+    If the number of zeros is odd, the additional one is at the bottom and right.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class SameConv2d(nn.Conv2d):
 
 
 def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`x` (B, C, H, W) with the zeros around it that "same" padding of `conv` needs."""
+    """`x` (B, C, H, W) with the zeros around it that "same" padding needs for `conv`."""
     sides = []
     for axis in (1, 0):  # width first, as functional.pad wants it
         size, stride = x.shape[2 + axis], conv.stride[axis]
@@ -74,12 +74,15 @@ def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 @dataclass(frozen=True)
 class _Folded:
-    """Weight and bias of one convolution for a convolution and its norm, and of which weight.
+    """The one convolution that replaces a convolution and its norm, kept between calls.
 
     Attributes:
         source: Address and version of the weight that was folded.
-        padded_weight: For "same" padding at stride 2 and even sizes: `weight` with zeros above and
-            to the left, which needs the same padding on all sides and so no padded copy of x.
+        weight: Weight of the one convolution.
+        bias: Bias of the one convolution.
+        padded_weight: For "same" padding with stride 2 and even sizes: `weight` with a row and
+            column of zeros above and to the left. It needs the same padding on all sides, and so no
+            padded copy of x. None for other convolutions.
     """
 
     source: tuple[int, int]
@@ -91,16 +94,17 @@ class _Folded:
 class FoldedConv2d(nn.Module):
     """A convolution followed by a frozen batch norm, computed as one convolution.
 
-    It saves two passes over every map, and the casts that autocast puts around them. Parameters
-    and buffers keep their names; the sums differ in the last bits.
+    This saves two passes over every map, and the casts that autocast puts around them. Parameters
+    and buffers keep their names. Results differ in the last bits.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm, keep: bool) -> None:
-        """`keep`: Without gradients, fold again only where the weight has changed."""
+        """With `keep`, and without gradients, fold again only if the weight has changed."""
         super().__init__()
         self.weight = conv.weight
         self.bias = conv.bias
-        # In lists: the parameters are registered here, the buffers where the norm stands.
+        # In lists, so that they are no submodules: the parameters are registered under their old
+        # names above, and the buffers where the norm stands.
         self._conv, self._norm = [conv], [norm]
         self._keep = keep
         self._kept: _Folded | None = None
@@ -110,16 +114,16 @@ class FoldedConv2d(nn.Module):
         """(B, C, H, W) -> (B, C_out, H_out, W_out)."""
         conv = self._conv[0]
         keep = self._keep and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if keep and not self.weight.is_inference():  # such tensors do not count their changes
+        if keep and not self.weight.is_inference():  # inference tensors count no changes
             return self._convolve_kept(x)
         weight, bias = self._fold()
         if isinstance(conv, SameConv2d):
             x = pad_same(x, conv)
-        # oneDNN has no fast bf16 backward for grouped convolutions: 440 ms against 15 ms in fp32
-        # for 16 maps of 672 x 19 x 23 with a 5 x 5 kernel and stride 2.
+        # oneDNN's bf16 backward pass is slow for grouped convolutions: 440 ms instead of 15 ms in
+        # fp32 for 16 maps of 672 x 19 x 23 with a 5 x 5 kernel and stride 2.
         slow_in_bf16 = conv.groups > 1 and x.device.type == "cpu" and torch.is_grad_enabled()
         if slow_in_bf16 and (x.requires_grad or weight.requires_grad):
-            # And in fp32 its backward for channels last takes half the time or less.
+            # In fp32, its backward pass takes half the time or less with channels last.
             with torch.autocast("cpu", enabled=False):
                 x = x.to(torch.float32, memory_format=torch.channels_last)
                 if _is_square_depthwise(conv):
@@ -128,7 +132,7 @@ class FoldedConv2d(nn.Module):
         return _convolve(conv, x, weight, bias)
 
     def _fold(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution."""
+        """Weight and bias of the one convolution for convolution and norm."""
         scale, shift = self._norm[0].scale_and_shift()
         if self.bias is not None:
             shift = shift + self.bias * scale
@@ -152,7 +156,7 @@ class FoldedConv2d(nn.Module):
 
 
 def _is_square_depthwise(conv: nn.Conv2d) -> bool:
-    """Depthwise with as many channels as before, and square in every respect."""
+    """Whether a convolution is depthwise, keeps the channel count, and is square in every way."""
     square = all(
         len(set(cast("tuple[int, int]", pair))) == 1
         for pair in (conv.kernel_size, conv.stride, conv.padding)
@@ -166,7 +170,10 @@ def _padding(conv: nn.Conv2d) -> int:
 
 
 def _padded_weight(conv: nn.Conv2d, weight: Tensor) -> Tensor | None:
-    """For depthwise ones, where the copy of x costs more than the zeros' products."""
+    """The weight for `_Folded.padded_weight`; None unless `conv` is depthwise and halves the size.
+
+    Only for depthwise convolutions a padded copy of x costs more than multiplying by the zeros.
+    """
     halving = conv.stride == (2, 2) and conv.kernel_size[0] % 2 == 1
     if not (isinstance(conv, SameConv2d) and _is_square_depthwise(conv) and halving):
         return None
@@ -178,11 +185,11 @@ def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tenso
 
 
 def fold_batch_norms(module: nn.Module, keep: bool = False) -> None:
-    """Replace each convolution that a frozen batch norm follows by a `FoldedConv2d`, in place."""
+    """Replace each convolution that precedes a frozen batch norm by a `FoldedConv2d`, in place."""
     for parent in list(module.modules()):
         name, conv = "", None
         for child_name, child in list(parent.named_children()):
-            if type(child) in (nn.Conv2d, SameConv2d):  # others compute something else
+            if type(child) in (nn.Conv2d, SameConv2d):  # subclasses may compute something else
                 name, conv = child_name, cast(nn.Conv2d, child)
             elif isinstance(child, FrozenBatchNorm) and conv is not None:
                 if conv.out_channels == child.weight.numel():

@@ -1,8 +1,8 @@
 """ResNet-50 and -101 as feature maps, with timm's parameter names and frozen batch norms.
 
-timm has these networks too and gives the same outputs (tests); they stand here because importing
-timm doubles the time until a first prediction. Architecture: ResNet (arXiv 1512.03385) with the
-stride in the 3x3 convolution, as in torchvision and the official DINO.
+timm has these networks too and gives the same outputs (tests). They are implemented here because
+importing timm doubles the time to a first prediction. Architecture: ResNet (arXiv 1512.03385) with
+the stride in the 3x3 convolution, as in torchvision and the official DINO.
 """
 
 from __future__ import annotations
@@ -12,27 +12,32 @@ from typing import Final
 
 from torch import Tensor, nn
 
+from dino_core.models.backbones.body import WHOLE
 from dino_core.models.backbones.frozen_norm import FrozenBatchNorm
 
 _EXPANSION: Final = 4
 RESNET_BLOCKS: Final = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+"""Number of bottlenecks of each stage, by timm's names."""
+
+
+def resnet(name: str, out_indices: Sequence[int], drop_path: float) -> ResNet:
+    """The ResNet of that name in `RESNET_BLOCKS`; it has no stochastic depth to set."""
+    return ResNet(RESNET_BLOCKS[name], out_indices)
 
 
 class ResNet(nn.Module):
-    """The maps `out_indices` of strides 2, 4, 8, 16, 32.
-
-    Attributes:
-        channels: Channel count of each of the five maps.
-        reductions: Stride of each.
-        stage_ends: The module that ends each.
-    """
+    """The maps `out_indices` of strides 2, 4, 8, 16, 32; a `Body`."""
 
     channels = (64, 256, 512, 1024, 2048)
     reductions = (2, 4, 8, 16, 32)
     stage_ends = ("act1", "layer1", "layer2", "layer3", "layer4")
+    output_norms = ()
+    recomputable_blocks = ()
+    parts_to_compile = WHOLE
+    gives_channels_last = False
 
     def __init__(self, blocks: Sequence[int], out_indices: Sequence[int]) -> None:
-        """`blocks`: Count of each of the four stages. Stages beyond the last map are left out."""
+        """`blocks` counts each stage's bottlenecks. Stages beyond the last map are left out."""
         super().__init__()
         self.out_indices = tuple(out_indices)
         self.conv1 = _conv(3, 64, 7, 2)
@@ -62,7 +67,7 @@ class ResNet(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """1x1 down, 3x3, 1x1 up, added to the input or its projection."""
+    """1x1, 3x3 and 1x1 convolutions, added to the input or to its projection."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()

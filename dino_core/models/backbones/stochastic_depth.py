@@ -1,4 +1,4 @@
-"""Stochastic depth (arXiv 1603.09382): in training a residual branch is left out at random."""
+"""Stochastic depth (arXiv 1603.09382): residual branches are left out at random in training."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class StochasticDepth(nn.Module):
-    """Leaves the branch out for each image by itself, and scales it up where it stays."""
+    """Leaves the branch out for some images, and scales it up for the others."""
 
     def __init__(self, rate: float) -> None:
-        """`rate`: Probability that the branch of an image is left out."""
+        """`rate` is the probability that the branch of an image is left out."""
         super().__init__()
         self.rate = rate
 
@@ -23,7 +23,7 @@ class StochasticDepth(nn.Module):
 
 
 def rates(highest: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """One rate a block, by stage: from 0 at the first block evenly up to `highest` at the last."""
+    """The rate of each block, by stage: evenly from 0 at the first to `highest` at the last."""
     last = max(sum(depths) - 1, 1)
     starts = [sum(depths[:stage]) for stage in range(len(depths))]
     return [

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dino_core.models.backbones.body import names_of
 from dino_core.models.backbones.stochastic_depth import StochasticDepth, rates
 from dino_core.models.feed_forward import GeluMlp
 from dino_core.models.recompute import recomputed
@@ -28,12 +29,12 @@ _INIT_STD: Final = 0.02
 
 @dataclass(frozen=True)
 class SwinSize:
-    """What tells one Swin from another.
+    """What distinguishes one Swin from another.
 
     Attributes:
-        width: Channels of the first stage; each further one has twice as many.
-        depths: Blocks of each stage.
-        heads: Attention heads of each stage.
+        width: Channels of the first stage; each later stage has twice as many.
+        depths: Number of blocks of each stage.
+        heads: Number of attention heads of each stage.
         window: Side of a window in tokens.
     """
 
@@ -56,19 +57,24 @@ SWIN_SIZES: Final = {
 """By timm's names."""
 
 
+def swin(name: str, out_indices: Sequence[int], drop_path: float) -> Swin:
+    """The Swin of that name in `SWIN_SIZES`."""
+    return Swin(SWIN_SIZES[name], out_indices, drop_path)
+
+
 @dataclass(frozen=True)
 class WindowPairs:
-    """What depends on the places of two of the N tokens of a window; each (N, N).
+    """What depends on the positions of two of the N tokens of a window; each (N, N).
 
-    A shift by `window // 2` brings the map's first rows behind its last ones, its first columns
-    likewise. In the windows at the right and bottom edge these and the rest do not see each other.
-    That is said by a finite number, as in the official code.
+    A shift by `window // 2` moves the map's first rows behind its last ones, and its first columns
+    likewise. In the windows at the right and bottom edges these tokens and the rest must not attend
+    to each other. They are kept apart by a finite number, as in the official code.
 
     Attributes:
         relative: int64, the row of the bias table.
         right: Added to the logits in shifted windows at the right edge.
-        bottom: At the bottom edge.
-        corner: Where both meet.
+        bottom: Added to the logits in shifted windows at the bottom edge.
+        corner: Added to the logits in the one window at both edges.
     """
 
     relative: Tensor
@@ -78,7 +84,7 @@ class WindowPairs:
 
     @staticmethod
     def of(window: int, like: Tensor) -> WindowPairs:
-        """For windows of this side; numbers of the type and device of `like`."""
+        """The pairs of a window with sides of `window` tokens; dtype and device as `like` has."""
         place = torch.arange(window, device=like.device)
         row, column = place.repeat_interleave(window), place.repeat(window)  # (N,)
         down, across = (line[:, None] - line + window - 1 for line in (row, column))
@@ -89,24 +95,20 @@ class WindowPairs:
 
 
 class Swin(nn.Module):
-    """The maps `out_indices` of strides 4, 8, 16, 32, each with a norm of its own.
+    """The maps `out_indices` of strides 4, 8, 16, 32, each with a norm of its own; a `Body`.
 
-    Padding of the batch is not masked: zeros are pixels like others, as in the official code.
-
-    Attributes:
-        channels: Channel count of each of the four maps.
-        reductions: Stride of each.
-        stage_ends: The module that ends each.
-        output_norms: Modules that only a map goes through, not the stages after it.
+    The batch's padding is not masked: its zeros are pixels like others, as in the official code.
     """
+
+    gives_channels_last = False
 
     def __init__(self, size: SwinSize, out_indices: Sequence[int], drop_path: float = 0.0) -> None:
         """Stages beyond the last map are left out.
 
         Args:
-            size: Of the network.
-            out_indices: Maps to give.
-            drop_path: Stochastic depth of the last block in training.
+            size: Width, depths, heads and window of the network.
+            out_indices: Which of the four maps to give.
+            drop_path: Probability, in training, that the last block's branches are left out.
         """
         super().__init__()
         count = len(size.depths)
@@ -129,6 +131,10 @@ class Swin(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=_INIT_STD)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        self.recomputable_blocks = names_of(self, SwinBlock)
+        # The sizes of Swin's maps, rounded up at each stage, are too much for the compiler's
+        # algebra of unknown sizes: four minutes were not enough to trace the whole of a tiny one.
+        self.parts_to_compile = self.recomputable_blocks
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps (B, C_l, ceil(H / stride), ceil(W / stride)), finest first."""
@@ -144,7 +150,7 @@ class Swin(nn.Module):
 
 
 class _PatchEmbed(nn.Module):
-    """Each 4x4 pixels to one token; zeros are added at the bottom and right where they lack."""
+    """Turns each 4x4 pixels into one token; zeros fill the last ones at the bottom and right."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -160,7 +166,7 @@ class _PatchEmbed(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Blocks at one resolution, and the merging that leads to the next one."""
+    """Blocks at one resolution, and the merging that leads to the next resolution."""
 
     def __init__(
         self, width: int, heads: int, window: int, drop_rates: Sequence[float], merge: bool
@@ -175,7 +181,7 @@ class _Stage(nn.Module):
     def forward(self, x: Tensor, pairs: WindowPairs) -> tuple[Tensor, Tensor]:
         """(B, H, W, C) -> the same shape, and (B, ceil(H / 2), ceil(W / 2), 2C) if there is more.
 
-        Both come from one call, since a sharded stage has its weights only during that.
+        Both come from one call, since a sharded stage has its weights only during that call.
         """
         for block in self.blocks:
             x = block(x, pairs)
@@ -183,16 +189,16 @@ class _Stage(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Attention inside windows and an MLP, each on the normed input and added to it.
+    """Attention inside windows and an MLP, each applied to the normed input and added to it.
 
     Attributes:
-        gradient_checkpointing: Compute both again in the backward instead of keeping them.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
     """
 
     def __init__(
         self, width: int, heads: int, window: int, shifted: bool, drop_path: float = 0.0
     ) -> None:
-        """`shifted`: Windows lie half a window further down and right than those of others."""
+        """With `shifted`, windows start half a window further down and right than usual."""
         super().__init__()
         self.window = window
         self.shift = window // 2 if shifted else 0
@@ -213,7 +219,10 @@ class SwinBlock(nn.Module):
         return cast(Tensor, self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor, pairs: WindowPairs) -> Tensor:
-        """Zeros fill the map up to whole windows: tokens like others, and no smaller windows."""
+        """Window attention over the map, which zeros fill up to whole windows.
+
+        These zeros are tokens like others, and windows never shrink: both as in the official code.
+        """
         height, width = x.shape[1:3]
         side, shift = self.window, self.shift
         x = functional.pad(self.norm1(x), (0, 0, 0, -width % side, 0, -height % side))
@@ -228,9 +237,10 @@ class SwinBlock(nn.Module):
         return x[:, :height, :width]
 
     def _attend_shifted(self, windows: Tensor, bias: Tensor, pairs: WindowPairs) -> Tensor:
-        """The last row and column hold what the shift brought from the other side.
+        """Attention where the last row and column hold what the shift moved from the other side.
 
-        They get masks, by themselves: one for all windows would be the largest tensor of all.
+        Only the windows at these edges get masks: one mask for all windows would be the largest
+        tensor of the network.
         """
         attn = self.attn
         right, bottom, corner = (bias + mask for mask in (pairs.right, pairs.bottom, pairs.corner))
@@ -240,7 +250,7 @@ class SwinBlock(nn.Module):
 
 
 class _WindowAttention(nn.Module):
-    """Self-attention inside each window, with a learned bias for each relative position."""
+    """Self-attention inside each window, with a learned bias per head and relative position."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -251,14 +261,14 @@ class _WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=_INIT_STD)
 
     def bias(self, pairs: WindowPairs) -> Tensor:
-        """(M, N, N), for the logits of each pair of tokens."""
+        """(M, N, N), what is added to the logits of each pair of tokens in each head."""
         return self.relative_position_bias_table[pairs.relative].permute(2, 0, 1).contiguous()
 
     def forward(self, windows: Tensor, bias: Tensor) -> Tensor:
         """Attend.
 
         Args:
-            windows: (..., N, C), N tokens each.
+            windows: (..., N, C), windows of N tokens.
             bias: (M, N, N), added to the logits of each head.
 
         Returns: (..., N, C).
@@ -273,7 +283,7 @@ class _WindowAttention(nn.Module):
 
 
 class _PatchMerging(nn.Module):
-    """Each 2x2 tokens to one; a row or column of zeros is added to odd sizes."""
+    """Merges each 2x2 tokens into one; a row or column of zeros is added to odd sizes."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -285,7 +295,7 @@ class _PatchMerging(nn.Module):
         x = functional.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         batch, height, width, channels = x.shape
         x = x.view(batch, height // 2, 2, width // 2, 2, channels)
-        # The four in the order (row, column) (0, 0), (1, 0), (0, 1), (1, 1).
+        # The four tokens follow in the order (row, column) (0, 0), (1, 0), (0, 1), (1, 1).
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)
         return cast(Tensor, self.reduction(self.norm(x)))
 

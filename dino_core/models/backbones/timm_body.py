@@ -1,6 +1,6 @@
 """Any timm `features_only` network as a backbone's body, its batch norms frozen.
 
-Importing this module imports timm, which takes seconds.
+Importing this module imports timm, which takes seconds, so only `table` does, when it must.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import nn
 
 from dino_core.config import nearest
 from dino_core.errors import ConfigError
+from dino_core.models.backbones.body import WHOLE, Body, no_pyramid
 from dino_core.models.backbones.frozen_norm import FrozenBatchNorm, SameConv2d
 
 
-def timm_body(name: str, out_indices: Sequence[int], drop_path: float = 0.0) -> nn.Module:
+def timm_body(name: str, out_indices: Sequence[int], drop_path: float = 0.0) -> Body:
     """The network of that name, giving the maps `out_indices`.
 
-    Like the bodies of this package it has the attributes `channels`, `reductions` and `stage_ends`:
-    of each map up to the last one, its channel count, stride and the module that ends it.
+    Its facts cover the maps up to the last one asked for.
 
     Raises:
-        ConfigError: timm has no such network or map, it has no stochastic depth where one is asked
-            for, or no map is coarser than the one before.
+        ConfigError: timm has no such network or map, the network has no stochastic depth where
+            `drop_path` asks for it, or a map is not coarser than the one before.
     """
     extra = {"drop_path_rate": drop_path} if drop_path else {}
     body = _created(name, out_indices=tuple(out_indices), **extra)
@@ -34,16 +34,22 @@ def timm_body(name: str, out_indices: Sequence[int], drop_path: float = 0.0) -> 
     body.channels = tuple(stage["num_chs"] for stage in info)
     body.reductions = tuple(stage["reduction"] for stage in info)
     body.stage_ends = _module_names(body, [stage["module"] for stage in info])
+    body.output_norms = body.recomputable_blocks = ()
+    body.parts_to_compile = WHOLE
     body.gives_channels_last = str(getattr(body, "output_fmt", "")).endswith("NHWC")
     strides = [body.reductions[i] for i in out_indices]
     if strides != sorted(set(strides)):
         raise no_pyramid(name, strides)
     _replace_layers(body)
-    return cast(nn.Module, body)
+    return cast(Body, body)
 
 
 def _module_names(body: nn.Module, modules: Sequence[str]) -> tuple[str, ...]:
-    """Where timm's extractors put the modules of a network; the last of all where none is known."""
+    """The names that the network's modules have inside timm's feature extractor.
+
+    timm has three extractors: one keeps the names, one flattens them, one nests the network. A
+    module found under none of these names counts as the last, so that no layer looks unused.
+    """
     names = [name for name, _ in body.named_modules()]
     return tuple(
         next((n for n in (m, m.replace(".", "_"), f"model.{m}") if n in names), names[-1])
@@ -52,29 +58,14 @@ def _module_names(body: nn.Module, modules: Sequence[str]) -> tuple[str, ...]:
 
 
 def timm_reductions(name: str) -> tuple[int, ...]:
-    """The stride of each map of the network of that name. Raises ConfigError as `timm_body`."""
+    """The stride of each map of the network of that name. Raises ConfigError like `timm_body`."""
     with torch.device("meta"):
         info = _created(name).feature_info.info
     return tuple(stage["reduction"] for stage in info)
 
 
-def no_pyramid(name: str, strides: Sequence[int], wanted: Sequence[int] = ()) -> ConfigError:
-    """What to say of a network whose maps have these strides."""
-    needed = (
-        f" of strides {', '.join(map(str, wanted))}"
-        if wanted
-        else ", of which each is coarser than the one before"
-    )
-    kind = " (as in a plain vision transformer)" if len(set(strides)) == 1 < len(strides) else ""
-    return ConfigError(
-        f"backbone '{name}': its maps have strides {', '.join(map(str, strides))}{kind}; this DINO "
-        f"needs maps{needed}",
-        "take a network with a pyramid, e.g. resnet34, convnext_tiny, swin_tiny_patch4_window7_224",
-    )
-
-
 def _created(name: str, **options: Any) -> Any:
-    """The module that timm makes. Raises ConfigError."""
+    """Make the feature extractor of that name. Raises ConfigError if timm has none."""
     if not timm.is_model(name):
         raise ConfigError(
             f"unknown backbone '{name}'",
@@ -86,12 +77,12 @@ def _created(name: str, **options: Any) -> Any:
         asked = ", ".join(f"{key} {value}" for key, value in options.items()) or "its feature maps"
         raise ConfigError(
             f"backbone '{name}': timm {timm.__version__} does not give {asked} ({error})",
-            "model.backbone_out_indices counts its maps from 0; others: another backbone",
+            "model.backbone_out_indices counts the maps from 0; otherwise choose another backbone",
         ) from error
 
 
 def _replace_layers(body: nn.Module) -> None:
-    """Frozen batch norms and "same" convolutions of this package instead of the network's own."""
+    """Replace batch norms by frozen ones, and "same" convolutions by those of this package."""
     for parent in list(body.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
@@ -101,7 +92,10 @@ def _replace_layers(body: nn.Module) -> None:
 
 
 def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm:
-    """Its statistics and parameters; timm's own kind has an activation and a dropout inside."""
+    """A frozen norm with the same statistics and parameters.
+
+    timm's BatchNormAct2d holds an activation and a dropout, which are kept behind the norm.
+    """
     after = [getattr(norm, part, nn.Identity()) for part in ("drop", "act")]
     act = nn.Sequential(*(part for part in after if not isinstance(part, nn.Identity)))
     frozen = FrozenBatchNorm(norm.num_features, norm.eps, act if len(act) else None)

@@ -9,7 +9,7 @@ import torch
 
 from dino_core.checkpoints.foreign.containers import find_weights
 from dino_core.checkpoints.foreign.convert import import_checkpoint
-from dino_core.checkpoints.foreign.layouts import recognise
+from dino_core.checkpoints.foreign.layouts import recognize
 from dino_core.checkpoints.foreign.unpickle import load_pickled
 from dino_core.errors import CheckpointError
 
@@ -142,4 +142,4 @@ class TestFilesOfTheRealClasses:
 
     def test_a_backbone_alone_is_refused(self) -> None:
         with pytest.raises(CheckpointError, match="not a checkpoint of DINO"):
-            recognise({"backbone.stem.conv1.norm.running_var": torch.zeros(8)}, HERE)
+            recognize({"backbone.stem.conv1.norm.running_var": torch.zeros(8)}, HERE)

@@ -19,7 +19,7 @@ from dino_core.checkpoints.foreign.layouts import (
     Layout,
     official_state,
     pixels_apart,
-    recognise,
+    recognize,
 )
 from dino_core.errors import CheckpointError
 
@@ -138,13 +138,13 @@ def test_merges_of_the_written_formula() -> None:
 def test_each_is_known_by_its_names() -> None:
     files = {"mmdet_4scale_r50": MMDET, "mmdet_5scale_swinl": MMDET, "detrex_5scale_r50": DETREX}
     for file, layout in files.items():
-        assert recognise(numbered(file), HERE) is layout
+        assert recognize(numbered(file), HERE) is layout
     names = {layout.name for layout in LAYOUTS}
     assert names == {"official", "detrex", "mmdet"}
     marks = [set(layout.marks) for layout in LAYOUTS]
     assert not marks[0] & marks[1] and not marks[1] & marks[2] and not marks[0] & marks[2]
     with pytest.raises(CheckpointError, match=r"not a checkpoint of DINO.*fc\.weight"):
-        recognise({"fc.weight": torch.zeros(1)}, HERE)
+        recognize({"fc.weight": torch.zeros(1)}, HERE)
 
 
 def test_convnext_of_detrex_has_the_official_names() -> None:

@@ -42,13 +42,13 @@ def test_where_it_is_from(
     found = find_position(layout, file, text, None, None)
     assert (found.temperature, found.offset) == expected
     assert ("file's configuration" in found.source) == ("positional_encoding" in text)
-    assert ("does not tell" in found.source) == (found.source.startswith(("detrex's", "mmdet's")))
+    assert ("does not state" in found.source) == (found.source.startswith(("detrex's", "mmdet's")))
 
 
 def test_what_is_asked_for_comes_first() -> None:
     text = CONFIG.format(offset="-0.5", temperature="10000")
     found = find_position(MMDET, "a.pth", text, 20.0, None)
-    assert (found.temperature, found.offset, found.source) == (20, -0.5, "as asked for")
+    assert (found.temperature, found.offset, found.source) == (20, -0.5, "as requested")
     found = find_position(DETREX, "dino_r50_4scale_24ep.pth", "", None, -0.25)
     assert (found.temperature, found.offset) == (20, -0.25)
     found = find_position(DETREX, "a.pth", "", None, 0.0)
@@ -64,7 +64,7 @@ def test_impossible_ones(bad: tuple[float | None, float | None]) -> None:
 
 
 def test_positions_that_are_not_normalised() -> None:
-    with pytest.raises(CheckpointError, match="not normalised"):
+    with pytest.raises(CheckpointError, match="not normalized"):
         find_position(MMDET, "a.pth", "positional_encoding=dict(normalize=False)", None, None)
     strange = "positional_encoding=dict(temperature=1.2.3)"
     with pytest.raises(CheckpointError, match=r"temperature is 1\.2\.3"):

@@ -1,4 +1,4 @@
-"""Mosaics: every box surrounds its colour, and samples are the same wherever they are made."""
+"""Mosaics: every box surrounds its color, and samples are the same wherever they are made."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from dino_core.data.augment.mixing import Mixing, build_mixing
 from dino_core.data.augment.mosaic import Mosaic, Piece
 from dino_core.data.augment.scene import Scene, as_array, make_scene
 from dino_core.data.augment.transforms import build_transform
-from dino_core.data.batching import Batch, make_loader
+from dino_core.data.batching import Batch
 from dino_core.data.dataset import DetectionDataset, ReadableSamples, Sample, SampleKey
+from dino_core.data.loader import Loader, LoaderSettings
 from dino_core.data.records import ImageRecord
 from dino_core.engine.batches import BatchStream
 from dino_core.errors import ConfigError, DataError
@@ -74,7 +75,7 @@ def test_four_pictures_of_half_size_by_hand() -> None:
 
 @pytest.mark.parametrize("sizes", [[(128, 128)] * 4, [(90, 140), (500, 60), (40, 40), (64, 300)]])
 @pytest.mark.parametrize("preprocess", [SQUARE, FREE])
-def test_every_box_surrounds_its_colour_and_none_is_missing(
+def test_every_box_surrounds_its_color_and_none_is_missing(
     sizes: list[tuple[int, int]], preprocess: PreprocessConfig
 ) -> None:
     """What a box should be is read from the pixels: how much of its paint is still there."""
@@ -108,7 +109,7 @@ def test_every_box_surrounds_its_colour_and_none_is_missing(
     assert kept > 100 and kept > 3 * dropped
 
 
-def test_free_ground_has_the_colour_of_padding() -> None:
+def test_free_ground_has_the_color_of_padding() -> None:
     pieces = [piece((20, 128), [], label) for label in range(4)]
     scene = Mosaic(SQUARE, low=0.5, high=0.5, edge=0.5)(pieces, np.random.default_rng(0))
     levels, counts = np.unique(as_array(scene.image).reshape(-1, 3), axis=0, return_counts=True)
@@ -201,10 +202,10 @@ def test_targets_are_sound_and_crowds_left_out(tmp_path: Path) -> None:
             assert len(target.labels) == len(target.boxes_cxcywh)
             assert target.boxes_cxcywh.dtype == torch.float32 and target.labels.dtype == torch.int64
             seen |= set(target.labels.tolist())
-            centres, sides = target.boxes_cxcywh[:, :2], target.boxes_cxcywh[:, 2:]
+            centers, sides = target.boxes_cxcywh[:, :2], target.boxes_cxcywh[:, 2:]
             assert bool((sides > 0).all())
-            assert bool((centres - sides / 2 > -1e-6).all())
-            assert bool((centres + sides / 2 < 1 + 1e-6).all())
+            assert bool((centers - sides / 2 > -1e-6).all())
+            assert bool((centers + sides / 2 < 1 + 1e-6).all())
     assert seen == {0, 1}
 
 
@@ -228,7 +229,7 @@ def test_worker_processes_give_the_same_mosaics(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, 4)
     for mixed in (None, 1):
         ours, theirs = (
-            list(make_loader(dataset, 2, seed=1, workers=workers).batches(1, 0, mixed))
+            list(Loader(dataset, LoaderSettings(2, seed=1, workers=workers)).batches(1, 0, mixed))
             for workers in (1, 0)
         )
         assert len(ours) == 2 and all(map(same, ours, theirs))
@@ -239,7 +240,7 @@ def test_stream_stops_mixing_with_worker_processes(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, 8, share=1.0)
     taken = []
     for workers in (1, 0):
-        stream = BatchStream(make_loader(dataset, 2, seed=1, workers=workers))
+        stream = BatchStream(Loader(dataset, LoaderSettings(2, seed=1, workers=workers)))
         first = stream.take(1)
         stream.stop_mixing()
         taken.append(first + stream.take(5))
@@ -250,7 +251,7 @@ def test_stream_stops_mixing_and_comes_back_to_the_same_place(tmp_path: Path) ->
     dataset = make_dataset(tmp_path, 12, share=1.0)
 
     def stream(epoch: int = 0, batch: int = 0, mixed: int | None = None) -> BatchStream:
-        return BatchStream(make_loader(dataset, 2, seed=1), epoch, batch, mixed)
+        return BatchStream(Loader(dataset, LoaderSettings(2, seed=1)), epoch, batch, mixed)
 
     whole = stream()
     taken = whole.take(8)  # six of the first pass, two of the second
@@ -269,7 +270,7 @@ def test_stream_stops_mixing_and_comes_back_to_the_same_place(tmp_path: Path) ->
             assert same(resumed.take(1)[0], second[1])
             resumed.stop_mixing()
         assert all(map(same, resumed.take(9 - place - 1), taken[6 + max(place, 2) :]))
-    plain = make_loader(replace_mixing(dataset, None), 2, seed=1)
+    plain = Loader(replace_mixing(dataset, None), LoaderSettings(2, seed=1))
     assert all(map(same, list(plain.batches(2))[:2], taken[12:]))
     alone = [plain.dataset[1, i].image for i in second[2].image_ids]
     for image, lone in zip(second[2].images, alone, strict=True):
@@ -284,7 +285,7 @@ def replace_mixing(dataset: DetectionDataset, mixing: Mixing | None) -> Detectio
 
 def test_stream_without_mixing_drops_nothing(tmp_path: Path) -> None:
     dataset = replace_mixing(make_dataset(tmp_path, 4), None)
-    stream = BatchStream(make_loader(dataset, 2))
+    stream = BatchStream(Loader(dataset, LoaderSettings(2)))
     stream.take(1)
     stream.stop_mixing()
     assert stream.mixed_batches is None
@@ -309,7 +310,7 @@ def test_unreadable_partner_is_told_and_done_without(tmp_path: Path) -> None:
             with pytest.raises(DataError, match=r"3\.jpg"):
                 dataset[key]
     assert 3 <= told <= 14  # one in 1 - (3/4)^3 of them
-    (batch,) = make_loader(dataset, 4, skip_unreadable=True).batches(0, 0, None)
+    (batch,) = Loader(dataset, LoaderSettings(4, skip_unreadable=True)).batches(0, 0, None)
     assert sorted(batch.image_ids) == [0, 1, 2]
     assert {remark.path for remark in batch.unreadable} == {str(lost)}
 

@@ -1,4 +1,4 @@
-"""Copy-paste: what is pasted is labelled where it lies, and hides little of what was there."""
+"""Copy-paste: what is pasted is labeled where it lies, and hides little of what was there."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_no_box_is_covered_by_more_than_the_limit() -> None:
     assert max(hidden) <= 0.3 and max(hidden) > 0.2 and pasted > 100
 
 
-def test_neighbours_in_a_part_are_labelled_too() -> None:
+def test_neighbors_in_a_part_are_labeled_too() -> None:
     donor = scene_of((40, 40), [[0, 0, 40, 40], [10, 10, 20, 20], [36, 0, 60, 40]], 200)
     labels = []
     for seed in range(20):

@@ -1,4 +1,4 @@
-"""Augmentation: boxes follow pixels, sizes stay in bounds, colours as worked out by hand."""
+"""Augmentation: boxes follow pixels, sizes stay in bounds, colors as worked out by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_core.config import PreprocessConfig
-from dino_core.data.augment.color import ColourJitter, colour_matrix
+from dino_core.data.augment.color import ColorJitter, color_matrix
 from dino_core.data.augment.scene import Scene, as_array, crop, make_scene, pad
 from dino_core.data.augment.transforms import (
     AugmentKind,
@@ -24,10 +24,10 @@ from dino_core.data.augment.transforms import (
     SizeCrop,
     Transform,
     ZoomOut,
-    at_image_size,
     build_transform,
 )
 from dino_core.errors import ConfigError
+from dino_core.processing.preprocess import at_image_size
 
 SMALL = PreprocessConfig(short_side=128, max_side=128)
 KINDS: tuple[AugmentKind, ...] = ("default", "strong", "published")
@@ -172,7 +172,7 @@ def test_flip_happens_half_of_the_time() -> None:
     assert 75 <= count <= 125  # 3.5 standard deviations
 
 
-def test_zoom_out_surrounds_with_the_mean_colour() -> None:
+def test_zoom_out_surrounds_with_the_mean_color() -> None:
     pixels = np.full((100, 100, 3), (10, 100, 200), np.uint8)
     scene = make_scene(pixels, torch.tensor([[0.0, 0, 100, 100]]), torch.tensor([0]))
     result = ZoomOut(SMALL, 0.5)(scene, np.random.default_rng(1))
@@ -219,43 +219,43 @@ def test_small_boxes_are_dropped() -> None:
     assert DropSmall()(scene, np.random.default_rng(0)).labels.tolist() == [1]
 
 
-def test_neutral_colours_change_nothing() -> None:
+def test_neutral_colors_change_nothing() -> None:
     expected = np.hstack([np.eye(3), np.zeros((3, 1))])
-    np.testing.assert_allclose(colour_matrix(1, 1, 1, 0, 90.0), expected, atol=1e-12)
+    np.testing.assert_allclose(color_matrix(1, 1, 1, 0, 90.0), expected, atol=1e-12)
 
 
-def test_colour_matrix_by_hand() -> None:
+def test_color_matrix_by_hand() -> None:
     gray = np.array([80.0, 80, 80, 1])
-    np.testing.assert_allclose(colour_matrix(1.5, 1, 1, 0, 0) @ gray, [120] * 3)
-    np.testing.assert_allclose(colour_matrix(1, 0.5, 1, 0, 100) @ gray, [90] * 3)
+    np.testing.assert_allclose(color_matrix(1.5, 1, 1, 0, 0) @ gray, [120] * 3)
+    np.testing.assert_allclose(color_matrix(1, 0.5, 1, 0, 100) @ gray, [90] * 3)
     red = np.array([200.0, 0, 0, 1])
-    np.testing.assert_allclose(colour_matrix(1, 1, 0, 0, 0) @ red, [59.8] * 3)  # 0.299 of red
+    np.testing.assert_allclose(color_matrix(1, 1, 0, 0, 0) @ red, [59.8] * 3)  # 0.299 of red
     # a gray pixel has no hue; YIQ coefficients are rounded to three digits
-    np.testing.assert_allclose(colour_matrix(1, 1, 1, 0.3, 0) @ gray, [80] * 3, atol=0.2)
+    np.testing.assert_allclose(color_matrix(1, 1, 1, 0.3, 0) @ gray, [80] * 3, atol=0.2)
 
 
 def test_hue_is_a_rotation_that_keeps_the_luma() -> None:
     def turn(part: float) -> NDArray[np.float64]:
-        return colour_matrix(1, 1, 1, part, 0)[:, :3]
+        return color_matrix(1, 1, 1, part, 0)[:, :3]
 
     np.testing.assert_allclose(turn(0.1) @ turn(0.3), turn(0.4), atol=1e-12)
     np.testing.assert_allclose(turn(1.0), np.eye(3), atol=1e-12)
-    colour = np.array([150.0, 90, 60])
+    color = np.array([150.0, 90, 60])
     luma = np.array([0.299, 0.587, 0.114])
-    assert luma @ (turn(0.2) @ colour) == pytest.approx(luma @ colour)
-    assert np.abs(turn(0.05) @ colour - colour).max() > 10
+    assert luma @ (turn(0.2) @ color) == pytest.approx(luma @ color)
+    assert np.abs(turn(0.05) @ color - color).max() > 10
 
 
-def test_colours_saturate_and_stay_in_place() -> None:
+def test_colors_saturate_and_stay_in_place() -> None:
     scene = scene_of((8, 8), [[2, 2, 6, 6]])
-    bright = ColourJitter(0.9, 0.0, 0.0, probability=1.0)
+    bright = ColorJitter(0.9, 0.0, 0.0, probability=1.0)
     for seed in range(20):
         result = bright(scene, np.random.default_rng(seed))
         levels = np.unique(as_array(result.image))
         assert len(levels) == 2 and bright_box(result) == [2, 2, 6, 6]
         factor = levels[0] / 20
         assert abs(int(levels[1]) - min(255, 250 * factor)) <= 250 / 20 / 2 + 1  # uint8 rounding
-    assert ColourJitter(0.9, 0, 0, probability=0.0)(scene, np.random.default_rng(0)) is scene
+    assert ColorJitter(0.9, 0, 0, probability=0.0)(scene, np.random.default_rng(0)) is scene
 
 
 def test_image_size_scales_the_input() -> None:

@@ -11,9 +11,10 @@ from processes import two_processes
 from torch import nn
 
 from dino_core.config import ResolvedConfig
-from dino_core.data.batching import Batch, make_loader
+from dino_core.data.batching import Batch
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.load import load_dataset
+from dino_core.data.loader import Loader, LoaderSettings
 from dino_core.engine.optimizer import build_optimizer
 from dino_core.engine.parallel import collectives as distributed
 from dino_core.engine.step import Stepper
@@ -81,7 +82,7 @@ def stepper_of() -> Stepper:
 def batches_of(index: str, size: int, **loader: int) -> list[Batch]:
     dataset = pickle.loads(Path(index).read_bytes())  # as it was before images were damaged
     images = DetectionDataset(dataset.splits["train"], TINY_INPUT)
-    wanted = make_loader(images, size, shuffle=False, skip_unreadable=True, **loader)
+    wanted = Loader(images, LoaderSettings(size, shuffle=False, skip_unreadable=True, **loader))
     return list(wanted.batches(0))
 
 

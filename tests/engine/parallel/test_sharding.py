@@ -13,9 +13,9 @@ from processes import two_processes
 
 from dino_core.checkpoints.io import load_checkpoint
 from dino_core.config import ResolvedConfig
-from dino_core.data.batching import make_loader
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.load import load_dataset
+from dino_core.data.loader import Loader, LoaderSettings
 from dino_core.engine.build import accumulation
 from dino_core.engine.events import RunPlanned
 from dino_core.engine.fit import run_events
@@ -45,7 +45,7 @@ def trained(config: ResolvedConfig, index: str, rank: int) -> dict[str, torch.Te
     optimizer = build_optimizer(network, config)
     stepper = Stepper(config, network, ema, optimizer, torch.device("cpu"), torch.float32)
     images = DetectionDataset(dataset.splits["train"], TINY_INPUT)
-    batches = list(make_loader(images, 2, rank=rank, world_size=2).batches(0))
+    batches = list(Loader(images, LoaderSettings(2, rank=rank, world_size=2)).batches(0))
     assert len(batches) == 4
     for step in range(2):
         assert stepper.gradients(batches[2 * step : 2 * step + 2], step, 0.5).usable

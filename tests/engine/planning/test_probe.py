@@ -13,7 +13,7 @@ import torch
 from factories import make_coco_dataset, tiny_checkpoint, tiny_config
 
 from dino_core.checkpoints.io import read_tensors
-from dino_core.config import ModelConfig, ResolvedConfig, TrainConfig, from_dict, load_toml
+from dino_core.config import ModelConfig, ResolvedConfig, TrainConfig, from_dict
 from dino_core.data.batching import ShapeBatches
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
@@ -24,6 +24,7 @@ from dino_core.engine.planning.probe import Probe, WorstBatch, worst_batch
 from dino_core.engine.request import RunRequest
 from dino_core.errors import DinoError
 from dino_core.models.dino import Dino
+from dino_core.toml import load_toml
 
 CPU = torch.device("cpu")
 RECIPE = TrainConfig(

@@ -15,7 +15,7 @@ from dino_core.models.backbones.backbone import Backbone
 from dino_core.models.backbones.frozen_norm import FoldedConv2d
 
 
-def randomised(name: str, indices: tuple[int, ...], frozen: int = 0) -> Backbone:
+def randomized(name: str, indices: tuple[int, ...], frozen: int = 0) -> Backbone:
     """A backbone whose frozen statistics are not the identity."""
     torch.manual_seed(0)
     config = replace(
@@ -39,7 +39,7 @@ def randomised(name: str, indices: tuple[int, ...], frozen: int = 0) -> Backbone
     [("resnet18", (2, 3, 4)), ("tf_efficientnet_lite0", (3, 4)), ("test_efficientnet", (2, 3))],
 )
 def test_folding_changes_neither_outputs_nor_names(name: str, indices: tuple[int, ...]) -> None:
-    plain = randomised(name, indices)
+    plain = randomized(name, indices)
     folded = copy.deepcopy(plain)
     folded.fold_batch_norm()
     kept = copy.deepcopy(plain)
@@ -59,7 +59,7 @@ def test_folding_changes_neither_outputs_nor_names(name: str, indices: tuple[int
 def test_kept_fold_follows_the_weights() -> None:
     """In-place changes, loading and replacement must all be seen by a backbone that has run."""
     images = torch.randn(1, 3, 64, 64)
-    backbone, other = (randomised("test_efficientnet", (2, 3)) for _ in range(2))
+    backbone, other = (randomized("test_efficientnet", (2, 3)) for _ in range(2))
     backbone.fold_batch_norm(keep=True)
     backbone(images)
     for parameter in other.parameters():
@@ -75,7 +75,7 @@ def test_kept_fold_follows_the_weights() -> None:
 
 def test_folded_model_loads_and_copies() -> None:
     """The convolution must see the statistics that loading and copying put in place."""
-    source, target = randomised("test_efficientnet", (2, 3)), Backbone(tiny_config())
+    source, target = randomized("test_efficientnet", (2, 3)), Backbone(tiny_config())
     target.fold_batch_norm()
     target.load_state_dict(source.state_dict())
     target = copy.deepcopy(target)
@@ -88,7 +88,7 @@ def test_gradients_through_folded_bf16() -> None:
     """Grouped convolutions run in fp32 under autocast; the gradient is near the fp32 one."""
     gradients = []
     for autocast in (False, True):
-        backbone = randomised("test_efficientnet", (2, 3))
+        backbone = randomized("test_efficientnet", (2, 3))
         backbone.fold_batch_norm()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             maps = backbone(torch.ones(1, 3, 32, 32).cumsum(-1) / 32)
@@ -100,7 +100,7 @@ def test_gradients_through_folded_bf16() -> None:
 
 
 def test_frozen_stages() -> None:
-    backbone = randomised("resnet18", (2, 3, 4), frozen=2)
+    backbone = randomized("resnet18", (2, 3, 4), frozen=2)
     frozen = {n.split(".")[1] for n, p in backbone.named_parameters() if not p.requires_grad}
     trained = {n.split(".")[1] for n, p in backbone.named_parameters() if p.requires_grad}
     assert frozen == {"conv1", "layer1"}  # batch norms are buffers
@@ -114,7 +114,7 @@ def test_frozen_stages() -> None:
 )
 def test_depthwise_networks_are_contiguous_on_a_gpu(name: str, depthwise: bool) -> None:
     with torch.device("meta"):
-        backbone = randomised(name, (2, 3))
+        backbone = randomized(name, (2, 3))
     on_gpu = backbone.memory_format(torch.device("cuda"))
     assert on_gpu == (torch.contiguous_format if depthwise else torch.channels_last)
     assert backbone.memory_format(torch.device("cpu")) == torch.channels_last
@@ -128,7 +128,7 @@ def test_unknown_name_suggests_the_nearest() -> None:
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet50"])
 def test_own_networks_are_those_of_timm(name: str) -> None:
     """Same parameter names, stages and outputs, at a size that no stride divides."""
-    own = randomised(name, (1, 3, 4))
+    own = randomized(name, (1, 3, 4))
     theirs = timm.create_model(name, features_only=True, out_indices=(1, 3, 4)).eval()
     info = theirs.feature_info
     assert own.channels == info.channels()

@@ -12,7 +12,7 @@ from dino_core.models.backbones.convnext import ConvNext, ConvNextBlock, ConvNex
 TINY = ConvNextSize(8, (1, 2, 1, 1))
 
 
-def randomised(out_indices: tuple[int, ...]) -> ConvNext:
+def randomized(out_indices: tuple[int, ...]) -> ConvNext:
     model = ConvNext(TINY, out_indices)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():  # a layer scale of 1e-6 would hide the blocks
@@ -24,14 +24,14 @@ def randomised(out_indices: tuple[int, ...]) -> ConvNext:
 def normed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A layer norm over channels, epsilon 1e-6, in float64."""
     x = x.double()
-    centred = x - x.mean(1, keepdim=True)
-    scaled = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    centered = x - x.mean(1, keepdim=True)
+    scaled = centered / (centered.square().mean(1, keepdim=True) + 1e-6).sqrt()
     return scaled * weight[:, None, None].double() + bias[:, None, None].double()
 
 
 @pytest.mark.parametrize("size_hw", [(64, 96), (75, 101)])
 def test_maps_are_those_of_timm_and_normed(size_hw: tuple[int, int]) -> None:
-    ours = randomised((0, 1, 2, 3))
+    ours = randomized((0, 1, 2, 3))
     theirs = timm.models.convnext.ConvNeXt(depths=TINY.depths, dims=(8, 16, 32, 64), num_classes=0)
     norms = {n: t for n, t in ours.state_dict().items() if n.startswith("norm")}
     state = {n: t for n, t in ours.state_dict().items() if n not in norms}
@@ -49,7 +49,7 @@ def test_maps_are_those_of_timm_and_normed(size_hw: tuple[int, int]) -> None:
 
 
 def test_the_choice_of_maps_changes_none() -> None:
-    few, all_ = randomised((1, 2)), randomised((0, 1, 2, 3))
+    few, all_ = randomized((1, 2)), randomized((0, 1, 2, 3))
     few.load_state_dict({n: t for n, t in all_.state_dict().items() if n in few.state_dict()})
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_the_choice_of_maps_changes_none() -> None:
 def test_gradients_do_not_depend_on_recomputation() -> None:
     gradients = []
     for recompute in (False, True):
-        model = randomised((0, 1, 2, 3))
+        model = randomized((0, 1, 2, 3))
         for block in model.modules():
             if isinstance(block, ConvNextBlock):
                 block.gradient_checkpointing = recompute

@@ -20,7 +20,7 @@ TINY = SwinSize(8, (2, 2, 4, 2), (1, 2, 4, 8), 4)
 ODD = SwinSize(8, (2, 3), (2, 4), 3)
 
 
-def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
     """Weights large enough for every part to matter: attention that chooses, norms that shift."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -51,9 +51,9 @@ class Weights:
         return inner
 
     def norm(self, name: str, x: Array) -> Array:
-        centred = x - x.mean(-1, keepdims=True)
-        scale = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-        return centred / scale * self[f"{name}.weight"] + self[f"{name}.bias"]
+        centered = x - x.mean(-1, keepdims=True)
+        scale = np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
+        return centered / scale * self[f"{name}.weight"] + self[f"{name}.bias"]
 
     def linear(self, name: str, x: Array) -> Array:
         return x @ self[f"{name}.weight"].T + self[f"{name}.bias"]
@@ -149,7 +149,7 @@ def slow_swin(
 )
 def test_block(window: int, size_hw: tuple[int, int], shifted: bool) -> None:
     """Whole windows, padded ones, and maps smaller than a window, where the shift stays."""
-    block = randomised(SwinBlock(8, 2, window, shifted))
+    block = randomized(SwinBlock(8, 2, window, shifted))
     x = torch.randn(1, *size_hw, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours = block(x, WindowPairs.of(window, x))[0]
@@ -165,7 +165,7 @@ def test_block(window: int, size_hw: tuple[int, int], shifted: bool) -> None:
 )
 def test_whole(size: SwinSize, out_indices: list[int], size_hw: tuple[int, int]) -> None:
     """No side is a multiple of anything, and the last maps are smaller than a window."""
-    model = randomised(Swin(size, out_indices))
+    model = randomized(Swin(size, out_indices))
     image = torch.randn(3, *size_hw, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         maps = model(image[None])
@@ -176,7 +176,7 @@ def test_whole(size: SwinSize, out_indices: list[int], size_hw: tuple[int, int])
 
 
 def test_a_batch_gives_what_its_images_give() -> None:
-    model = randomised(Swin(TINY, (1, 2, 3)))
+    model = randomized(Swin(TINY, (1, 2, 3)))
     images = torch.randn(3, 3, 54, 71, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         together = model(images)
@@ -187,7 +187,7 @@ def test_a_batch_gives_what_its_images_give() -> None:
 
 def test_zeros_up_to_whole_patches_change_nothing() -> None:
     """The network adds them itself; but more of them become tokens, which are not masked."""
-    model = randomised(Swin(TINY, (1, 2, 3)))
+    model = randomized(Swin(TINY, (1, 2, 3)))
     image = torch.randn(1, 3, 61, 62, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         bare = model(image)
@@ -202,7 +202,7 @@ def test_zeros_up_to_whole_patches_change_nothing() -> None:
 def test_timm_agrees_where_all_windows_are_whole() -> None:
     """128 pixels are 32 tokens, so that even the last map is one window of 4; timm would not shift
     there, so its last stage is told to."""
-    ours = randomised(Swin(TINY, (0, 1, 2, 3)))
+    ours = randomized(Swin(TINY, (0, 1, 2, 3)))
     theirs = timm.models.swin_transformer.SwinTransformer(
         img_size=128, embed_dim=8, depths=TINY.depths, num_heads=TINY.heads, window_size=4,
         num_classes=0, always_partition=True,
@@ -229,7 +229,7 @@ def test_timm_agrees_where_all_windows_are_whole() -> None:
 def test_gradients_do_not_depend_on_recomputation() -> None:
     results = []
     for recompute in (False, True):
-        model = randomised(Swin(SwinSize(8, (2,), (2,), 4), (0,), drop_path=0.5)).train()
+        model = randomized(Swin(SwinSize(8, (2,), (2,), 4), (0,), drop_path=0.5)).train()
         for block in model.modules():
             if isinstance(block, SwinBlock):
                 block.gradient_checkpointing = recompute
@@ -241,7 +241,7 @@ def test_gradients_do_not_depend_on_recomputation() -> None:
 
 
 def test_stochastic_depth_only_in_training() -> None:
-    model = randomised(Swin(SwinSize(8, (2,), (2,), 4), (0,), drop_path=0.5))
+    model = randomized(Swin(SwinSize(8, (2,), (2,), 4), (0,), drop_path=0.5))
     images = torch.ones(16, 3, 16, 16)
     with torch.no_grad():
         [calm] = model(images)
@@ -253,7 +253,7 @@ def test_stochastic_depth_only_in_training() -> None:
 
 
 def test_autocast_is_near_float32() -> None:
-    model = randomised(Swin(TINY, (3,)))
+    model = randomized(Swin(TINY, (3,)))
     images = torch.randn(1, 3, 70, 90, generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
         [exact] = model(images)
@@ -263,7 +263,7 @@ def test_autocast_is_near_float32() -> None:
 
 
 def test_blocks_compile_for_all_sizes() -> None:
-    block = randomised(SwinBlock(8, 2, 4, shifted=True))
+    block = randomized(SwinBlock(8, 2, 4, shifted=True))
     compiled = torch.compile(block, dynamic=True, backend="eager")
     with torch.no_grad():
         for size_hw in ((9, 14), (3, 5)):

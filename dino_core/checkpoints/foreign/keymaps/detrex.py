@@ -1,7 +1,7 @@
-"""Parameter names of detrex (commit e244e6c, on detectron2 02b5c4e) in official ones, as data.
+"""Rules from parameter names of detrex (commit e244e6c, detectron2 02b5c4e) to official ones.
 
-What is no rename: one class and one box head a decoder layer, the seventh being the encoder's; the
-position encoding, which its files do not tell; and only the stem is frozen.
+detrex also differs in having one class and one box head per decoder layer, the seventh being the
+encoder's, in the position encoding, which its files do not state, and in freezing only the stem.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from dino_core.checkpoints.foreign.keymaps.rules import Rules, layer_rules
 
 MARKS = ("transformer.level_embeds", "neck.convs.0.conv.weight")
-"""Names that a file of this layout has, and those of the official code and mmdet have not."""
+"""Names that only files of this code base have, not those of the official code or mmdet."""
 
 POSITION = (10000.0, -0.5)
-"""Temperature and offset of the position encoding of all its DINO configurations but these."""
+"""Temperature and offset of the position encoding in its DINO configurations, with exceptions."""
 
 PUBLISHED_POSITIONS = {"dino_r50_4scale_24ep.pth": (20.0, 0.0)}
-"""Published files whose own configuration says otherwise."""
+"""The exceptions: published files with another position encoding in their configuration."""
 
-_HEADS = r"(?:transformer\.decoder\.)?"  # registered under two names each
+_HEADS = r"(?:transformer\.decoder\.)?"  # each head is registered under two names
 
 
 def rules(maps: int) -> Rules:
-    """To official names, for a model whose backbone gives `maps` maps to the neck."""
+    """Rules to official names, for a model whose neck reads `maps` maps of the backbone."""
     stages = tuple(
         rule
         for stage in range(1, 5)
@@ -54,7 +54,7 @@ def rules(maps: int) -> Rules:
 
 
 def _block_rules(block: str, layer: str) -> Rules:
-    """A residual block of detectron2 in torchvision's names."""
+    """Rules from a residual block of detectron2 to torchvision's names."""
     return (
         (block + r"\.conv(\d)\.weight", rf"backbone.0.body.{layer}.\1.conv\2.weight"),
         (block + r"\.conv(\d)\.norm\.(\w+)", rf"backbone.0.body.{layer}.\1.bn\2.\3"),

@@ -1,7 +1,8 @@
-"""Parameter names of mmdet 3.3 in official ones, as data.
+"""Rules from parameter names of mmdet 3.3 to official ones.
 
-What is no rename: one class and one box head a decoder layer, the seventh being the encoder's; no
-bias in the neck; another epsilon of the predicted boxes; and the channels in Swin's merges.
+mmdet also differs in having one class and one box head per decoder layer, the seventh being the
+encoder's, no bias in the neck, another epsilon of the predicted boxes, and another order of the
+channels in Swin's merges.
 """
 
 from __future__ import annotations
@@ -9,34 +10,36 @@ from __future__ import annotations
 from dino_core.checkpoints.foreign.keymaps.rules import Rules, layer_rules
 
 MARKS = ("bbox_head.cls_branches.0.weight",)
-"""Names that a file of this layout has, and those of the official code and detrex have not."""
+"""Names that only files of this code base have, not those of the official code or detrex."""
 
 POSITION = (20.0, 0.0)
-"""Temperature and offset of the position encoding where a file's configuration is not there."""
+"""Temperature and offset of the position encoding if a file has no configuration."""
 
 PUBLISHED_POSITIONS = {
     "dino-4scale_r50_improved_8xb2-12e_coco_20230818_162607-6f47a913.pth": (10000.0, -0.5)
 }
-"""Published files whose own configuration says otherwise, should they lack it."""
+"""Published files with another position encoding, in case they have no configuration."""
 
 UNSTATED_POSITION = (10000.0, 0.0)
-"""What a configuration that describes the encoding means by leaving either out."""
+"""Temperature and offset that a configuration means if it leaves them out."""
 
 BOX_EPS = 1e-5
 
 DROPPED = r"backbone\..+\.num_batches_tracked"
-"""A counter of training's batch norms, which do not count while frozen."""
+"""A counter of batch norms, which is not needed since they are frozen."""
 
 MERGES = r"backbone\.0\.layers\.\d\.downsample\.(?:reduction\.weight|norm\.(?:weight|bias))"
-"""Official names of tensors whose last dimension holds four pixels of C channels each."""
+"""Official names of the tensors whose last dimension is four pixels of C channels."""
 
 MERGE_ORDER = (0, 2, 1, 3)
-"""mmdet has a channel's four pixels side by side, row by row (`nn.Unfold`); officially the pixels
-stand one after another, column by column: official pixel i is mmdet's `MERGE_ORDER[i]`."""
+"""Official pixel i of a merge is mmdet's pixel `MERGE_ORDER[i]`.
+
+mmdet has the four pixels of a channel side by side, row by row (`nn.Unfold`). The official code has
+one pixel after the other, column by column."""
 
 
 def rules(maps: int) -> Rules:
-    """To official names, for a model whose backbone gives `maps` maps to the neck."""
+    """Rules to official names, for a model whose neck reads `maps` maps of the backbone."""
     block = r"backbone\.stages\.(\d\.blocks\.\d+)\."
     return (
         (r"backbone\.((?:conv1|bn1|layer\d)\..+)", r"backbone.0.body.\1"),
@@ -71,7 +74,7 @@ def rules(maps: int) -> Rules:
 
 
 def _box_rules() -> Rules:
-    """Linear layers stand between ReLUs and are numbered with them."""
+    """Rules of the box heads, in which mmdet also counts the ReLUs between the linear layers."""
     return tuple(
         rule
         for theirs, ours in ((0, 0), (2, 1), (4, 2))

@@ -1,4 +1,4 @@
-"""Parameter names of the official code (IDEA-Research/DINO, commit faa8520) and ours, as data."""
+"""Rules from parameter names of the official code (IDEA-Research/DINO, faa8520) to ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from dino_core.checkpoints.foreign.keymaps.rules import Rules, renamed
 
 MARKS = ("transformer.level_embed", "input_proj.0.0.weight")
-"""Names that a file of this layout has, and those of detrex and mmdet have not."""
+"""Names that only files of the official code have, not those of detrex or mmdet."""
 
 _BLOCK = r"backbone\.0\.stages\.(\d)\.(\d+)\."
 _OUR_BLOCK = r"backbone.body.stages.\1.blocks.\2."
@@ -33,21 +33,21 @@ RULES: Rules = (
     (r"transformer\.(enc_output|enc_output_norm)\.(.+)", r"query_selection.\1.\2"),
     (r"transformer\.enc_out_(class|bbox)_embed\.(.+)", r"query_selection.\1_embed.\2"),
     (r"transformer\.decoder\.((?:layers|norm|ref_point_head)\..+)", r"decoder.\1"),
-    # Two names for each layer's head.
+    # The head of each layer is registered under two names.
     (r"(?:transformer\.decoder\.)?((?:class|bbox)_embed\.\d+\..+)", r"decoder.\1"),
 )
-"""Full-match pattern and replacement; the first that matches an official name gives ours."""
+"""Patterns and replacements; the first pattern that matches a whole name gives ours."""
 
 _LAYER_HEAD = re.compile(r"(decoder\.(?:class|bbox)_embed)\.\d+\.")
 
 
 def our_name(official: str, tied: bool = True) -> str | None:
-    """Our name of an official parameter; None where no rule knows it.
+    """Our name of an official parameter; None if no rule knows it.
 
     Args:
-        official: The parameter's name.
-        tied: The decoder layers share one class and one box head, as published; else each has its
-            own (`dec_pred_*_embed_share = False`).
+        official: The parameter's official name.
+        tied: Whether the decoder layers share one class and one box head, as published, or each has
+            its own (`dec_pred_*_embed_share = False`).
     """
     ours = renamed(official, RULES)
     return _LAYER_HEAD.sub(r"\1.0.", ours) if ours and tied else ours

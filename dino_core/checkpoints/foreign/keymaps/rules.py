@@ -1,4 +1,4 @@
-"""Renaming by rules, which are data: full-match patterns with their replacements."""
+"""Renaming by rules, which are data: patterns of whole names, with their replacements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Rules = tuple[tuple[str, str], ...]
 
 
 def renamed(name: str, rules: Rules) -> str | None:
-    """The new name; None where no rule knows `name`."""
+    """The new name; None if no rule knows `name`."""
     for pattern, replacement in rules:
         match = re.fullmatch(pattern, name)
         if match:
@@ -20,16 +20,17 @@ def renamed(name: str, rules: Rules) -> str | None:
 def layer_rules(
     transformer: str, self_attn: str, cross_attn: str, decoder_self_attn: str, ffn: str
 ) -> Rules:
-    """Transformer layers of a code base on mmcv's building blocks, to official names.
+    """Rules of the transformer layers for a code base on mmcv's building blocks.
 
-    It numbers the decoder's norms in the order of use, the official code in that of definition.
+    Such code numbers the decoder's norms in the order of their use, and the official code in the
+    order of their definition.
 
     Args:
-        transformer: Pattern of what stands before `encoder` and `decoder`.
+        transformer: Pattern before `encoder` and `decoder`.
         self_attn: Pattern of the encoder's deformable attention.
-        cross_attn: That of the decoder.
-        decoder_self_attn: The decoder's attention among queries.
-        ffn: The feed-forward net.
+        cross_attn: Pattern of the decoder's deformable attention.
+        decoder_self_attn: Pattern of the decoder's attention among queries.
+        ffn: Pattern of the feed-forward network.
     """
     encoder, decoder = (rf"{transformer}({part}\.layers\.\d+)\." for part in ("encoder", "decoder"))
     table = (
