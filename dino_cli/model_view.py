@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dino_core.checkpoints.published.fetch import Progress
     from dino_core.checkpoints.published.names import NamedModel
 
+_LICENSE_KEY = "licence"  # as the files of this version spell it
+
 COLUMNS = ("name", "ap", "source", "weights", "mb")
 
 
@@ -119,11 +121,11 @@ def _row(model: NamedModel) -> dict[str, Any]:
             "source": model.published.project,
             "file": model.published.name,
             "url": model.published.url,
-            "licence": LICENSE,
+            "license": LICENSE,
             "sha256": model.published.sha256 or None,
         }
     elif model.path is not None:
-        row["licence"] = read_metadata(model.path).provenance.get("licence")
+        row["license"] = read_metadata(model.path).provenance.get(_LICENSE_KEY)
     return row | {"mb": _megabytes(model.path) if model.path else None}
 
 
@@ -150,7 +152,7 @@ def _published_facts(name: str, published: Published) -> dict[str, Any]:
         "project": published.project,
         "url": published.url or f"{published.file} by hand from {published.page}",
         "page": published.page,
-        "licence": f"{LICENSE} (the project's; it states none for the weights alone)",
+        "license": f"{LICENSE} (the project's; it states none for the weights alone)",
         "published": {
             "ap": published.ap, "epochs": published.epochs, "file": published.file,
             "sha256": published.sha256 or None, "bytes": published.size,

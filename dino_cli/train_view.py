@@ -1,4 +1,4 @@
-"""How a training run looks: the plan, a live bar or a few log lines, and a row an evaluation."""
+"""How a training run looks: the plan, a live bar or a few log lines, a row per evaluation."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def train_view() -> Iterator[TrainView]:
 
 
 def data_lines(dataset: DatasetIndex) -> list[str]:
-    """What is in the data set: images, boxes, empty images and classes, a line a split."""
+    """What is in the data set: classes, and per split images, boxes and images without boxes."""
     names = [name for name in dataset.classes.names if name]
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     classes = render.counted(len(names), "class", "classes")
@@ -138,34 +138,34 @@ def plan_lines(event: RunPlanned) -> list[str]:
 
 
 def weights_lines(report: TransferReport) -> list[str]:
-    """What was taken over from the starting weights, which classes are new, what could be."""
-    fresh = f", {len(report.kept)} start anew" if report.kept else ""
-    lines = [f"weights   {len(report.copied)} tensors taken over{fresh}"]
+    """What was copied from the starting weights, which classes are new, and possible aliases."""
+    fresh = f", {len(report.kept)} start at random" if report.kept else ""
+    lines = [f"weights   {len(report.copied)} tensors copied{fresh}"]
     if report.by_class:
         taken = [
             f"{name} (as {report.aliases[name]})" if name in report.aliases else name
             for name in report.classes
         ]
-        lines.append(f"  class rows taken over by name: {_listed(taken)}")
-        lines.append(f"  class rows that start anew: {_listed(report.new_classes)}")
+        lines.append(f"  classes copied by name: {_listed(taken)}")
+        lines.append(f"  classes that start at random: {_listed(report.new_classes)}")
     if report.near:
         first, other = next(iter(report.near.items()))
         pairs = [f"{name} ({old})" for name, old in report.near.items()]
         lines.append(
-            f"  the model may know {', '.join(pairs)} by the name in brackets; "
-            f"if it means the same: --class-alias '{first}={other}'"
+            f"  the model may know {', '.join(pairs)} by the name in parentheses; "
+            f"if they mean the same: --class-alias '{first}={other}'"
         )
     return lines
 
 
 def _listed(names: Sequence[str]) -> str:
-    """`3 (a, b, c)`; of many the first twelve."""
+    """`3 (a, b, c)`, at most the first twelve names."""
     rest = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return f"{len(names)} ({', '.join(names[:12])}{rest})" if names else "none"
 
 
 def decision_lines(event: RunPlanned) -> list[str]:
-    """A line a decision: name, value, why, and what to type to decide otherwise."""
+    """A line per decision: name, value, reason, and the option that changes it."""
     config = event.config
     average = "EMA, " if config.ema else ""
     mixed = {"mosaic": config.mosaic, "copy-paste": config.copy_paste}
@@ -175,7 +175,7 @@ def decision_lines(event: RunPlanned) -> list[str]:
         f"{event.device}, seed {config.seed}"
     )
     if not event.plan.decisions:
-        return [f"  {'recipe':<18} as the run's config.toml has it", rest]
+        return [f"  {'recipe':<18} as in the run's config.toml", rest]
     lines = []
     for decision in event.plan.decisions:
         value = decision.value
@@ -197,17 +197,17 @@ def _queries_lines(event: RunPlanned) -> list[str]:
 
 def _schedule(event: RunPlanned) -> str:
     plan, config = event.plan, event.config
-    a_step = f"{config.images_per_step} images a step"
+    step = f"{config.images_per_step} images per step"
     if event.processes > 1:
-        a_step += f" on {event.processes} devices"
-    an_epoch = f"{plan.steps_per_epoch:.4g} steps an epoch, {a_step}"
+        step += f" on {event.processes} devices"
+    epoch = f"{plan.steps_per_epoch:.4g} steps per epoch, {step}"
     if plan.steps is None:
-        return f"{plan.minutes:g} minutes, {an_epoch}"
-    return f"{plan.steps} steps, {plan.epochs:.4g} epochs, {an_epoch}"
+        return f"{plan.minutes:g} minutes, {epoch}"
+    return f"{plan.steps} steps, {plan.epochs:.4g} epochs, {epoch}"
 
 
 def _trial_lines(event: RunPlanned) -> list[str]:
-    """What the worst batch took, and how long the run will take at that speed."""
+    """Memory of the worst batch, and how long the run takes at its speed."""
     trial, ahead = event.trial, event.forecast
     if trial is None or ahead is None:
         return []
@@ -228,7 +228,7 @@ def _trial_lines(event: RunPlanned) -> list[str]:
 
 
 def bar_text(event: StepDone) -> str:
-    """What stands behind the bar, so short that it fits a narrow terminal."""
+    """The text behind the bar, short enough for a narrow terminal."""
     memory = f"{event.memory_mb / 1024:.1f} GB"
     return (
         f"step {event.step} loss {event.losses['total']:.2f} lr {event.lr:.0e} "
@@ -237,7 +237,7 @@ def bar_text(event: StepDone) -> str:
 
 
 def step_line(event: StepDone) -> str:
-    """One training step: where, losses, rate, speed, memory, time left."""
+    """One training step: place, losses, learning rate, speed, memory, time left."""
     total = f"/{event.steps_total}" if event.steps_total else f" ({100 * event.progress:.0f}%)"
     named = {name.removeprefix("loss_"): value for name, value in event.losses.items()}
     terms = " ".join(f"{name} {named[name]:.3f}" for name in _TERMS if name in named)
@@ -249,16 +249,16 @@ def step_line(event: StepDone) -> str:
 
 
 def speed_line(event: SpeedMeasured) -> str:
-    """How far a run by the clock will get."""
+    """How far a run with a time limit will get."""
     ahead = event.forecast
     return (
         f"speed     {ahead.images_per_s:.3g} images/s: about {ahead.steps} steps, "
-        f"{ahead.epochs:.3g} epochs in the {render.duration(ahead.seconds)} that are left"
+        f"{ahead.epochs:.3g} epochs in the {render.duration(ahead.seconds)} left"
     )
 
 
 def finished_lines(event: RunFinished) -> list[str]:
-    """The last words of a run: how it went, class by class, and where the model is."""
+    """The end of a run: how it went, AP per class, and where the model is."""
     from dino_core.evaluation.class_table import class_lines
 
     summary = event.summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,22 +41,30 @@ NUMBERS = {
 )
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or file.")],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Labelled data: folder or file.")],
-    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    data: data_options.Data,
+    split: Annotated[
+        str, typer.Option("--split", help="Split to evaluate: train, val or test.")
+    ] = "val",
     batch: options.Batch = 8,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    form: data_options.Format = None,
+    format: data_options.Format = None,
     min_ap: Annotated[
         float | None,
-        typer.Option("--min-ap", min=0, max=1, help="Exit 5 below this AP.", show_default=False),
+        typer.Option(
+            "--min-ap",
+            min=0,
+            max=1,
+            help="Exit with code 5 if the AP is lower.",
+            show_default=False,
+        ),
     ] = None,
     as_json: options.Json = False,
     out: options.Out = None,
 ) -> None:
-    """Measure MODEL on DATA: the 12 COCO numbers (as pycocotools) and AP per class."""
+    """Evaluate MODEL on DATA: the 12 COCO numbers, equal to pycocotools, and AP per class."""
     with output.output_folder(out, "eval") as folder:
-        result = _evaluate(model, data, split, batch, device, dtype, form)
+        result = _evaluate(model, data, split, batch, device, dtype, format)
         predictions = folder.path / "predictions.json"
         output.write_json(predictions, result.to_coco())
         answer = {"schema": 1, "model": model, "data": str(data), "split": split}
@@ -76,7 +84,7 @@ def evaluate(
 
 
 def _evaluate(
-    model: str, data: Path, split: str, batch: int, device: str, dtype: str, form: Any
+    model: str, data: Path, split: str, batch: int, device: str, dtype: str, format: str | None
 ) -> EvaluationResult:
     """Run the evaluation with progress on stderr."""
     from dino_core.data.load import load_dataset
@@ -85,7 +93,7 @@ def _evaluate(
     from dino_core.inference.detector import Detector
 
     keep_freed_memory()
-    dataset = load_dataset(data, form, val_split=0.0)
+    dataset = load_dataset(data, format, val_split=0.0)
     model_view.ensure(model)
     detector = Detector.load(model, device=device, dtype=dtype)
     dataset = with_val_of_training(dataset, detector.meta)
@@ -111,7 +119,7 @@ def _print_metrics(metrics: Metrics) -> None:
     print()
     render.print_table(("class", "AP", "AP50", "images", "boxes"), rows)
     if metrics.ms_per_image is not None:
-        print(f"{metrics.images} images, {metrics.ms_per_image:.1f} ms an image")
+        print(f"{metrics.images} images, {metrics.ms_per_image:.1f} ms per image")
 
 
 def _fraction(value: float | None) -> str | None:

@@ -48,7 +48,7 @@ def cached_loader(
     config: ResolvedConfig, preprocess: PreprocessConfig, loader: Loader, folder: Path
 ) -> FeatureCache:
     """A cache of backbone features in front of `loader`, in a subfolder for these settings."""
-    # The name covers everything that decides which images a batch holds and how they look.
+    # The name covers everything that decides what the batches hold.
     settings = (to_dict(config), to_dict(preprocess), rank(), world_size())
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     return FeatureCache(folder / name, loader, config.cached_views, config.seed)

@@ -76,7 +76,7 @@ class _Queries:
         content: (B, P + Q, hidden).
         anchors_logit: (B, P + Q, 4) boxes before the sigmoid.
         blocked: (P + Q, P + Q) bool, True = may not attend; None where there is no denoising.
-        layout: Of the denoising queries; None where there is no denoising.
+        layout: Layout of the denoising queries; None where there is no denoising.
     """
 
     content: Tensor

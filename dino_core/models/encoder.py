@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         Args:
             tokens: (B, S, hidden).
             positions: (B, S, hidden) sine encoding plus level embedding.
-            geometry: Of the batch.
+            geometry: Shapes and positions of the batch's feature maps.
 
         Returns: (B, S, hidden).
         """

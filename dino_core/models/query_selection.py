@@ -52,7 +52,7 @@ class QuerySelection(nn.Module):
 
         Args:
             memory: (B, S, hidden) encoder output.
-            geometry: Of the batch.
+            geometry: Shapes and positions of the batch's feature maps.
             forced_tokens: (B, K) int64 tokens to select instead, for comparisons: the order of
                 near-ties depends on the number of threads.
         """

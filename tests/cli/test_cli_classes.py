@@ -45,8 +45,8 @@ def test_ids_and_origin_go_all_the_way(
     command = ["train", str(data), "--model", str(start), *SHORT]
     assert run([*command, "--out", "one", "--lr", "1e-12"]) == 0
     said = capsys.readouterr().err
-    assert "class rows taken over by name: 1 (square)" in said
-    assert "class rows that start anew: 2 (triangle, disc)" in said
+    assert "classes copied by name: 1 (square)" in said
+    assert "classes that start at random: 2 (triangle, disc)" in said
     assert "may know disc (Discs)" in said and "--class-alias 'disc=Discs'" in said
     one = load_checkpoint(Path("one/last.safetensors"))
     rows = dict(zip(one.meta.classes.names, one.meta.classes.source_ids, strict=True))
@@ -59,7 +59,7 @@ def test_ids_and_origin_go_all_the_way(
 
     again = ["train", str(data), "--model", "one/last.safetensors", *SHORT, "--out", "two"]
     assert run(again) == 0
-    assert "class rows" not in capsys.readouterr().err  # the same classes: all is taken over
+    assert "classes copied" not in capsys.readouterr().err  # the same classes: everything is copied
     make_images(tmp_path / "photos")
     predict = ["predict", "photos", "--model", "two/last.safetensors", "--threshold", "0"]
     assert run([*predict, "--save", "jsonl,coco", "--out", "seen"]) == 0
@@ -98,8 +98,8 @@ def test_an_alias_is_taken_when_asked_for(
     command = ["train", str(data), "--model", str(start), *SHORT, "--plan"]
     assert run([*command, "--class-alias", "disc=Discs"]) == 0
     said = "".join(capsys.readouterr())
-    assert "class rows taken over by name: 2 (square, disc (as Discs))" in said
-    assert "class rows that start anew: 1 (triangle)" in said and "may know" not in said
+    assert "classes copied by name: 2 (square, disc (as Discs))" in said
+    assert "classes that start at random: 1 (triangle)" in said and "may know" not in said
     assert run([*command, "--class-alias", "disk=Discs"]) == 2
     assert "did you mean 'disc'" in capsys.readouterr().err
     assert run([*command, "--class-alias", "disc=Discs", "--weights", "none"]) in (2, 4)

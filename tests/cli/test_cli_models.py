@@ -70,7 +70,7 @@ def test_pull_path_info_list_and_verify(server: FileServer, capsys: Capture) -> 
     assert run(["models", "info", NAME, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["file"] == path and facts["variant"] == "dino-tiny"
-    assert facts["licence"].startswith("Apache-2.0") and facts["note"] == "for tests"
+    assert facts["license"].startswith("Apache-2.0") and facts["note"] == "for tests"
     assert facts["provenance"]["url"] == f"{server.url}/tiny.safetensors"
 
     assert run(["models", "list", "--all", "--json"]) == 0

@@ -59,7 +59,7 @@ def test_lines_for_people(
     lines = text.splitlines()
     assert any(line.split()[:4] == ["batch", "2", "as", "asked"] for line in lines)
     assert any(line.startswith("  augment") and "(--augment)" in line for line in lines)
-    assert "schedule  2 minutes, 4 steps an epoch, 2 images a step" in lines
+    assert "schedule  2 minutes, 4 steps per epoch, 2 images per step" in lines
     assert any(line.startswith("memory ") and "2 x 64x64" in line for line in lines)
     assert "nothing was written" in lines[-1]
     assert not out.exists()

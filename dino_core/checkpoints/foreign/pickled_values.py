@@ -37,7 +37,7 @@ class Budget:
     """Limits the memory of all values of a file, so that a few bytes cannot claim terabytes.
 
     Args:
-        size: Of the file, in bytes.
+        size: Size of the file in bytes.
     """
 
     def __init__(self, size: int) -> None:

@@ -1,7 +1,7 @@
 """Images that look alike: a 64-bit perceptual hash, and pairs of close hashes without all pairs.
 
 The hash is the DCT hash of pHash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash
-Functions", 2010): of a 32x32 grey picture the 8x8 lowest frequencies, constant ones left out, each
+Functions", 2010): of a 32x32 gray picture the 8x8 lowest frequencies, constant ones left out, each
 one bit: above their median or not. Pairs come from banding (Norouzi et al., "Fast Search in Hamming
 Space with Multi-Index Hashing", 2012): hashes that differ in at most 8 bits agree in one of 9
 bands. A pair counts only if thumbnails of the pictures agree too, because the hash of a picture
@@ -16,20 +16,20 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-HASHED_SIDE = 32  # of the pictures that are hashed
-_SMALL_SIDE = 16  # of those that are compared
+HASHED_SIDE = 32  # side of the pictures that are hashed
+_SMALL_SIDE = 16  # side of those that are compared
 # Measured on 236 photographs: copies scaled, stretched or stored as PNG differ in at most 8 bits
 # and 6 levels, compressed or brighter ones in 8 and 13, nine in ten of those cut by 2 % in 8
 # and 10. Of 5,500 photographs no two of different scenes came closer than 10 bits and 26 levels.
 MAX_DISTANCE = 8  # bits
-_MAX_DIFFERENCE = 15.0  # of 255, the mean over pixels and colours
-_MIN_CONTRAST = 2.0  # standard deviation of the grey values below which a picture is blank
+_MAX_DIFFERENCE = 15.0  # of 255, the mean over pixels and colors
+_MIN_CONTRAST = 2.0  # standard deviation of the gray values below which a picture is blank
 _BITS = 64
 _FREQUENCIES = np.arange(1, 9)
 _DCT: NDArray[np.float64] = np.cos(
     math.pi / HASHED_SIDE * _FREQUENCIES[:, None] * (np.arange(HASHED_SIDE)[None, :] + 0.5)
 )
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601
+_GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 _ONES: NDArray[np.int64] = np.unpackbits(  # set bits of every 16-bit number
     np.arange(1 << 16, dtype=np.uint16)[:, None].view(np.uint8), axis=1
 ).sum(axis=1, dtype=np.int64)
@@ -38,10 +38,10 @@ _BIT_VALUES = np.left_shift(np.uint64(1), np.arange(_BITS, dtype=np.uint64))
 
 def perceptual_hash(picture: NDArray[np.uint8]) -> int | None:
     """The hash of an upright picture made (32, 32, 3); None where it is blank."""
-    grey = picture @ _GREY
-    if grey.std() < _MIN_CONTRAST:
+    gray = picture @ _GRAY
+    if gray.std() < _MIN_CONTRAST:
         return None
-    waves = (_DCT @ grey @ _DCT.T).ravel()
+    waves = (_DCT @ gray @ _DCT.T).ravel()
     return int(_BIT_VALUES[waves > np.median(waves)].sum())
 
 
@@ -71,7 +71,7 @@ def near_pairs(
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         at, step = np.arange(len(keys)), 1
-        while at.size:  # neighbours at a growing step among the sorted, while any band agrees
+        while at.size:  # neighbors at a growing step among the sorted, while any band agrees
             at = at[at + step < len(keys)]
             at = at[keys[at] == keys[at + step]]
             first, second = order[at], order[at + step]
