@@ -101,7 +101,7 @@ def _copy(
     """Copy what fits of `given` into the model's `tensor`.
 
     Args:
-        name: Of the tensor.
+        name: Name of the tensor.
         given: The source's tensor of that name; None if it has none.
         tensor: Changed in place.
         pairs: (row of the source, row of the model) of each class that both have.

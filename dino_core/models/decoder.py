@@ -143,7 +143,7 @@ class Decoder(nn.Module):
             content: (B, Q, hidden).
             anchors_logit: (B, Q, 4) initial boxes before the sigmoid.
             memory: (B, S, hidden).
-            geometry: Of the batch.
+            geometry: Positions and masks of the batch.
             blocked: (Q, Q) bool or None.
             all_layers: Predict from every layer (training) or only from the last.
         """

@@ -37,7 +37,7 @@ class Budget:
     """Limits the memory of all values of a file, so that a few bytes cannot claim terabytes.
 
     Args:
-        size: Of the file, in bytes.
+        size: Size of the file in bytes.
     """
 
     def __init__(self, size: int) -> None:
@@ -53,8 +53,8 @@ class Budget:
     def view(self, count: int, what: str) -> None:
         """Raises Malformed if another tensor of `count` bytes is too much.
 
-        It takes no memory yet, but would where somebody copies it: an expanded tensor has more
-        elements than its storage.
+        It takes no memory yet, but would if it were copied: an expanded tensor has more elements
+        than its storage.
         """
         self._views -= count
         self._check(self._views, count, what)
