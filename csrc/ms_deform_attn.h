@@ -3,7 +3,7 @@
 //
 // The operators (schemas in ms_deform_attn.cpp):
 //   value               (B, S, M, D)        float32, float64, bfloat16 or float16
-//   spatial_shapes      [H0, W0, H1, W1..]  one pair a level, row-major tokens, sum(H * W) == S
+//   spatial_shapes      [H0, W0, H1, W1..]  one pair per level, row-major tokens, sum(H * W) == S
 //   sampling_locations  (B, Q, M, L, P, 2)  xy in [0, 1] of the level; accumulation type of value
 //   attention_weights   (B, Q, M, L, P)     accumulation type of value
 //   output              (B, Q, M * D)       type of value
@@ -91,7 +91,7 @@ inline void check_like_value(const char* op, const char* name, const Tensor& t, 
 inline std::vector<Level> check_levels(const char* op, const std::vector<int64_t>& shapes,
                                        int64_t S) {
   if (shapes.empty() || shapes.size() % 2 != 0) {
-    fail(op, "spatial_shapes must hold one (height, width) pair a level, found ", shapes.size(),
+    fail(op, "spatial_shapes must hold one (height, width) pair per level, found ", shapes.size(),
          " numbers");
   }
   std::vector<Level> levels;
@@ -109,7 +109,7 @@ inline std::vector<Level> check_levels(const char* op, const std::vector<int64_t
   return levels;
 }
 
-// The sizes that `value` and the locations or offsets (B, Q, M, L, P, 2) state.
+// Reads the sizes from the shapes of `value` and of the locations or offsets (B, Q, M, L, P, 2).
 inline Problem check_sizes(const char* op, const Tensor& value,
                            const std::vector<int64_t>& spatial_shapes, const Tensor& points) {
   if (value.dim() != 4)
@@ -132,7 +132,7 @@ inline Problem check_sizes(const char* op, const Tensor& value,
   return p;
 }
 
-// Checks every argument of the forward operator; throws std::runtime_error that says what was
+// Checks every argument of the forward operator. Throws std::runtime_error, which states what was
 // expected and found.
 inline Problem check(const char* op, const Tensor& value,
                      const std::vector<int64_t>& spatial_shapes, const Tensor& locations,
@@ -162,7 +162,7 @@ inline Problem check_backward(const char* op, const Tensor& grad_output, const T
   return p;
 }
 
-// The sizes of a call with raw points, and its checks.
+// The same for the operator with raw points.
 inline Problem check_raw(const char* op, const Tensor& value,
                          const std::vector<int64_t>& spatial_shapes, const Tensor& references,
                          const Tensor& offsets, const Tensor& logits) {

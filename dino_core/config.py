@@ -208,10 +208,10 @@ class TrainConfig:
         freeze: Parts that are not trained: "backbone" or "none".
         cached_views: Number of augmented views of each image whose backbone maps are kept on disk;
             0 for none. Needs `freeze` "backbone".
-        eval_every_epochs: Evaluate after every so many epochs.
+        eval_every_epochs: Number of epochs from one evaluation to the next.
         patience: Stop after this number of evaluations without a better AP; None for never.
-        checkpoint_every_steps: Save after every so many optimizer steps.
-        log_every_steps: Report losses after every so many optimizer steps.
+        checkpoint_every_steps: Number of optimizer steps from one checkpoint to the next.
+        log_every_steps: Number of optimizer steps from one report of the losses to the next.
         val_split: Share of the images for validation, if the data has no validation split.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
         probe: Try the largest batch before the first step, to find out if memory suffices.

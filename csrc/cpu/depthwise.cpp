@@ -1,8 +1,9 @@
-// The weight gradient of a depthwise convolution in channels last, float32, 3 x 3 or 5 x 5 kernels:
-// oneDNN takes a seventh of a training step of `dino-nano` for it, and reads memory once a tap.
+// The weight gradient of a depthwise convolution in channels last, float32, 3 x 3 or 5 x 5 kernels.
+// oneDNN takes a seventh of a training step of `dino-nano` for it, since it reads the memory once
+// per weight of the kernel.
 //
-// A thread owns channels, so that sums need no other thread and have the same bits at any number of
-// them.
+// Each thread owns channels, so that no sum spans threads, and the bits are the same with any
+// number of them.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -34,7 +35,8 @@ constexpr int64_t kChannelsPerTask = 64;
 
 constexpr const char* kOperator = "depthwise_weight_grad";
 
-// (B, C, H, W) in memory as (B, H, W, C); sizes of 1 make strides meaningless.
+// Whether (B, C, H, W) is stored as (B, H, W, C). The stride of a dimension of size 1 has no
+// meaning.
 bool is_channels_last(const Tensor& t) {
   const int64_t C = t.size(1), H = t.size(2), W = t.size(3);
   return (C == 1 || t.stride(1) == 1) && (W == 1 || t.stride(3) == C) &&

@@ -1,5 +1,5 @@
-// Which instruction set the CPU kernels use: the best one of this processor, unless DINO_CPU asks
-// for less.
+// Chooses the instruction set of the CPU kernels: the best one of this processor, unless the
+// environment variable DINO_CPU asks for a lower one.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,7 @@ namespace dino::cpu {
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-// The best instruction set of this processor; DINO_CPU=baseline|avx2|avx512 asks for no more than
-// that one.
+// The best instruction set of this processor, but none above DINO_CPU=baseline|avx2|avx512.
 inline Isa best_isa() {
   Isa best = Isa::kBaseline;
 #ifdef DINO_X86

@@ -1,10 +1,11 @@
 // CPU multi-scale deformable attention, forward and backward: threads, memory and the choice of
 // instruction set.
 //
-// A head's tokens lie M * D elements apart, so the head uses only 1 in M of the cache's sets. Both
-// directions therefore work on dense copies of one head (forward, if there are enough queries to
-// pay for it) or of one level of one head (backward). In the backward each such level belongs to
-// one task: no atomics, and the same bits at any number of threads.
+// A head's tokens are M * D elements apart, so a head uses only 1 in M of the cache's sets. Both
+// directions therefore work on dense copies: of one head in the forward pass, if there are enough
+// queries to pay for the copy, and of one level of one head in the backward pass. There each such
+// level belongs to one task, so that it needs no atomics and gives the same bits with any number of
+// threads.
 #include "../ms_deform_attn.h"
 
 #include <algorithm>
@@ -62,7 +63,7 @@ inline void narrow(A x, A* out) {
   *out = x;
 }
 
-// Gathers a head's strided tokens into dense ones, in their own type or the accumulation type.
+// Copies a head's strided tokens into dense ones, of their own type or the accumulation type.
 template <typename T, typename V>
 void copy_tokens(const T* from, int64_t stride, V* to, int64_t tokens, int64_t channels) {
   for (int64_t s = 0; s < tokens; ++s) {
@@ -91,7 +92,7 @@ class Buffer {
   std::unique_ptr<T, Free> memory_;
 };
 
-// The level of every point, repeated as the kernels' vector loops read it.
+// The level of every point of a block of queries, in arrays that the vector loops read.
 template <typename A>
 struct Table {
   std::vector<A> width, height;
@@ -113,7 +114,7 @@ struct Table {
   }
 };
 
-// A dense copy of a head pays when there are at least this many queries for each 100 tokens.
+// A dense copy of a head pays off from this number of queries per 100 tokens on.
 constexpr int64_t kDenseQueriesPer100Tokens = 25;
 constexpr int64_t kQueriesPerTask = 256;
 
@@ -144,8 +145,8 @@ RawPoints<T> raw_points(const Problem& p, const Points<T>& all, int64_t first, i
   return raw;
 }
 
-// Runs the queries [first, first + kQueriesPerTask) of one head, given its token 0 and what lies
-// between tokens.
+// The task of the queries [first, first + kQueriesPerTask) of one head. `tokens` is the head's
+// token 0, and `token_stride` the number of elements from token to token.
 template <typename T>
 ForwardTask<T> forward_task(const Problem& p, const PointTable<acc_t<T>>& table, const T* tokens,
                             int64_t token_stride, const Points<T>& all, T* output, int64_t head,

@@ -1,5 +1,5 @@
-// What one thread does: plain structs shared by the dispatcher and the kernels of every instruction
-// set.
+// The work of one thread, as plain structs that the dispatcher and the kernels of every instruction
+// set share.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,8 @@ struct PointTable {
   const int32_t* start;  // first token of the level
 };
 
-// Where the points of the head m of consecutive queries of one image lie and what they weigh, as
-// the network's layers give it. Strides are in elements, from query to query.
+// The points of head m of consecutive queries of one image, as the network's layers compute them:
+// references, offsets and logits. Strides are in elements, from query to query.
 template <typename T>
 struct RawPoints {
   const acc_t<T>* references;  // (L, box): x, y and, with box 4, width and height
@@ -52,8 +52,8 @@ struct RawPoints {
   int box, levels;
 };
 
-// The head m of `queries` consecutive queries of one image. Strides are in elements. Points are
-// either ready (locations, weights) or raw.
+// Head m of `queries` consecutive queries of one image. Strides are in elements. The points are
+// either ready (locations and weights) or raw.
 template <typename T>
 struct ForwardTask {
   const T* value;  // token 0 of the head

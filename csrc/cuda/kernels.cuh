@@ -2,11 +2,11 @@
 //
 // The work is cut into items, one per (batch, query, head). A group of neighboring lanes of one
 // warp (a power of two) owns an item and splits its D channels into packs of N. Positions, weights
-// and border cases of the points are prepared once: a lane takes one point, then the group goes
-// through its lanes' points, each handed round by shuffles. Sums are kept in the accumulation type.
+// and border cases of the points are prepared once: each lane prepares one point, then the group
+// processes these points one by one, which shuffles distribute. Sums have the accumulation type.
 //
 // The backward kernel adds to the gradient of value with atomics, because any query may hit any
-// pixel: the order of these additions, and so the last bits of that gradient, changes from run to
+// pixel. The order of these additions, and so the last bits of that gradient, differ from run to
 // run. The gradients of the points are reduced inside a warp and are deterministic.
 #pragma once
 
@@ -15,14 +15,15 @@
 namespace dino::cuda {
 
 constexpr int kThreads = 256;
-// Blocks a multiprocessor must hold: leaves each thread 64 registers in the forward, whose loads
-// wait for the cache, 80 in the backward, whose atomics wait for nothing, and 128 in float64.
+// Number of blocks that a multiprocessor must hold. It leaves each thread 64 registers in the
+// forward kernel, whose loads wait for the cache, 80 in the backward kernel, whose atomics wait for
+// nothing, and 128 in float64.
 template <typename T>
 constexpr int kForwardBlocks = std::is_same_v<T, double> ? 2 : 4;
 template <typename T>
 constexpr int kBackwardBlocks = std::is_same_v<T, double> ? 2 : 3;
 
-// Of the item's head in the value of its image.
+// Offset of the item's head in `value`, in elements.
 __device__ __forceinline__ int64_t head_offset(const Geometry& g, unsigned item) {
   return item / g.image_items * g.image_size + item % g.heads * static_cast<unsigned>(g.channels);
 }
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T>)
   }
 }
 
-#if __CUDA_ARCH__ >= 900  // has one atomic instruction for four floats
+#if __CUDA_ARCH__ >= 900  // these have an atomic instruction for four floats
 template <typename A, int N>
 constexpr bool kAddsFour = std::is_same_v<A, float> && N % 4 == 0;
 #else
@@ -93,10 +94,10 @@ template <typename A, int N>
 constexpr bool kAddsFour = false;
 #endif
 
-// What a lane needs of one block of channels of the output's gradient: its pack, to multiply pixels
-// with, and what it adds to the gradient of value. That is the pack too where four floats are added
-// at once; else every `lanes`-th channel, so that each atomic instruction of a group fills whole
-// sectors of 32 bytes.
+// A lane's part of one block of channels of the output's gradient: the pack that it multiplies by
+// pixels, and the numbers that it adds to the gradient of value. If four floats are added at once,
+// these are the same pack. Otherwise they are every `lanes`-th channel, so that each atomic
+// instruction of a group fills whole sectors of 32 bytes.
 template <typename T, int N, typename S>
 struct GradientBlock {
   using A = Accumulate<T>;
@@ -153,14 +154,16 @@ struct GradientBlock {
   }
 };
 
-// Of a sample's weight and of its position in pixels, the latter before the weight.
+// Gradients of a sample's weight and of its position in pixels, the latter not yet multiplied by
+// the weight.
 template <typename A>
 struct SampleGradient {
   A weight, x, y;
 };
 
-// The backward of one sample over this lane's channels. `gradient` is of the item's output,
-// `pixels` and `grad_pixels` point to the head's first token, `row` is what lies between rows.
+// The backward pass of one sample over this lane's channels. `gradient` belongs to the item's
+// output, `pixels` and `grad_pixels` point to the head's first token, and `row` is the number of
+// elements from row to row.
 template <int N, typename S, typename T, typename A>
 __device__ __forceinline__ SampleGradient<A> backward_sample(const Sample<A>& sample,
                                                              const T* gradient, const T* pixels,

@@ -49,7 +49,7 @@ Geometry geometry_of(const Problem& problem) {
   return g;
 }
 
-// One group of lanes an item: just enough lanes for its packs of channels, a whole warp at most.
+// One group of lanes per item: just enough lanes for its packs of channels, at most a whole warp.
 cudaLaunchConfig_t launch_config(const Geometry& g, int pack, const Tensor& value) {
   int lanes = 1;
   while (lanes < kWarp && lanes * pack < g.channels) lanes *= 2;
@@ -95,7 +95,7 @@ void forward(const Geometry& g, const Tensor& value, const P& points, Tensor& ou
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, values, points, outputs, g));
 }
 
-// Of one call; the gradients of value and weights are in the accumulation type.
+// The gradients of one call. Those of value and weights have the accumulation type.
 struct Gradients {
   Tensor value, coordinates, weights;
 };
@@ -104,7 +104,8 @@ template <typename T, typename P>
 void backward(const Geometry& g, const Tensor& grad_output, const Tensor& value, P points,
               Gradients& gradients) {
   using A = Accumulate<T>;
-  constexpr int kPack = kPackBytes / sizeof(A);  // of what is added up, not of what is read
+  constexpr int kPack =
+      kPackBytes / sizeof(A);  // the size of the sums counts, not that of the loads
   points.grad_coordinates =
       static_cast<decltype(points.grad_coordinates)>(gradients.coordinates.mutable_data_ptr());
   points.grad_weights = mutable_data<A>(gradients.weights);
@@ -166,8 +167,8 @@ Tensor with_output(const Problem& problem, const Tensor& value, const Run& run) 
   return output;
 }
 
-// The same for gradients: coordinates get those of their own type, and so do value and `weights` in
-// the end.
+// The same for gradients. Those of the coordinates have the coordinates' type. Those of value and
+// `weights` are summed in the accumulation type and then converted to their own type.
 template <typename Run>
 std::tuple<Tensor, Tensor, Tensor> with_gradients(const Problem& problem, const Tensor& value,
                                                   const Tensor& coordinates, const Tensor& weights,

@@ -1,6 +1,6 @@
-// Where an item's points come from. Ready points are locations and weights; raw ones are offsets
-// from a reference and logits, whose softmax runs here. The kernels see the same of both: a frame a
-// level, coordinates in it, a weight a point, and where their gradients go.
+// The sources of an item's points. Ready points are locations and weights. Raw ones are offsets
+// from a reference and logits, whose softmax is computed here. Both look the same to the kernels: a
+// frame per level, coordinates in it, a weight per point, and the place of their gradients.
 #pragma once
 
 #include <cmath>
@@ -9,14 +9,14 @@
 
 namespace dino::cuda {
 
-// The coordinates of all points, of type C, and where their gradients go, which is null in the
-// forward.
+// The coordinates of all points, of type C, and the place of their gradients, which is null in the
+// forward kernel.
 template <typename T, typename C>
 struct Coordinates {
   const C* coordinates;  // (B, Q, M, L, P, 2)
   C* grad_coordinates;
 
-  // Two neighbors at once where tensors are aligned.
+  // Loads two neighbors at once if tensors are aligned.
   template <bool kAligned>
   __device__ __forceinline__ Pack<C, 2> coordinate(int64_t point) const {
     const C* const address = coordinates + 2 * point;
@@ -57,8 +57,8 @@ struct ReadyPoints : Coordinates<T, Accumulate<T>> {
 
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 __device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
-// The fast ones: at arguments not above 0, and from 1 on, their errors stay below 2^-21 of the
-// largest weight.
+// The fast intrinsics. At arguments not above 0, and from 1 on, their errors stay below 2^-21 of
+// the largest weight.
 __device__ __forceinline__ float exponential(float x) { return __expf(x); }
 __device__ __forceinline__ float reciprocal(float x) { return __fdividef(1, x); }
 
@@ -69,7 +69,7 @@ struct RawPoints : Coordinates<T, T> {
   const A* references;  // (B, Q, L, box)
   const T* logits;      // (B, Q, M, L, P)
   A* grad_weights;      // of the softmax's results until `softmax_backward`, then of the logits
-  int box;              // 2 or 4 numbers a reference
+  int box;              // 2 or 4 numbers per reference
 
   struct Weights {
     const T* logits;
@@ -115,8 +115,8 @@ struct RawPoints : Coordinates<T, T> {
     return frame;
   }
 
-  // From gradients of the softmax's results, whose weighted mean is given, to those of the logits:
-  // each lane reads back what it wrote itself.
+  // Turns gradients of the softmax's results, whose weighted mean is given, into those of the
+  // logits. Each lane reads only what it wrote itself.
   template <typename S>
   __device__ __forceinline__ void softmax_backward(const Weights& all, A mean, int64_t first,
                                                    int count, int lane, int lanes) const {
@@ -129,8 +129,8 @@ struct RawPoints : Coordinates<T, T> {
   }
 };
 
-// The sample of a lane's point and the steps of the frame it lies in, zero where it has no corners:
-// then its gradients are zero even if the frame is not finite.
+// The sample of a lane's point, and the steps of its frame. These are zero if the sample has no
+// corners, so that its gradients are zero even if the frame is not finite.
 template <typename A>
 struct Prepared {
   A step_x = 0, step_y = 0;

@@ -1,5 +1,5 @@
-// What the CUDA kernels are made of: the sizes of a call, packs of channels, groups of lanes, and
-// one sampling position on a level.
+// The parts of the CUDA kernels: the sizes of a call, packs of channels, groups of lanes, and one
+// sampling position on a level.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -85,7 +85,7 @@ __device__ __forceinline__ Accumulate<T> number(const Pack<T, N>& pack, int n) {
   return static_cast<Accumulate<T>>(pack.at[n]);
 }
 
-// Two neighbors as one word: an instruction a number instead of three.
+// Two neighbors as one word, which takes one instruction per number instead of three.
 template <int N>
   requires(N % 2 == 0)
 __device__ __forceinline__ float number(const Pack<torch::headeronly::BFloat16, N>& pack, int n) {
@@ -94,13 +94,14 @@ __device__ __forceinline__ float number(const Pack<torch::headeronly::BFloat16, 
   return __uint_as_float(n % 2 ? word & 0xffff0000u : word << 16);
 }
 
-// `number` of lane `source` of the group.
+// The value of `number` in lane `source` of the group.
 template <typename A>
 __device__ __forceinline__ A from_lane(A number, int source, int lanes) {
   return __shfl_sync(kFullWarp, number, source, lanes);
 }
 
-// Over the lanes of a group, the same bits in each; every lane of the warp must take part.
+// The sum over the lanes of a group, with the same bits in each. Every lane of the warp must take
+// part.
 template <typename A>
 __device__ __forceinline__ A group_sum(A number, int lanes) {
   for (int distance = lanes / 2; distance > 0; distance /= 2) {
@@ -118,15 +119,15 @@ __device__ __forceinline__ A group_max(A number, int lanes) {
   return number;
 }
 
-// Where the coordinates (offsets or locations) of one item lie on one level, in pixels: pixel =
-// origin + coordinate * step.
+// The position in pixels, on one level, of the coordinates (offsets or locations) of one item:
+// pixel = origin + coordinate * step.
 template <typename A>
 struct Frame {
   A origin_x, origin_y, step_x, step_y;
 };
 
 // The four pixels around a sampling position, in the order upper left, upper right, lower left,
-// lower right, and how much of the item's output it has.
+// lower right, and the weight of the sample in the item's output.
 template <typename A>
 struct Sample {
   unsigned offset = 0;   // of the upper left in elements, modulo 2^32: it may lie outside
@@ -140,12 +141,12 @@ struct Sample {
   }
 };
 
-// From the upper left corner to another, in elements; `row` is what lies between rows.
+// Elements from the upper left corner to another one; `row` is the number of elements per row.
 __device__ __forceinline__ unsigned to_corner(int corner, int row, int token_stride) {
   return static_cast<unsigned>((corner / 2) * row + (corner % 2) * token_stride);
 }
 
-// The sample at pixel (x, y); without corners where no pixel is within reach. The comparisons are
+// The sample at pixel (x, y). It has no corners if no pixel is within reach. The comparisons are
 // false for NaN and come before any conversion to an integer, so that no position is undefined
 // behavior.
 template <typename A>
@@ -166,7 +167,7 @@ __device__ __forceinline__ Sample<A> sample_at(A x, A y, A weight, const LevelSi
   return sample;
 }
 
-// Counts an item's points with their level, without a division a point.
+// Counts an item's points and their levels, without a division per point.
 struct Walk {
   int level = 0, point = 0;
 

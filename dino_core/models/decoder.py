@@ -143,7 +143,7 @@ class Decoder(nn.Module):
             content: (B, Q, hidden).
             anchors_logit: (B, Q, 4) initial boxes before the sigmoid.
             memory: (B, S, hidden).
-            geometry: Shapes and positions of the batch's feature maps.
+            geometry: Shapes, positions and masks of the batch.
             blocked: (Q, Q) bool or None.
             all_layers: Predict from every layer (training) or only from the last.
         """

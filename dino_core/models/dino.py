@@ -75,8 +75,8 @@ class _Queries:
     Attributes:
         content: (B, P + Q, hidden).
         anchors_logit: (B, P + Q, 4) boxes before the sigmoid.
-        blocked: (P + Q, P + Q) bool, True = may not attend; None where there is no denoising.
-        layout: Layout of the denoising queries; None where there is no denoising.
+        blocked: (P + Q, P + Q) bool, True = the row may not attend to the column, or None.
+        layout: Order of the denoising queries; None if there are none.
     """
 
     content: Tensor

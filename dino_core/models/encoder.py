@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         Args:
             tokens: (B, S, hidden).
             positions: (B, S, hidden) sine encoding plus level embedding.
-            geometry: Shapes and positions of the batch's feature maps.
+            geometry: Shapes, positions and masks of the batch.
 
         Returns: (B, S, hidden).
         """

@@ -52,7 +52,7 @@ class QuerySelection(nn.Module):
 
         Args:
             memory: (B, S, hidden) encoder output.
-            geometry: Shapes and positions of the batch's feature maps.
+            geometry: Shapes, positions and masks of the batch.
             forced_tokens: (B, K) int64 tokens to select instead, for comparisons: the order of
                 near-ties depends on the number of threads.
         """

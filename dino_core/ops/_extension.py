@@ -1,4 +1,4 @@
-"""Loads the compiled operators: libraries of PyTorch's stable ABI that lie beside this file."""
+"""Loads the compiled operators: libraries of PyTorch's stable ABI in the folder of this file."""
 
 from __future__ import annotations
 

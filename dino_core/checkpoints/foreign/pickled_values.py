@@ -53,8 +53,8 @@ class Budget:
     def view(self, count: int, what: str) -> None:
         """Raises Malformed if another tensor of `count` bytes is too much.
 
-        It takes no memory yet, but would where somebody copies it: an expanded tensor has more
-        elements than its storage.
+        It takes no memory yet, but would if it were copied: an expanded tensor has more elements
+        than its storage.
         """
         self._views -= count
         self._check(self._views, count, what)

@@ -104,7 +104,7 @@ class FoldedConv2d(nn.Module):
         self.weight = conv.weight
         self.bias = conv.bias
         # In lists, so that they are no submodules: the parameters are registered under their old
-        # names above, and the buffers where the norm stands.
+        # names above, and the buffers in the norm.
         self._conv, self._norm = [conv], [norm]
         self._keep = keep
         self._kept: _Folded | None = None
