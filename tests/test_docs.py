@@ -20,10 +20,10 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "csrc/*.md", "examples/*.md")
     for path in ROOT.glob(pattern)
 )
-PLANNED = {"fit", "save_dataset"}  # public names that the pages show before they exist
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_DIFF = re.compile(r"^In [^`]*`([^`]+)`[^`]*\n\n```diff\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
@@ -88,4 +88,28 @@ def test_python_blocks_import_public_names() -> None:
         for name in node.names
     }
     assert {"Detector", "train"} <= imported
-    assert imported <= {*dino_core.__all__, *PLANNED}
+    assert imported <= set(dino_core.__all__)
+
+
+def shown_changes() -> list[tuple[str, str]]:
+    """The file and the diff of each change that a page shows."""
+    return [change for page in PAGES for change in _DIFF.findall(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(("place", "diff"), shown_changes(), ids=lambda text: text.split("\n")[0])
+def test_lines_of_a_shown_change_stand_in_its_file(place: str, diff: str) -> None:
+    def code(line: str) -> str:
+        return line.partition("  #")[0].strip()
+
+    present = {code(line) for line in (ROOT / place).read_text(encoding="utf-8").splitlines()}
+    shown = [code(line[1:]) for line in diff.splitlines() if line[:1] in "+ "]
+    assert [line for line in shown if "..." not in line and line not in {*present, ""}] == []
+
+
+def test_every_extension_page_shows_its_table_and_its_file() -> None:
+    pages = [page for page in PAGES if page.name.startswith("add-a")]
+    assert len(pages) == 5
+    for page in pages:
+        places = [place for place, _ in _DIFF.findall(page.read_text(encoding="utf-8"))]
+        assert any(place.endswith("/table.py") for place in places), page
+        assert len(places) >= 2, page
