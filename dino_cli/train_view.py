@@ -200,10 +200,11 @@ def _schedule(event: RunPlanned) -> str:
     step = f"{config.images_per_step} images per step"
     if event.processes > 1:
         step += f" on {event.processes} devices"
-    epoch = f"{plan.steps_per_epoch:.4g} steps per epoch, {step}"
+    per_epoch = f"{plan.steps_per_epoch:.4g}"
+    epoch = f"{per_epoch} step{'' if per_epoch == '1' else 's'} per epoch, {step}"
     if plan.steps is None:
         return f"{plan.minutes:g} minutes, {epoch}"
-    return f"{plan.steps} steps, {plan.epochs:.4g} epochs, {epoch}"
+    return f"{render.counted(plan.steps, 'step')}, {plan.epochs:.4g} epochs, {epoch}"
 
 
 def _trial_lines(event: RunPlanned) -> list[str]:
@@ -263,7 +264,9 @@ def finished_lines(event: RunFinished) -> list[str]:
 
     summary = event.summary
     took = render.duration(summary.seconds)
-    lines = [f"{summary.steps} steps, {summary.epochs} epochs in {took}"]
+    lines = [
+        f"{render.counted(summary.steps, 'step')}, {render.counted(summary.epochs, 'epoch')} in {took}"
+    ]
     if summary.stopped_early:
         lines.append(f"stopped early: {summary.stopped_early}")
     if summary.best_ap is not None:

@@ -163,13 +163,16 @@ def _run(asked: _Asked, device: str) -> None:
         model_view.ensure(asked.weights or model)
     own_input = model_input(settings, model, asked.weights, resume is not None)
     findings = quick_findings(dataset, own_input)
-    if asked.strict and any(finding.severity == "error" for finding in findings):
+    errors_found = any(finding.severity == "error" for finding in findings)
+    if not asked.plan or (asked.strict and errors_found):
         _show_data(dataset, findings)
+    if asked.strict and errors_found:
         raise DataError(f"{dataset.root}: errors in the data, and --strict is set", "see above")
     if asked.plan:
         _plan(asked, settings, model, dataset, findings)
         return
-    _show_data(dataset, findings)
+    if errors_found:
+        render.note("training uses everything else; `dino train --strict` would end here")
     _train(asked, settings, model, dataset, resume)
 
 
@@ -217,8 +220,6 @@ def _show_data(dataset: DatasetIndex, findings: Sequence[Finding]) -> None:
     for line in data_lines(dataset):
         render.note(line)
     show_findings(findings, dataset.root, sys.stderr)
-    if any(finding.severity == "error" for finding in findings):
-        render.note("training uses everything else; `dino train --strict` would end here")
 
 
 def _plan(

@@ -131,23 +131,23 @@ def test_convert_through_every_form(data: Path, capsys: Capture) -> None:
     assert not Path("again").exists()
 
 
-def test_convert_tells_what_is_lost(data: Path, capsys: Capture) -> None:
+def test_convert_lists_what_is_lost(data: Path, capsys: Capture) -> None:
     assert run(["convert", str(data), "voc", "--to", "voc"]) == 0
     file = next(Path("voc/Annotations").iterdir())
     file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 1))
     capsys.readouterr()
     assert run(["convert", "voc", "csv", "--to", "csv"]) == 0
     captured = capsys.readouterr()
-    assert "1 marks 'difficult' are lost: CSV has no place for them" in captured.err
+    assert "the flag 'difficult' of 1 box is lost: CSV has no place for it" in captured.err
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("form", ["voc", "csv"])
-def test_eval_of_other_forms(model: Path, data: Path, form: str, capsys: Capture) -> None:
-    assert run(["convert", str(data), form, "--to", form]) == 0
+@pytest.mark.parametrize("format", ["voc", "csv"])
+def test_eval_of_other_formats(model: Path, data: Path, format: str, capsys: Capture) -> None:
+    assert run(["convert", str(data), format, "--to", format]) == 0
     capsys.readouterr()
     answers = []
-    for source in (str(data), form):
+    for source in (str(data), format):
         assert run(["eval", str(model), source, "--json", "--out", f"eval-{len(answers)}"]) == 0
         answers.append(json.loads(capsys.readouterr().out))
     assert all(

@@ -75,7 +75,10 @@ def _check_unlisted(dataset: DatasetIndex, log: FaultLog) -> None:
 def _check_empty(dataset: DatasetIndex, log: FaultLog) -> None:
     for split, records in dataset.splits.items():
         if not any((~record.is_crowd).any() for record in records) and split != "test":
-            log.add("no-boxes", f"{split}: {len(records)} images, no boxes")
+            log.add(
+                "no-boxes",
+                f"{split}: {len(records)} image{'' if len(records) == 1 else 's'}, no boxes",
+            )
             continue
         for record in records:
             if len(record.boxes_xyxy_px):

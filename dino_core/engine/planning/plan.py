@@ -223,7 +223,7 @@ def _length(
         return config.steps
     if config.epochs is not None:
         steps = max(1, math.ceil(config.epochs * steps_per_epoch))
-        reason = f"{AS_ASKED}: {steps} steps of {images} images"
+        reason = f"{AS_ASKED}: {steps} step{'' if steps == 1 else 's'} of {images} images"
         made.decisions.append(Decision("epochs", config.epochs, reason, "--epochs"))
         return steps
     if config.minutes is not None:

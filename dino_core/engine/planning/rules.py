@@ -91,7 +91,7 @@ def images_per_step(data: DataFacts, model: ModelFacts, machine: Machine) -> tup
         images, why = most, usual
     else:
         images = wanted
-        why = f"so that {data.images} images make {data.images // images} steps per epoch"
+        why = f"so that {data.images} images make {_steps(data.images // images)} per epoch"
     if machine.processes > images:
         return machine.processes, "one per process"
     each = -(-images // machine.processes)
@@ -200,3 +200,7 @@ def suggested_queries(most_objects: int, num_queries: int) -> int | None:
     if most_objects <= num_queries:
         return None
     return math.ceil(QUERIES_PER_OBJECT * most_objects / QUERIES_MULTIPLE) * QUERIES_MULTIPLE
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'' if count == 1 else 's'}"
