@@ -264,9 +264,8 @@ def finished_lines(event: RunFinished) -> list[str]:
 
     summary = event.summary
     took = render.duration(summary.seconds)
-    lines = [
-        f"{render.counted(summary.steps, 'step')}, {render.counted(summary.epochs, 'epoch')} in {took}"
-    ]
+    steps, epochs = render.counted(summary.steps, "step"), render.counted(summary.epochs, "epoch")
+    lines = [f"{steps}, {epochs} in {took}"]
     if summary.stopped_early:
         lines.append(f"stopped early: {summary.stopped_early}")
     if summary.best_ap is not None:
