@@ -94,12 +94,16 @@ def _evaluate(
 
     keep_freed_memory()
     dataset = load_dataset(data, format, val_split=0.0)
+    shown = dataset.warnings
+    for warning in shown:  # before anything else, since an error below may follow from it
+        render.warn(warning)
     model_view.ensure(model)
     detector = Detector.load(model, device=device, dtype=dtype)
     dataset = with_val_of_training(dataset, detector.meta)
     evaluation = start_evaluation(detector, dataset, split, batch=batch)
     for warning in evaluation.warnings:
-        render.warn(warning)
+        if warning not in shown:
+            render.warn(warning)
     with render.ticker("images", len(evaluation.records)) as ticker:
         for progress in evaluation:
             ticker.advance(progress.done - ticker.done)

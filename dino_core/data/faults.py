@@ -72,6 +72,18 @@ KINDS: Mapping[str, Kind] = {
         "labels cannot be read and are left out",
         "correct it, or remove it: its object counts as background now",
     ),
+    "labels-lost": Kind(
+        "error",
+        "image is left out, since none of its labels can be used",
+        "images are left out, since none of their labels can be used",
+        "correct the labels: left empty, it would teach that nothing is there",
+    ),
+    "malformed-size": Kind(
+        "error",
+        "stated image size cannot be used and is ignored",
+        "stated image sizes cannot be used and are ignored",
+        "correct the size: boxes are taken in pixels of the file",
+    ),
     "malformed-image-entry": Kind(
         "error",
         "entry of an image cannot be read and is left out",
@@ -155,12 +167,6 @@ KINDS: Mapping[str, Kind] = {
         "annotation has an id that another one has",
         "annotations have ids that others have",
         "number them anew: tools that go by the id keep only one",
-    ),
-    "malformed-size": Kind(
-        "warning",
-        "stated image size cannot be used and is ignored",
-        "stated image sizes cannot be used and are ignored",
-        "correct the size: boxes are taken in pixels of the file",
     ),
     "box-outside": Kind(
         "warning",

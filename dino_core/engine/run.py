@@ -76,8 +76,13 @@ class Run:
 
     @property
     def val_records(self) -> tuple[ImageRecord, ...]:
-        """The validation images, without those that turned out to be unreadable."""
+        """The validation images, without those that turned out to be unreadable.
+
+        Images none of which has a box are no validation split: every AP would be undefined.
+        """
         records = self.dataset.splits.get("val", ())
+        if not any(len(record.class_indices) for record in records):
+            return ()
         return tuple(r for r in records if str(r.path) not in self.counters.unreadable)
 
     def progress(self) -> float:
@@ -115,6 +120,7 @@ class Run:
             trial=self.trial,
             forecast=None if self.trial is None else self.forecast(self.trial.step_s, processes),
             processes=processes,
+            data_warnings=self.dataset.warnings,
         )
 
     def begin(self) -> None:

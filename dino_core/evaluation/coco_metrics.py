@@ -74,6 +74,8 @@ class Metrics:
         per_class: Class name to its numbers, in class order.
         images: Images evaluated.
         ms_per_image: Milliseconds of prediction per image; None where it was not timed.
+        warnings: What was left out of the data, and classes that the model lacks, one sentence
+            each; `evaluate` fills them in, and they are not part of `to_dict`.
     """
 
     ap: float | None
@@ -91,10 +93,12 @@ class Metrics:
     per_class: dict[str, ClassMetrics]
     images: int
     ms_per_image: float | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values with the keys of `dino eval --json` (which adds model, data, split)."""
         values = dataclasses.asdict(self)
+        del values["warnings"]
         return {"images": values.pop("images"), **values}
 
 
@@ -123,6 +127,7 @@ def coco_metrics(
         per_class=_per_class(records, classes, precision),
         images=len(records),
         ms_per_image=ms_per_image,
+        warnings=(),
     )
 
 

@@ -24,6 +24,7 @@ KEYS = [
     "schema", "model", "start", "data", "train_images", "val_images", "steps", "epochs", "seconds",
     "seconds_evaluating", "skipped_steps", "rollbacks", "unreadable_images", "stopped_early",
     "best_ap", "best_step", "best", "last", "best_per_class", "metrics",
+    "data_warnings",
 ]  # fmt: skip
 
 

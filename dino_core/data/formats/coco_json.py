@@ -77,11 +77,13 @@ class CocoFile:
 
 
 def _numbers(images: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """A number for each image's id where all are different words; else none."""
-    ids = [str(entry.get("id")) for entry in images if isinstance(entry.get("id"), str)]
-    if len(set(ids)) != len(images) or all(map(_is_integer, ids)):
+    """A number for each image's id where most of the ids are words; else none."""
+    words = [str(entry.get("id")) for entry in images if isinstance(entry.get("id"), str)]
+    words = [word for word in words if not _is_integer(word)]
+    if 2 * len(words) <= len(images):
         return {}
-    return {word: i for i, word in enumerate(ids, start=1)}
+    every = dict.fromkeys(str(entry["id"]) for entry in images if "id" in entry)
+    return {word: i for i, word in enumerate(every, start=1)}
 
 
 def _is_integer(text: str) -> bool:
@@ -117,11 +119,6 @@ def integer(value: Any, what: str, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise DataError(f"{where}: {what} is {value!r:.60}, expected an integer")
     return value
-
-
-def require_new(entry_id: int, seen: Mapping[int, Any], kind: str, where: str) -> None:
-    if entry_id in seen:
-        raise DataError(f"{where}: the {kind} id {entry_id} is used twice", "ids must be unique")
 
 
 def _is_number(value: Any) -> bool:

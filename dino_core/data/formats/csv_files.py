@@ -51,6 +51,7 @@ class CsvRow:
     xyxy: tuple[float, float, float, float] | None
     stated_wh: tuple[int, int] | None
     split: str | None
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,17 +195,18 @@ def _read_row(fields: Sequence[str], columns: Columns, place: str, log: FaultLog
     except DataError as error:
         log.add_error("malformed-label", error)
         return None
+    lost = False
     try:
         label, xyxy = _read_label(fields, columns, place)
     except DataError as error:
         log.add_error("malformed-label", error)
-        label, xyxy = "", None
+        label, xyxy, lost = "", None, True
     try:
         stated_wh = _read_size(fields, columns, place)
     except DataError as error:
         log.add_error("malformed-size", error)
         stated_wh = None
-    return CsvRow(place, image, label, xyxy, stated_wh, split)
+    return CsvRow(place, image, label, xyxy, stated_wh, split, lost)
 
 
 def _read_split(fields: Sequence[str], columns: Columns, place: str) -> str | None:

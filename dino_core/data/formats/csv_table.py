@@ -68,7 +68,18 @@ def read_csv(files: CsvFiles) -> DatasetIndex:
                 splits[split] = (*splits.get(split, ()), *records)
     unread = _unread(tables.values())
     classes = ClassMap.from_names(names)
-    return DatasetIndex(files.root, "csv", classes, splits, log.faults(), unread)
+    # A table without a split column is named by its file, one with such a column by its rows.
+    named = {row.split or own for own, table in tables.items() for row in table.rows}
+    named |= files.tables.keys() - tables.keys()
+    return DatasetIndex(
+        files.root,
+        "csv",
+        classes,
+        splits,
+        log.faults(),
+        unread,
+        named_splits=frozenset(named),
+    )
 
 
 def _read_tables(files: CsvFiles, log: FaultLog) -> dict[str, CsvTable]:
@@ -115,7 +126,9 @@ def _labeled(
         LabeledBox(row.place, row.xyxy, index_of[row.label]) for row in rows if row.xyxy is not None
     ]
     stated_wh = _stated_size(rows, log)
-    return LabeledImage(image_id, (first.image,), first.place, stated_wh, boxes, in_fractions)
+    lost = sum(row.lost for row in rows)
+    names = (first.image,)
+    return LabeledImage(image_id, names, first.place, stated_wh, boxes, in_fractions, lost)
 
 
 def _stated_size(rows: Sequence[CsvRow], log: FaultLog) -> tuple[int, int] | None:

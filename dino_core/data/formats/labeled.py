@@ -27,6 +27,7 @@ class LabeledImage:
         stated_wh: Width and height as stated; None where they are not.
         boxes: In file order.
         in_fractions: Whether the boxes are fractions of width and height instead of pixels.
+        lost: How many of its labels could not be read.
     """
 
     image_id: int
@@ -35,6 +36,7 @@ class LabeledImage:
     stated_wh: tuple[int, int] | None
     boxes: Sequence[LabeledBox]
     in_fractions: bool = False
+    lost: int = 0
 
 
 def read_images(
@@ -67,10 +69,18 @@ def read_images(
         if path is None:
             log.add("missing-image", f"{image.place}: {image.names[0]}")
             continue
+        if image.lost and not image.boxes:
+            log.add("labels-lost", f"{image.place}: {lost_labels(image.lost)}", (path,))
+            continue
         record = _read_image(image, path, log)
         if record is not None:
             records.append(record)
     return tuple(records)
+
+
+def lost_labels(count: int) -> str:
+    """What is lost of an image, for the place of its fault."""
+    return "its only label" if count == 1 else f"all of its {count} labels"
 
 
 def _find_images(images: Sequence[LabeledImage], folders: Sequence[Path]) -> list[Path | None]:

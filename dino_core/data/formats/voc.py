@@ -69,7 +69,15 @@ def read_voc(files: VocFiles) -> DatasetIndex:
         if records := read_images(images, folders, members[0].file.parent, log):
             splits[split] = records
     classes = ClassMap.from_names(names)
-    return DatasetIndex(files.root, "voc", classes, splits, log.faults(), _unread(objects))
+    return DatasetIndex(
+        files.root,
+        "voc",
+        classes,
+        splits,
+        log.faults(),
+        _unread(objects),
+        named_splits=files.named,
+    )
 
 
 def _read_files(files: Iterable[Path], log: FaultLog) -> list[VocAnnotation]:
@@ -94,7 +102,8 @@ def _labeled(
         LabeledBox(found.place, _corners(found, log), index_of[found.name], flags=found.flags)
         for found in annotation.objects
     ]
-    return LabeledImage(image_id, names, str(annotation.file), annotation.stated_wh, boxes)
+    place, lost = str(annotation.file), annotation.lost
+    return LabeledImage(image_id, names, place, annotation.stated_wh, boxes, lost=lost)
 
 
 def _corners(found: VocObject, log: FaultLog) -> tuple[float, float, float, float]:

@@ -28,11 +28,13 @@ class VocFiles:
         splits: Split name to its annotation files.
         faults: What is wrong with the lists of splits: lists that cannot be read or name nothing
             that is there, images without annotations or listed twice, annotations in no list.
+        named: The splits that the data name, those included whose list names nothing.
     """
 
     root: Path
     splits: Mapping[str, list[Path]]
     faults: tuple[Fault, ...] = ()
+    named: frozenset[str] = frozenset()
 
 
 def find_voc(path: Path) -> VocFiles | None:
@@ -52,11 +54,12 @@ def find_voc(path: Path) -> VocFiles | None:
     lists = split_lists(root)
     if lists and list(folders) == [""]:
         log = FaultLog()
-        return VocFiles(root, _listed(lists, folders[""], log), log.faults())
+        listed = _listed(lists, folders[""], log)
+        return VocFiles(root, listed, log.faults(), frozenset(lists))
     splits: dict[str, list[Path]] = {}
     for split, folder in folders.items():
         splits[split or "train"] = _xml_files(folder)
-    return VocFiles(root, splits)
+    return VocFiles(root, splits, named=frozenset(splits))
 
 
 def _roots(path: Path) -> list[Path]:

@@ -68,12 +68,14 @@ class VocAnnotation:
         filename: The image's name as stated, without folders; may be empty.
         stated_wh: Width and height as stated; None where they are missing, 0 or malformed.
         objects: Those that can be read, in file order.
+        lost: How many objects could not be read.
     """
 
     file: Path
     filename: str
     stated_wh: tuple[int, int] | None
     objects: tuple[VocObject, ...]
+    lost: int = 0
 
 
 def read_annotation(file: Path, log: FaultLog) -> VocAnnotation:
@@ -106,7 +108,8 @@ def read_annotation(file: Path, log: FaultLog) -> VocAnnotation:
             objects.append(_object(child, file))
         except DataError as error:
             log.add_error("malformed-label", error)
-    return VocAnnotation(file, filename, stated_wh, tuple(objects))
+    count = sum(child.tag == "object" for child in root.children)
+    return VocAnnotation(file, filename, stated_wh, tuple(objects), count - len(objects))
 
 
 def _parse(file: Path) -> Element:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dino_core.data.formats.images import list_images
@@ -31,7 +31,7 @@ class YoloFiles:
         source: data.yaml, or the folder.
         names: Class names; None where no file names them.
         images: Split name to its image files, at least one.
-        missing: Why a split that is named has no images here, one error for each such split.
+        missing: Splits that are named but have no images here, and why.
         keypoints: How many numbers follow each box, in a data set of poses.
     """
 
@@ -39,8 +39,13 @@ class YoloFiles:
     source: Path
     names: tuple[str, ...] | None
     images: Mapping[str, list[Path]]
-    missing: tuple[DataError, ...] = ()
+    missing: Mapping[str, DataError] = field(default_factory=dict)
     keypoints: int = 0
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The splits that are named, the missing ones included."""
+        return frozenset({*self.images, *self.missing})
 
 
 def find_yolo(path: Path) -> YoloFiles | None:
@@ -58,16 +63,14 @@ def find_yolo(path: Path) -> YoloFiles | None:
 def _described_files(described: DataYaml) -> YoloFiles:
     """The files of a data set with a data.yaml."""
     images: dict[str, list[Path]] = {}
-    missing = list(described.malformed)
+    missing = dict(described.malformed)
     for split, entry in described.splits.items():
         try:
             images[split] = _images_of(entry, described)
         except DataError as error:
-            missing.append(error)
+            missing[split] = error
     names = described.names or _names_beside(described.root)
-    return YoloFiles(
-        described.root, described.file, names, images, tuple(missing), described.keypoints
-    )
+    return YoloFiles(described.root, described.file, names, images, missing, described.keypoints)
 
 
 def _images_of(entry: SplitEntry, described: DataYaml) -> list[Path]:
@@ -160,11 +163,11 @@ def _bare_files(root: Path) -> YoloFiles | None:
     images = {split: list_images(folder) for split, folder in folders.items()}
     if folders.keys() == {"train"}:
         images = _bare_lists(root, images["train"]) or images
-    missing = tuple(
-        DataError(f"{folders[split]}: the {split} split has no images")
+    missing = {
+        split: DataError(f"{folders[split]}: the {split} split has no images")
         for split, paths in images.items()
         if not paths
-    )
+    }
     images = {split: paths for split, paths in images.items() if paths}
     return YoloFiles(root, root, _names_beside(root), images, missing)
 

@@ -38,7 +38,7 @@ class DataYaml:
         root: The folder to which its paths are relative.
         names: Class names; None where it states none.
         splits: Split name to where its images are.
-        malformed: Splits whose entry is neither a path nor a list of paths.
+        malformed: Splits whose entry is neither a path nor a list of paths, and the error.
         keypoints: How many numbers follow each box, in a data set of poses.
     """
 
@@ -46,7 +46,7 @@ class DataYaml:
     root: Path
     names: tuple[str, ...] | None
     splits: Mapping[str, SplitEntry]
-    malformed: tuple[DataError, ...]
+    malformed: Mapping[str, DataError]
     keypoints: int
 
 
@@ -107,10 +107,10 @@ def _root_in(table: Mapping[str, Any], file: Path) -> Path:
 
 def _splits_in(
     table: Mapping[str, Any], file: Path
-) -> tuple[dict[str, SplitEntry], tuple[DataError, ...]]:
+) -> tuple[dict[str, SplitEntry], dict[str, DataError]]:
     """The splits with an entry, and the errors of those whose entry is malformed."""
     splits: dict[str, SplitEntry] = {}
-    malformed = []
+    malformed: dict[str, DataError] = {}
     for split, keys in SPLIT_NAMES.items():
         key = next((key for key in keys if table.get(key)), None)
         if key is None:
@@ -119,13 +119,14 @@ def _splits_in(
         if all(isinstance(place, str) for place in places):
             splits[split] = SplitEntry(f"{file}: '{key}'", tuple(places))
         else:
-            malformed.append(DataError(f"{file}: '{key}' is {table[key]!r:.60}, expected a folder"))
+            error = DataError(f"{file}: '{key}' is {table[key]!r:.60}, expected a folder")
+            malformed[split] = error
     if not splits and not malformed:
         raise DataError(
             f"{file}: neither 'train' nor 'val' is given, found {', '.join(table) or 'nothing'}",
             "e.g. train: images/train",
         )
-    return splits, tuple(malformed)
+    return splits, malformed
 
 
 def _names_in(table: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:

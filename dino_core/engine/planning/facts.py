@@ -11,6 +11,7 @@ import torch
 
 from dino_core.checkpoints.surgery import TransferReport
 from dino_core.config import PreprocessConfig
+from dino_core.data.load import require_split
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.engine.start import Start
 from dino_core.errors import DataError
@@ -77,9 +78,7 @@ class Machine:
 
 def check_data(dataset: DatasetIndex) -> None:
     """Raises DataError where there are no training images, or none of them has a box."""
-    records = dataset.splits.get("train", ())
-    if not records:
-        raise DataError(f"{dataset.root}: no training images")
+    records = require_split(dataset, "train")
     if not any(boxes_of_images(records)):
         raise DataError(f"{dataset.root}: no boxes in {len(records)} training images")
 

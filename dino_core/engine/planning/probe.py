@@ -169,8 +169,10 @@ class Probe:
         if at_a_time > 1:
             spent = self._pass(criterion, _batch(worst, at_a_time))
         if self.device.type == "cuda":
-            # The first pass of a shape includes the seconds in which cuDNN searches for kernels.
-            spent = self._pass(criterion, _batch(worst, at_a_time))
+            # The first pass of a shape includes the search of cuDNN for kernels: its seconds do not
+            # count, but the memory of its workspace does.
+            again = self._pass(criterion, _batch(worst, at_a_time))
+            spent = _Spent(again.seconds, max(spent.peak_mb, again.peak_mb))
         return spent
 
     def _pass(self, criterion: Criterion, batch: Batch) -> _Spent:
