@@ -73,9 +73,12 @@ def build_run(request: RunRequest) -> Run:
         DinoError: not even one image fits in memory.
     """
     ground = _ground(request)
+    # Before the network is built, since new heads are initialized at random, equally in all
+    # processes.
     seed_everything(ground.config.seed)
     start = _start(ground)
     start.model.backbone.fold_batch_norm()  # saves two passes over every feature map
+    # The optimizer and the average are made later, from the parameters on the device.
     start.model.to(ground.device)
     planned = _planned(ground, start)
     return _assembled(ground, planned)
@@ -83,6 +86,8 @@ def build_run(request: RunRequest) -> Run:
 
 def accumulation(wanted: int, planned_processes: int, processes: int) -> int:
     """Batches per step that keep its images where a run is resumed with other processes."""
+    # The planned number of images per step is kept as nearly as possible, so the learning rate
+    # still fits.
     return max(1, round(wanted * planned_processes / processes))
 
 
@@ -96,12 +101,15 @@ def _ground(request: RunRequest) -> _Ground:
     saved: SavedState | None = None
     counters = Counters(processes=world_size(), planned_processes=world_size())
     if request.resume:
+        # What was chosen at the start stays, even if the rules or the machine are different now.
         config = filled(config, folder.read_settings().train)
         saved = load_state(folder.state)
+        # The heads' columns would otherwise silently mean other classes.
         if saved.meta.classes != dataset.classes:
             raise ConfigError(f"{request.out}: the run was started on data with other classes")
         counters = saved.counters
         counters.continue_with(world_size())
+    # Other processes may be slower, and would find the folder that rank 0 has just created.
     elif rank() == 0:
         folder.check_new()
     device = device_of_process(config.device)
@@ -134,10 +142,13 @@ def _start(ground: _Ground) -> Start:
 def _planned(ground: _Ground, start: Start) -> _Planned:
     """Plan the run and set the model up for it; for a new run, try the worst batch."""
     config, dataset = ground.config, ground.request.dataset
+    # A plan may be asked for more processes than run now (`--dry-run`). A resumed run is planned
+    # for those it was started with, so that the plan stays the same.
     processes = ground.request.processes or ground.counters.planned_processes
     planner = Planner.of(config, dataset, start, Machine.here(ground.device, processes))
     the_plan = planner.plan()
     start.model.set_gradient_checkpointing(the_plan.config.gradient_checkpointing)
+    # Before the trial: frozen parts keep no activations, which decides what fits.
     freeze(start.model, the_plan.config.freeze)
     if ground.saved is not None:
         # The earlier session made the decisions, tried its worst batch and noted the input size.
@@ -155,6 +166,7 @@ def _assembled(ground: _Ground, planned: _Planned) -> Run:
     start, counters, dataset = planned.start, ground.counters, ground.request.dataset
     config, folder = planned.plan.config, RunFolder(ground.request.out)
     if planned.trial is not None:
+        # From the first step on, instead of learning it from a failed one.
         counters.parts = planned.trial.parts
     stepper = _stepper(ground, planned)
     loader = training_loader(config, dataset, start.preprocess, ground.device)
@@ -177,6 +189,7 @@ def _assembled(ground: _Ground, planned: _Planned) -> Run:
         accumulate=accumulation(config.accumulate, counters.planned_processes, world_size()),
         resumed_step=counters.step,
     )
+    # This session's first checkpoint is due only after new steps.
     if ground.saved is not None:
         run.saver.saved_step = counters.step
     run.apply_care()
