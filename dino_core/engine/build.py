@@ -142,7 +142,7 @@ def _start(ground: _Ground) -> Start:
 def _planned(ground: _Ground, start: Start) -> _Planned:
     """Plan the run and set the model up for it; for a new run, try the worst batch."""
     config, dataset = ground.config, ground.request.dataset
-    # A plan may be asked for more processes than run now (`--dry-run`). A resumed run is planned
+    # A plan may be asked for more processes than run now (`--plan`). A resumed run is planned
     # for those it was started with, so that the plan stays the same.
     processes = ground.request.processes or ground.counters.planned_processes
     planner = Planner.of(config, dataset, start, Machine.here(ground.device, processes))
