@@ -111,7 +111,8 @@ def columns_of(first: Sequence[str]) -> Columns | None:
     names = tuple(name.lower().replace(" ", "_").replace("-", "_") for name in first)
     column_of: dict[str, int] = {}
     for i, name in enumerate(names):
-        # Of two columns with one name the first counts. "x_min", "xMin" and "x min" are the same.
+        # Where two columns have one name, the first counts. "x_min", "xMin" and "x min" are the
+        # same.
         column_of.setdefault(re.sub(r"[\W_]", "", name), i)
     image = _column(column_of, _IMAGE)
     # A table of boxes must name its images, so a first line without such a column is no header.
