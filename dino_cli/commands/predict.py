@@ -155,7 +155,6 @@ def predict(
         try:
             for prediction in _watched(predictions, todo, tally):
                 w.add(prediction)
-                # With a first result written, the folder stays even if a later image fails.
                 folder.keep()
                 if as_json:
                     _print_record(prediction)

@@ -43,5 +43,5 @@ def compile_parts(model: Dino, backend: str = "inductor") -> None:
 def is_compiler_error(error: BaseException) -> bool:
     """Whether an error comes from torch.compile rather than from the network."""
     compilers = ("torch._dynamo", "torch._inductor")
-    # The base classes count, too: backends derive their errors from those of Dynamo.
+    # The base classes count, too, since a backend may derive its own errors.
     return any(kind.__module__.startswith(compilers) for kind in type(error).__mro__)

@@ -113,7 +113,7 @@ def _train(run: Run) -> Iterator[Event]:
     check_not_diverged(run)
     if meter.steps:
         yield meter.report(run.counters, run.plan, 1.0, run.clock.elapsed_s)
-    # The model that ships must have been scored, unless the last step already was.
+    # The model that ships must be scored, unless the evaluation after the last step has done so.
     if run.val_records and run.evaluated_step != run.counters.step:
         yield from validate(run)
     yield run.save()

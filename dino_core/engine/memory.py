@@ -39,8 +39,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    # No block comes from mmap, which is returned when freed. The heap is never trimmed (-1 turns
-    # that off), and grows in steps of 256 MiB.
+    # No block comes from mmap, since such a block is returned when it is freed. The heap is never
+    # trimmed (-1 turns that off), and grows in steps of 256 MiB.
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD_BYTES))
     results = [mallopt(key, value) for key, value in settings]
     return all(result == 1 for result in results)

@@ -81,7 +81,8 @@ class RunSaver:
 
     def weights_finite(self) -> bool:
         model, device = self._stepper.model, self._stepper.device
-        # With sharding each process sees its own part only. In whole models all are equal.
+        # With sharding each process sees its own part only. Whole models are equal in all
+        # processes.
         finite = all(bool(torch.isfinite(local(p)).all()) for p in model.parameters())
         return all_true(finite, device) if self.sharded else finite
 
@@ -108,8 +109,6 @@ class RunSaver:
         # whole model would need the memory that sharding saves.
         if rank() == 0 or self.sharded:
             tensors = state_tensors(stepper.model, stepper.ema, stepper.optimizer)
-            # Only rank 0 keeps the result: every process on a machine holding the whole model would
-            # need the memory that sharding saves.
             tensors = whole(tensors, keep=rank() == 0)
         if rank() == 0:
             with self._needs_explained():

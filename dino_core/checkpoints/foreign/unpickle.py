@@ -159,8 +159,7 @@ def _read_zip(buffer: mmap.mmap) -> Any:
         if key not in storages:
             info, start = archive.parts[f"{folder}data/{key}"]
             dtype = storage_dtype(kind)
-            # The pickle states one length and the archive another. The shorter one must be
-            # believed.
+            # The pickle states a length as well, which must not exceed the archive's.
             _check_claim(count * dtype.itemsize, info.file_size)
             storages[key] = storage_of(buffer, start, count * dtype.itemsize, dtype)
         return storages[key]

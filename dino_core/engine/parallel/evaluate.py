@@ -56,7 +56,6 @@ def evaluate_together(
     predictions: dict[int, Decoded] = {}
     seconds, stop = 0.0, False
     failure: DataError | None = None
-    # Restored afterwards, since the run continues to train this model where it has no average.
     training = model.training
     model.eval()
     try:

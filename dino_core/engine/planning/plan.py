@@ -124,7 +124,6 @@ def plan(config: TrainConfig, data: DataFacts, model: ModelFacts, machine: Machi
     if steps is not None and WARMUP_SHARE * steps < warmup:
         warmup, reason = math.ceil(WARMUP_SHARE * steps), "a tenth of this short run"
     chosen = ResolvedConfig(**_given(config))
-    # `ResolvedConfig` has no open fields, so a choice that is forgotten here is a type error.
     chosen = dataclasses.replace(
         chosen,
         images_per_step=images,
