@@ -40,6 +40,7 @@ class LazyCommands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
+            # Unknown commands are handled in `resolve_command`, which knows what was typed.
             return None
         module = importlib.import_module(f"dino_cli.commands.{_module_name(cmd_name)}")
         command = typer.main.get_command(module.app)
@@ -58,6 +59,7 @@ class LazyCommands(TyperGroup):
 
 
 def _module_name(command: str) -> str:
+    # `eval` is a built-in function of Python.
     return "evaluate" if command == "eval" else command
 
 
@@ -105,13 +107,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command line `argv` and return its exit code."""
+    # What follows `--` are arguments, even if they look like options.
     options = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
+    # --debug works anywhere on the command line, although click knows it only before the
+    # subcommand.
     arguments = [a for a in options if a != "--debug"] + list(argv[len(options) :])
     try:
         result = typer.main.get_command(app).main(
-            arguments, prog_name="dino", standalone_mode=False, obj=list(argv)
+            # Without standalone mode click raises its errors instead of printing them in its own
+            # words. `obj` carries the whole command line to `dino train`, which may have to start
+            # it several times.
+            arguments,
+            prog_name="dino",
+            standalone_mode=False,
+            obj=list(argv),
         )
     except BaseException as error:
+        # The exit code has been chosen already.
         if isinstance(error, SystemExit):
             raise
         if isinstance(error, processes.Reported):

@@ -22,6 +22,7 @@ USAGE = 2
 BAD_DATA = 3
 BAD_MODEL = 4
 GATE = 5
+# 128 + SIGINT, as shells report it.
 INTERRUPTED = 130
 
 # Typer carries its own copy of click in some versions and uses the installed one in others.
@@ -43,6 +44,8 @@ def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     """Print the error on stderr (and as JSON on stdout) and return the exit code."""
     code = exit_code(error)
     if isinstance(error, BrokenPipeError):  # the reader of our output is gone
+        # Python flushes stdout once more at exit, which would raise the same error again, e.g.
+        # after `dino eval --json | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
     if debug:
@@ -53,6 +56,7 @@ def report(error: BaseException, *, as_json: bool, debug: bool) -> int:
         print(f"hint: {hint}", file=sys.stderr)
     if as_json:
         answer = {"schema": 1, "error": code, "message": message, "hint": hint}
+        # A program that asked for JSON gets an answer it can parse in every case.
         print(json.dumps(answer, ensure_ascii=False), flush=True)
     return code
 
@@ -70,12 +74,14 @@ def describe(error: BaseException) -> tuple[str, str]:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}", ""
+    # In one line, as a program's log expects it.
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}", "run again with --debug to see where"
 
 
 def _describe_command_line(error: Exception) -> tuple[str, str]:
     message = str(getattr(error, "format_message", lambda: str(error))()).strip()
+    # click's suggestions for an option that does not exist.
     possible = getattr(error, "possibilities", None)
     if possible:
         message = str(getattr(error, "message", message)).rstrip(".")

@@ -26,6 +26,7 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning on stderr; yellow on a terminal."""
     if is_terminal(sys.stderr):
+        # markup=False, since a path may hold brackets, which rich takes for its tags.
         console(sys.stderr).print(f"warning: {text}", style="yellow", markup=False, highlight=False)
     else:
         note(f"warning: {text}")
@@ -40,6 +41,7 @@ def is_terminal(stream: TextIO) -> bool:
     """Whether `stream` is a terminal that can move its cursor."""
     import os
 
+    # Emacs and some CI systems are terminals by name, but cannot move the cursor.
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -47,6 +49,7 @@ def console(stream: TextIO) -> Console:
     """A rich console; rich itself honors NO_COLOR."""
     from rich.console import Console
 
+    # rich would otherwise break lines of a log at 80 columns.
     return Console(file=stream, soft_wrap=not is_terminal(stream))
 
 
@@ -117,6 +120,7 @@ class Ticker:
         if self._bar is not None:
             progress, task = self._bar
             progress.update(task, completed=self.done, detail=self._text(now, detail))
+        # A log gets a line now and then instead of one per image.
         elif now - self._last >= PLAIN_INTERVAL_S:
             self._last = now
             note(f"{self._count()} {self._text(now, detail)}")
@@ -157,5 +161,6 @@ def ticker(what: str, total: int | None) -> Iterator[Ticker]:
         TextColumn(what),
         TextColumn("{task.fields[detail]}"),
     )
+    # transient: the bar disappears at the end, and the results remain.
     with Progress(*columns, console=console(sys.stderr), transient=True) as progress:
         yield Ticker(what, total, (progress, progress.add_task("", total=total, detail="")))

@@ -41,6 +41,7 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+        # Atomic on POSIX and on Windows, unlike os.rename, which fails there if the file exists.
         os.replace(part, path)
     finally:
         with contextlib.suppress(OSError):

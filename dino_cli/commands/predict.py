@@ -125,6 +125,7 @@ def predict(
     gate = parse_gate(fail_if) if fail_if is not None else None
     if skip_done and out is None:
         raise ConfigError("--skip-done needs the folder of the earlier run", "give it with --out")
+    # Everything that can be wrong is checked before the imports and the model take seconds.
     kinds = check_outputs(options.comma_separated(save) or [])
     from dino_core.inference.outputs.previous import read_finished
     from dino_core.inference.outputs.writers import Writers
@@ -134,7 +135,9 @@ def predict(
     finished = read_finished(out) if skip_done and out is not None else []
     detector = _load(model, device, dtype, image_size)
     if gate is not None and gate.label != ANY:
+        # Raises for a class that the model does not have; such a gate would never be met.
         detector.classes.indices_of([gate.label])
+    # Earlier results count in tables, gates and totals, but their images are not predicted again.
     todo = opened.without({prediction.source for prediction in finished})
     predictions = detector.predict(
         todo,
@@ -155,6 +158,7 @@ def predict(
                 folder.keep()
                 if as_json:
                     _print_record(prediction)
+        # Inside of the writers' block, which then completes the files with what is there.
         except KeyboardInterrupt:
             tally.interrupted = True
     _report(tally, gate, folder.path if kinds and folder.path.exists() else None)
@@ -207,6 +211,7 @@ def _watched(
                     tally.found.update(prediction.labels)
                 yield prediction
                 progress.advance()
+        # The generator may be closed early, and the rate is reported in any case.
         finally:
             tally.rate = progress.rate()
 

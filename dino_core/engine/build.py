@@ -75,9 +75,12 @@ def build_run(request: RunRequest) -> Run:
         DinoError: not even one image fits in memory.
     """
     checked = _checked(request)
+    # Before the network is built, since new heads are initialized at random, equally in all
+    # processes.
     seed_everything(checked.config.seed)
     start = _start(checked)
     start.model.backbone.fold_batch_norm()  # saves two passes over every feature map
+    # The optimizer and the average are made later, from the parameters on the device.
     start.model.to(checked.device)
     planned = _planned(checked, start)
     return _assembled(checked, planned)
@@ -85,6 +88,8 @@ def build_run(request: RunRequest) -> Run:
 
 def accumulation(wanted: int, planned_processes: int, processes: int) -> int:
     """Batches per step that keep its images where a run is resumed with other processes."""
+    # The planned number of images per step is kept as nearly as possible, so the learning rate
+    # still fits.
     return max(1, round(wanted * planned_processes / processes))
 
 
@@ -98,12 +103,15 @@ def _checked(request: RunRequest) -> _Checked:
     saved: SavedState | None = None
     counters = Counters(processes=world_size(), planned_processes=world_size())
     if request.resume:
+        # What was chosen at the start stays, even if the rules or the machine are different now.
         config = filled(config, folder.read_settings().train)
         saved = load_state(folder.state)
+        # The heads' columns would otherwise silently mean other classes.
         if saved.meta.classes != dataset.classes:
             raise ConfigError(f"{request.out}: the run was started on data with other classes")
         counters = saved.counters
         counters.continue_with(world_size())
+    # Other processes may be slower, and would find the folder that rank 0 has just created.
     elif rank() == 0:
         folder.check_new()
     device = device_of_process(config.device)
@@ -155,10 +163,13 @@ def _start(checked: _Checked) -> Start:
 def _planned(checked: _Checked, start: Start) -> _Planned:
     """Plan the run and set the model up for it; for a new run, try the worst batch."""
     config, dataset = checked.config, checked.request.dataset
+    # A plan may be asked for more processes than run now (`--plan`). A resumed run is planned
+    # for those it was started with, so that the plan stays the same.
     processes = checked.request.processes or checked.counters.planned_processes
     planner = Planner.of(config, dataset, start, Machine.here(checked.device, processes))
     plan = planner.plan()
     start.model.set_gradient_checkpointing(plan.config.gradient_checkpointing)
+    # Before the trial: frozen parts keep no activations, which decides what fits.
     freeze(start.model, plan.config.freeze)
     if checked.saved is not None:
         # The earlier session made the decisions, tried its worst batch and noted the input size.
@@ -176,6 +187,7 @@ def _assembled(checked: _Checked, planned: _Planned) -> Run:
     start, counters, dataset = planned.start, checked.counters, checked.request.dataset
     config, folder = planned.plan.config, RunFolder(checked.request.out)
     if planned.trial is not None:
+        # From the first step on, instead of learning it from a failed one.
         counters.parts = planned.trial.parts
     stepper = _stepper(checked, planned)
     loader = training_loader(config, dataset, start.preprocess, checked.device)
@@ -198,6 +210,7 @@ def _assembled(checked: _Checked, planned: _Planned) -> Run:
         accumulate=accumulation(config.accumulate, counters.planned_processes, world_size()),
         resumed_step=counters.step,
     )
+    # This session's first checkpoint is due only after new steps.
     if checked.saved is not None:
         run.saver.saved_step = counters.step
     run.apply_care()

@@ -94,6 +94,7 @@ class Sources:
             if item.kind in ("stdin", "webcam"):
                 return None
             if item.video is None:
+                # An image or a URL is one frame.
                 count += 1
             elif item.video.frames is None:
                 return None
@@ -103,12 +104,15 @@ class Sources:
 
     def without(self, done: Collection[str]) -> Sources:
         """The same sources without the still images whose `source` is in `done`."""
+        # Videos are always predicted again, because a record does not show whether all of their
+        # frames were done.
         kept = (i for i in self.items if i.kind not in ("image", "url") or i.source not in done)
         return replace(self, items=tuple(kept))
 
     def __iter__(self) -> Iterator[Frame]:
         frames = self._read()
         if self.prefetch > 0:
+            # Reading runs in another thread from here on, `_read` and everything below it.
             frames = prefetched(frames, self.prefetch)
         for index, frame in enumerate(frames):
             yield replace(frame, index=index)
@@ -159,11 +163,14 @@ def _resolve(source: str, recursive: bool) -> list[SourceItem]:
     if is_folder:
         return _resolve_folder(path, recursive)
     if exists:
+        # A list of paths, since no image or video has this suffix.
         if path.suffix.lower() == ".txt":
             return _resolve_list(path, recursive)
         return [_file_item(path, path.name)]
     if source.isdecimal():  # after files and folders: a folder may be called 0
         return [SourceItem("webcam", source, f"webcam-{source}")]
+    # After existing files, whose names may contain brackets. A shell that finds no match passes the
+    # pattern on as it is.
     if glob.has_magic(source):
         return _resolve_glob(source)
     raise DataError(f"{source}: no such file or folder", _nearest_path(path))
@@ -208,6 +215,7 @@ def _media_files(folder: Path, recursive: bool) -> list[Path]:
         ) from error
 
     for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        # In place, which is how os.walk is kept from going deeper.
         folders[:] = [f for f in folders if recursive and not f.startswith(".")]
         found += [
             Path(root, file)
@@ -227,6 +235,7 @@ def _resolve_glob(pattern: str) -> list[SourceItem]:
             raise DataError(f"{pattern}: no file matches")
         found = "1 match" if len(matches) == 1 else f"{len(matches)} matches"
         raise DataError(f"{pattern}: no image or video among {found}")
+    # Results mirror the folders below the deepest common one, so names cannot collide.
     root = Path(os.path.commonpath([p.parent for p in files]))
     return [_file_item(path, path.relative_to(root).as_posix()) for path in files]
 
@@ -248,6 +257,7 @@ def _resolve_list(path: Path, recursive: bool) -> list[SourceItem]:
         if entry == STDIN or entry.lower().endswith(".txt"):  # a list could contain itself
             raise DataError(f"{path} line {number}: '{entry}' is not allowed in a list")
         beside = path.parent / entry
+        # The working directory comes first, as for arguments on the command line.
         if not os.path.exists(entry) and os.path.exists(beside):
             entry = str(beside)
         try:
@@ -298,7 +308,9 @@ def _read_url(item: SourceItem) -> Frame:
 
 def _read_stdin() -> Iterator[Frame]:
     """Frames of the paths and URLs on stdin. A bad one becomes a frame with an error."""
+    # Read line by line, so that results appear while the other program still writes paths.
     for line in sys.stdin:
+        # Only the line's end: a path may end in a space.
         entry = line.rstrip("\r\n")
         if not entry.strip():
             continue
@@ -317,6 +329,7 @@ def _read_moving(item: SourceItem, every: int) -> Iterator[Frame]:
         if item.kind == "webcam"
         else read_video(Path(item.source), every)
     )
+    # The output has every n-th frame only, and must not run n times as fast.
     fps = item.video.fps / every if item.video else None
     try:
         for moving in frames:

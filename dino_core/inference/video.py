@@ -61,6 +61,8 @@ def probe_video(path: Path) -> VideoInfo:
     with _decoding(path), av.open(str(path)) as container:
         stream = _video_stream(path, container)
         fps = float(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS)
+        # The number in the file's header, which many formats leave at 0. Then the length is
+        # estimated from the duration of the stream, or else of the whole file.
         count: int | None = stream.frames or None
         if count is None and stream.duration is not None and stream.time_base is not None:
             count = max(1, round(float(stream.duration * stream.time_base) * fps))
@@ -79,15 +81,20 @@ def read_video(path: Path, every: int = 1) -> Iterator[VideoFrame]:
 
     with _decoding(path), av.open(str(path)) as container:
         stream = _video_stream(path, container)
+        # Decoding with several threads, which FFmpeg does not do by default.
         stream.thread_type = "AUTO"
         fps = float(stream.average_rate or _FALLBACK_FPS)
         start: float | None = None
         for number, frame in enumerate(container.decode(stream)):
             if start is None:
+                # The first frame of a cut video often has a time above 0.
                 start = frame.time or 0.0
+            # Skipped frames must be decoded all the same, since later ones refer to them.
             if number % every:
                 continue
             time_s = number / fps if frame.time is None else frame.time - start
+            # Phones store every video in the sensor's orientation, with a rotation beside it.
+            # FFmpeg states it in degrees counterclockwise, the direction of `rot90`.
             image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
             yield VideoFrame(np.ascontiguousarray(image), number, time_s)
 
@@ -114,6 +121,7 @@ def read_webcam(device: int, every: int = 1) -> Iterator[VideoFrame]:
             if not good:
                 return
             if number % every == 0:
+                # OpenCV delivers BGR. The reversed view is copied into plain RGB rows.
                 image = np.ascontiguousarray(bgr[:, :, ::-1], dtype=np.uint8)
                 yield VideoFrame(image, number, time.monotonic() - start)
             number += 1
@@ -169,6 +177,7 @@ class VideoFile:
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._container = av.open(str(self._part), "w", format="mp4")
+            # libx264 is missing in builds without GPL parts; MPEG-4 is in practically all of them.
             codec = next(c for c in _CODECS if c in av.codecs_available)
             stream: Any = self._container.add_stream(codec, rate=rate)
             self._stream = stream
@@ -196,6 +205,7 @@ class VideoFile:
         """
         import av
 
+        # Repeating the edge, since a black line would be visible.
         pad = [(0, e - s) for e, s in zip(self._even_hw, image.shape, strict=False)]
         if any(after for _, after in pad):
             image = np.pad(image, [*pad, (0, 0)], mode="edge")
@@ -217,6 +227,7 @@ class VideoFile:
     def close(self) -> None:
         """Complete the file and give it its name. Raises DinoError where that fails."""
         with self._writing():
+            # Encoders hold frames back to refer to later ones. None makes them release all of them.
             self._container.mux(self._stream.encode(None))
             self._container.close()
             os.replace(self._part, self.path)
@@ -225,6 +236,7 @@ class VideoFile:
         """Remove the incomplete file."""
         import av
 
+        # AttributeError: opening may have failed before there was a container.
         with contextlib.suppress(OSError, av.FFmpegError, AttributeError):
             self._container.close()
         with contextlib.suppress(OSError):

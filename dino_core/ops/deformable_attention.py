@@ -60,6 +60,8 @@ def deformable_attention(
             attention_logits.contiguous(),
         )
         return cast(Tensor, result)
+    # The softmax runs over levels and points together: a query divides its attention among all L *
+    # P samples of a head.
     locations = sampling_locations(spatial_shapes, references, sampling_offsets)
     weights = attention_logits.to(locations.dtype).flatten(-2).softmax(-1)
     return ms_deform_attn(value, spatial_shapes, locations, weights.view(attention_logits.shape))
@@ -77,13 +79,15 @@ def sampling_locations(
     """
     precise = torch.float64 if sampling_offsets.dtype == torch.float64 else torch.float32
     offsets, references = sampling_offsets.to(precise), references.to(precise)
-    centers = references[:, :, None, :, None, :2]
+    centers = references[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
     if references.shape[-1] == 2:
+        # Shapes are (height, width), offsets are (x, y).
         size_wh = torch.tensor(
             [(w, h) for h, w in spatial_shapes], dtype=precise, device=offsets.device
         )
         return torch.addcdiv(centers, offsets, size_wh[None, None, None, :, None, :])
-    step = references[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])
+    # An offset of P reaches the edge of the box: P * 0.5 / P of its side, measured from the center.
+    step = references[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])  # (B, Q, 1, L, 1, 2)
     return torch.addcmul(centers, offsets, step)
 
 
@@ -108,6 +112,7 @@ def _fake_backward(
 def _setup_context(
     ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor, Tensor], output: Tensor
 ) -> None:
+    # Locations and weights are computed again in the backward kernel. Only its inputs are kept.
     value, ctx.spatial_shapes, *rest = inputs
     ctx.save_for_backward(value, *rest)
 
@@ -117,6 +122,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor
     grad_value, grad_offsets, grad_logits = torch.ops.dino.deformable_attention_backward(
         grad_output.contiguous(), value, ctx.spatial_shapes, *rest
     )
+    # References have no gradient here; a call that needs one takes the composed path above.
     return grad_value, None, None, grad_offsets, grad_logits
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from dino_core.ops._extension import EXTENSION
 from dino_core.ops.backend import choose_backend
 
+# Those of EfficientNet-Lite. ConvNeXt's 7 x 7 kernels stay with PyTorch.
 _KERNEL_SIZES = (3, 5)
 
 
@@ -32,6 +33,7 @@ def depthwise_conv2d(
 
     Returns: (B, C, H_out, W_out).
     """
+    # The compiled operator has a float32 CPU kernel only.
     suits = (
         x.device.type == "cpu"
         and choose_backend(x) == "compiled"
@@ -39,6 +41,8 @@ def depthwise_conv2d(
         and weight.shape[-1] == weight.shape[-2]
         and weight.shape[-1] in _KERNEL_SIZES
     )
+    # The forward pass is PyTorch's in both cases; only a gradient of the weight is worth the
+    # detour.
     if suits and weight.requires_grad and torch.is_grad_enabled():
         result: Tensor = _DepthwiseConv2d.apply(x, weight, bias, stride, padding)
         return result
@@ -61,6 +65,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         stride, padding = ctx.stride, ctx.padding
+        # The kernel runs along the channels, which must be next to each other in memory.
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = None
         if needs_x:
@@ -68,14 +73,14 @@ class _DepthwiseConv2d(torch.autograd.Function):
                 grad,
                 x,
                 weight,
-                None,
+                None,  # the bias has no influence on these gradients
                 [stride, stride],
                 [padding, padding],
-                [1, 1],
+                [1, 1],  # dilation
                 False,
-                [0, 0],
+                [0, 0],  # output padding, which only transposed convolutions have
                 x.shape[1],
-                [True, False, False],
+                [True, False, False],  # only the input's gradient
             )[0]
         if needs_weight:
             grad_weight = torch.ops.dino.depthwise_weight_grad(

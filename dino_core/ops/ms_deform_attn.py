@@ -55,6 +55,8 @@ def ms_deform_attn(
         and torch.is_autocast_enabled(kind)
     ):
         value = value.to(torch.get_autocast_dtype(kind))
+    # float64 is kept for gradcheck. bfloat16 would not do for a coordinate: its numbers between 0.5
+    # and 1 are 1/256 apart, which is several pixels.
     precise = torch.float64 if value.dtype == torch.float64 else torch.float32
     sampling_locations = sampling_locations.to(precise)
     attention_weights = attention_weights.to(precise)
@@ -67,7 +69,11 @@ def ms_deform_attn(
     if dtype == torch.float16 and kind == "cpu":
         value = value.float()  # no CPU kernel reads float16; nothing is lost
     result = torch.ops.dino.ms_deform_attn(
-        value.contiguous(), flat, sampling_locations.contiguous(), attention_weights.contiguous()
+        # The kernels compute addresses from the shapes alone.
+        value.contiguous(),
+        flat,
+        sampling_locations.contiguous(),
+        attention_weights.contiguous(),
     )
     return cast(Tensor, result.to(dtype))
 
@@ -118,6 +124,7 @@ def _check(
         )
 
 
+# Shapes without values, from which torch.compile and torch.export infer the rest of the graph.
 def _fake(
     value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
@@ -142,6 +149,8 @@ def _fake_backward(
 def _setup_context(
     ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor
 ) -> None:
+    # The samples are not kept: the backward kernel reads `value` again, since L * P samples per
+    # query would be the largest tensors of the network.
     value, spatial_shapes, sampling_locations, attention_weights = inputs
     ctx.save_for_backward(value, sampling_locations, attention_weights)
     ctx.spatial_shapes = spatial_shapes
@@ -152,9 +161,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tens
     grad_value, grad_locations, grad_weights = torch.ops.dino.ms_deform_attn_backward(
         grad_output.contiguous(), value, ctx.spatial_shapes, sampling_locations, attention_weights
     )
+    # None stands for the shapes, which are integers.
     return grad_value, None, grad_locations, grad_weights
 
 
+# Without the library the operators do not exist, and nothing may be registered for them.
 if EXTENSION.devices:
     torch.library.register_fake("dino::ms_deform_attn", _fake)
     torch.library.register_fake("dino::ms_deform_attn_backward", _fake_backward)

@@ -69,6 +69,7 @@ def decode_image(data: bytes, where: str) -> UInt8Image:
         warnings.simplefilter("ignore")  # Pillow warns of unusual files that it can read
         try:
             with Image.open(io.BytesIO(data)) as image:
+                # Pillow decodes lazily. Here, truncated data raises its error inside of this block.
                 image.load()
                 return to_rgb_array(image)
         except UnidentifiedImageError:
@@ -83,6 +84,7 @@ def decode_image(data: bytes, where: str) -> UInt8Image:
             raise DataError(
                 f"{where}: the image has more than {limit:,} pixels", "cut it into smaller images"
             ) from error
+        # From `to_rgb_array`, which does not know the file.
         except DataError as error:
             raise DataError(f"{where}: {error.message}", error.hint) from error
         except MemoryError as error:
@@ -142,8 +144,10 @@ def _pillow_to_rgb(image: Image.Image) -> UInt8Image:
     with contextlib.suppress(ValueError, TypeError, KeyError, SyntaxError, OSError):
         if exif_orientation(image) != UPRIGHT:  # exif_transpose makes a copy even of upright images
             image = ImageOps.exif_transpose(image)
+    # Pillow's own conversion clips these modes at 255, so 16-bit images would become white.
     if image.mode.startswith(("I", "F")):
         return to_rgb_array(_to_eight_bits(image))
+    # Palette and gray PNGs may name one color as transparent instead of having an alpha channel.
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         return _on_white(image.convert("RGBA"))
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
@@ -167,6 +171,7 @@ def _to_eight_bits(image: Image.Image) -> UInt8Image:
     """
     if image.mode.startswith("I;16"):
         return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+    # Float TIFFs of scientific data often mark missing pixels with NaN or infinity.
     values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     if low >= 0 and high <= 1 and image.mode == "F":
@@ -195,6 +200,7 @@ def resized_size(size_hw: tuple[int, int], config: PreprocessConfig) -> tuple[in
     if config.rounding == "nearest":
         scale = min(config.short_side / short, config.max_side / long)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    # The rule of the official code, including its order of rounding.
     new_short = config.short_side
     if long / short * new_short > config.max_side:
         new_short = round(config.max_side * short / long)
@@ -214,6 +220,7 @@ def at_image_size(config: PreprocessConfig, image_size: int | None) -> Preproces
     """
     if image_size is None or image_size == config.max_side:
         return config
+    # The ratio of the two limits is part of what the model was trained with, so both scale.
     short = max(1, round(config.short_side * image_size / config.max_side))
     canvas = None
     if config.canvas is not None:
@@ -310,6 +317,7 @@ def collate(
                 f"an image of {height}x{width} (height x width) does not fit into {size_hw}"
             )
         height, width = size_hw
+    # All padding until proven otherwise: the loop below clears the mask under each image.
     batch = np.zeros((len(images), 3, height, width), np.float32)
     mask = np.ones((len(images), height, width), np.bool_)
     for index, image in enumerate(images):

@@ -73,6 +73,7 @@ def import_checkpoint(
         layout, path.name, weights.config_text, position_temperature, position_offset
     )
     given = official_state(weights.tensors, layout, path)
+    # The architecture is inferred from names and shapes, since most files do not state it.
     config = _adapted(network_of(given, path), layout, position)
     state, config = our_state(given, config, layout, path)
     provenance = {
@@ -124,6 +125,8 @@ def our_state(
     heads = {name: m for name in state if (m := _HEAD_OF_LAYER.fullmatch(name))}
     others = {name: f"{m[1]}.0.{m[3]}" for name, m in heads.items() if m[2] != "0"}
     if layout is OFFICIAL:
+        # Compared by value and not by identity: a file that was loaded and saved again may have six
+        # copies.
         tied = all(
             first in state and torch.equal(state[name], state[first])
             for name, first in others.items()
@@ -148,6 +151,7 @@ def _label_rows(given: Tensor | None, config: ModelConfig, path: Path) -> Tensor
         raise CheckpointError(
             f"{path}: label_enc.weight has {rows} rows, fewer than the {classes} classes"
         )
+    # A copy, so that the rows that are cut off do not stay in memory.
     if rows > classes:
         return given[: classes + 1].clone()
     return torch.cat([given, given.new_zeros(1, *given.shape[1:])])
@@ -156,6 +160,7 @@ def _label_rows(given: Tensor | None, config: ModelConfig, path: Path) -> Tensor
 def _classes(layout: Layout, config: ModelConfig, names: tuple[str, ...], path: Path) -> ClassMap:
     """The classes of the heads' columns: from the file, or COCO's if there are as many."""
     count = config.num_classes
+    # COCO's own names get COCO's category ids below, which names alone do not state.
     if len(names) == count and names != tuple(COCO_NAMES.values()):
         try:
             return ClassMap.from_names(names)

@@ -27,6 +27,7 @@ STORAGE_DTYPES = {
 }  # fmt: skip
 
 _COPIES = 16  # all values together may take this multiple of the file's size
+# A tiny but honest file may need more than 16 times its size, because Python objects have overhead.
 _SMALL_FILE = 1 << 20
 _ALWAYS = 4 << 30  # bytes that expanded tensors may take, however small the file
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(?:\?|b1|[iuf][1248]|c8|c16)")
@@ -84,6 +85,7 @@ def storage_of(buffer: Any, offset: int, nbytes: int, dtype: torch.dtype) -> Sto
     if nbytes == 0:
         return Storage(torch.empty(0).untyped_storage(), dtype)
     data = torch.frombuffer(buffer, dtype=torch.uint8, count=nbytes, offset=offset)
+    # torch requires aligned memory, and zip files of other writers do not align their parts.
     if data.data_ptr() % max(dtype.itemsize, 1):
         data = data.clone()
     return Storage(data.untyped_storage(), dtype)
@@ -116,6 +118,7 @@ def tensor_in(storage: Any, offset: Any, size: Any, stride: Any, budget: Budget)
     if 0 in shape:
         return torch.empty(shape, dtype=storage.dtype)
     width, there = storage.dtype.itemsize, storage.untyped.nbytes()
+    # The index of the element that is farthest from the beginning; strides are not negative.
     last = offset + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
     nbytes = math.prod(shape) * width
     if (last + 1) * width > there:
@@ -123,6 +126,7 @@ def tensor_in(storage: Any, offset: Any, size: Any, stride: Any, budget: Budget)
             f"a tensor of {_shape(shape)} claims {amount(nbytes)} and reaches beyond its storage "
             f"of {amount(there)}"
         )
+    # A stride of 0 gives a tensor of any size from a single element, which passes the check above.
     budget.view(nbytes, f"a tensor of {_shape(shape)}")
     return torch.empty(0, dtype=storage.dtype).set_(storage.untyped, offset, shape, steps)
 
@@ -162,6 +166,7 @@ class _Values:
             "torch._tensor._rebuild_from_type_v2": self.tensor_of_subclass,
             "numpy.dtype": self.dtype,
         }
+        # The module was renamed, and files keep the name of the version that wrote them.
         for core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
             table[f"{core}.multiarray._reconstruct"] = self.new_array
             table[f"{core}.multiarray.scalar"] = self.scalar
@@ -175,6 +180,7 @@ class _Values:
         pairs = _list(items)
         if not all(type(p) in (list, tuple) and len(p) == 2 and type(p[0]) is str for p in pairs):
             raise Malformed("an OrderedDict of what is no pairs")
+        # About what an entry of a dictionary takes.
         self._budget.copy(100 * len(pairs), "an OrderedDict")
         return OrderedDict(pairs)
 
@@ -205,6 +211,7 @@ class _Values:
         return tensor_in(storage, offset, size, stride, self._budget)
 
     def tensor_of_subclass(self, function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+        # The function comes from the file, so it may only be one that is in the table anyway.
         if function not in (self.tensor, self.first) or type(arguments) is not tuple:
             raise Malformed("a tensor of an unknown kind")
         return function(*arguments)
@@ -225,8 +232,11 @@ class _Values:
         if type(state) is not tuple or len(state) != 5:
             raise Malformed("an array without content")
         _, shape, dtype, fortran, raw = state
+        # An array of dtype object: its elements are whatever the pickle holds.
         if type(raw) is list:
             return
+        # Checked and copied by our own code first. `__setstate__` then gets only values that are
+        # consistent.
         filled = self.array(raw, dtype, shape, "F" if fortran is True else "C")
         state = (1, filled.shape, filled.dtype, fortran is True, filled.tobytes("A"))
         array.__setstate__(state)

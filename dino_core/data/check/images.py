@@ -26,6 +26,7 @@ from dino_core.errors import DataError
 from dino_core.processing.image_files import DAMAGED, UPRIGHT, exif_orientation
 from dino_core.processing.preprocess import to_rgb_array
 
+# Large enough that sending a task costs little, small enough that progress is seen.
 _FILES_A_TASK = 16
 _JPEG_END = b"\xff\xd9"
 _ZEROS = 64  # that many at the end of a JPEG without its end mark: a copy that stopped
@@ -60,13 +61,16 @@ def examine(path: Path) -> ImageFacts:
         data = path.read_bytes()
     except OSError as error:
         return ImageFacts(path, "unreadable-image", error.strerror or str(error))
+    # 16 bytes are enough that two different files practically never share one.
     digest = hashlib.blake2b(data, digest_size=16).digest()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
         try:
             with Image.open(io.BytesIO(data)) as image:
+                # MPO is the format of phones that store several JPEGs in one file.
                 is_jpeg = image.format in ("JPEG", "MPO")
                 orientation = exif_orientation(image)
+                # Twice the side, so that the final resize still averages over several pixels.
                 picture = reduced(image, 2 * HASHED_SIDE)
         except UnidentifiedImageError:
             reason = "not an image" if data else "the file is empty"
@@ -75,6 +79,8 @@ def examine(path: Path) -> ImageFacts:
             kind = "truncated-image" if _means_truncation(error) else "unreadable-image"
             reason = " ".join(str(error).split()) or type(error).__name__
             return ImageFacts(path, kind, reason, digest=digest)
+    # libjpeg fills up what is missing with gray and reports nothing, so an interrupted copy that
+    # left zeros can only be seen in the bytes.
     if is_jpeg and data.endswith(bytes(_ZEROS)) and not _has_end(data):
         reason = "the end of the file is zeros"
         return ImageFacts(path, "truncated-image", reason, digest=digest)
@@ -96,6 +102,7 @@ def reduced(image: Image.Image, side: int) -> Image.Image:
         image: Opened and not yet decoded.
         side: Both sides keep at least that many pixels, where the file has them.
     """
+    # Has an effect on JPEG only.
     image.draft("RGB", (side, side))
     image.load()
     return Image.fromarray(to_rgb_array(image))
@@ -126,7 +133,11 @@ def examine_all(paths: Sequence[Path], workers: int = 0) -> Iterator[ImageFacts]
         yield from map(examine, paths)
         return
     pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_parent
+        # Forked workers would inherit torch's threads. Ctrl-C reaches the whole process group; only
+        # the parent answers, and cancels the workers.
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_leave_interrupts_to_parent,
     )
     try:
         yield from pool.map(examine, paths, chunksize=_FILES_A_TASK)

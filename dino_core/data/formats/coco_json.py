@@ -73,12 +73,15 @@ class CocoFile:
         """The integer that stands for an image; 0 for a word that no image has as its id."""
         if not self.numbers:
             return integer(get(entry, key, where), key, where)
+        # Ids begin at 1, so 0 is no image's, and the caller reports the annotation as one of no
+        # image.
         return self.numbers.get(str(get(entry, key, where)), 0)
 
 
 def _numbers(images: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """A number for each image's id where most of the ids are words; else none."""
     words = [str(entry.get("id")) for entry in images if isinstance(entry.get("id"), str)]
+    # Digits in quotes are numbers; only real words, e.g. file names, need numbers of their own.
     words = [word for word in words if not _is_integer(word)]
     if 2 * len(words) <= len(images):
         return {}
@@ -116,6 +119,7 @@ def integer(value: Any, what: str, where: str) -> int:
         return int(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
+    # JSON's true is an int in Python.
     if not isinstance(value, int) or isinstance(value, bool):
         raise DataError(f"{where}: {what} is {value!r:.60}, expected an integer")
     return value
@@ -127,6 +131,7 @@ def _is_number(value: Any) -> bool:
 
 def read_bbox(entry: Mapping[str, Any], where: str) -> tuple[float, float, float, float]:
     """The box x, y, w, h of an annotation: its bbox, else the box around its outlines."""
+    # Some exporters write segmentations only, or an empty list as the box.
     if not entry.get("bbox"):
         outlined = _box_of_outlines(entry.get("segmentation"))
         if outlined is not None:

@@ -85,19 +85,27 @@ def lost_labels(count: int) -> str:
 
 def _find_images(images: Sequence[LabeledImage], folders: Sequence[Path]) -> list[Path | None]:
     """The file of each image, None for those that are not there."""
+    # A copy, because a successful search changes the order.
     usual = list(folders)
     paths = [_find_image(image.names, usual) for image in images]
+    # Only for images that are missing under their own names, since each spelling costs many
+    # look-ups.
     others = [
         [] if path else _other_names(image) for path, image in zip(paths, images, strict=True)
     ]
+    # Files of annotation tools state URLs, Windows paths, or the suffix of the original photo.
     paths = [path or _find_image(names, usual) for path, names in zip(paths, others, strict=True)]
     if any(paths) or not folders:
         return paths
+    # Nothing is in the usual folders, so the layout is one that is not known here. Every image file
+    # of the data set is listed once, and is found by its bare name.
     everything: dict[str, list[Path]] = {}
     for path in list_images(min(folders, key=lambda folder: len(folder.parts))):
         everything.setdefault(path.name, []).append(path)
     bare = ([PurePosixPath(name).name for name in names] for names in others)
     found = [next((everything[n] for n in names if n in everything), []) for names in bare]
+    # A name that occurs in several folders could be any of these images. None is better than a
+    # wrong one.
     return [several[0] if len(several) == 1 else None for several in found]
 
 
@@ -122,12 +130,16 @@ def _find_named(name: str, folders: list[Path]) -> Path | None:
 
     The folder that had it moves to the front of the list.
     """
+    # With the full path first, then without its first folder, and so on: an absolute path of the
+    # labeler's machine ends in the part that exists here.
     parts = PurePosixPath(name.replace("\\", "/")).parts
     for start in range(len(parts)):
         for i, folder in enumerate(folders):
             path = folder.joinpath(*parts[start:])
             if path.is_file():
                 if i:
+                    # The next images most likely lie there too, which spares a look-up in each
+                    # other folder.
                     folders.insert(0, folders.pop(i))
                 return path
     return None
@@ -135,6 +147,8 @@ def _find_named(name: str, folders: list[Path]) -> Path | None:
 
 def _read_image(image: LabeledImage, path: Path, log: FaultLog) -> ImageRecord | None:
     """The record of one image at its file's own size; None, with a fault, if it cannot be used."""
+    # The size in the file is used, not the stated one, because boxes must fit the pixels that are
+    # read. Many annotation files state the size before a resize or without EXIF rotation.
     size = upright_size(path)
     if size is None:
         log.add("unreadable-image", f"{path}: left out by the reader", (path,))
@@ -142,10 +156,13 @@ def _read_image(image: LabeledImage, path: Path, log: FaultLog) -> ImageRecord |
     stated = image.stated_wh or size
     scale_x, scale_y = size[0] / stated[0], size[1] / stated[1]
     sizes = f"{stated[0]}x{stated[1]} stated, {path} is {size[0]}x{size[1]} upright"
+    # Another aspect means another image or one that was cropped, to which no scaling fits the
+    # boxes.
     if abs(scale_x / scale_y - 1) > _SAME_ASPECT:
         log.add("wrong-shape", f"{image.place}: {sizes}", (path,))
         return None
     if stated != size:
         log.add("other-size", f"{image.place}: {sizes}", (path,))
+    # Fractions of width and height are pixels of an image of size 1 x 1.
     scale = size if image.in_fractions else (scale_x, scale_y)
     return make_record(image.image_id, path, size, image.boxes, log, scale)

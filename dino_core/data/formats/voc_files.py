@@ -52,6 +52,7 @@ def find_voc(path: Path) -> VocFiles | None:
     root = roots[0]
     folders = _annotation_folders(root)
     lists = split_lists(root)
+    # Lists divide one common folder. Where folders are named after splits, they already did that.
     if lists and list(folders) == [""]:
         log = FaultLog()
         listed = _listed(lists, folders[""], log)
@@ -68,6 +69,7 @@ def _roots(path: Path) -> list[Path]:
         return []
     if _annotation_folders(path):
         return [path]
+    # The official archive unpacks to VOCdevkit/VOC2012.
     return sorted(p for pattern in ("VOC[0-9]*", "VOCdevkit/VOC[0-9]*") for p in path.glob(pattern))
 
 
@@ -93,6 +95,8 @@ def _holds_voc(folder: Path, deep: bool = True) -> bool:
 def _looks_like_voc(file: Path) -> bool:
     try:
         with file.open("rb") as stream:
+            # Enough for the declaration and comments before the root element, without parsing every
+            # file.
             start = stream.read(4096).replace(b"\0", b"")  # UTF-16 has a zero in each letter
     except OSError:
         return True  # The reader reports what is wrong with the file.
@@ -109,6 +113,7 @@ def _xml_files(folder: Path, deep: bool = True) -> list[Path]:
 
 def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict[str, list[Path]]:
     """The annotation files of each list; lists that name none that is there are left out."""
+    # Lists hold stems, e.g. 2008_000008, or in other tools file names and paths.
     known = {file.stem: file for file in _xml_files(annotations)}
     splits: dict[str, list[Path]] = {}
     trouble: DataError | None = None
@@ -116,6 +121,7 @@ def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
+            # One damaged list is a fault to report. It is an error only if no other list is left.
             trouble = trouble or DataError(f"{file}: cannot be read ({error})")
             log.add("malformed-file", f"{file}: cannot be read ({error})")
             continue
@@ -158,5 +164,6 @@ def _stem_of(line: str, known: Mapping[str, Path]) -> str | None:
     """The image id in a line of a list: all of it, without folder or suffix, or its first word."""
     name = line.replace("\\", "/").rpartition("/")[2]
     stem, _, suffix = name.rpartition(".")
+    # The devkit's lists by class have a second word, 1 or -1, so the first word is tried last.
     candidates = [line, name, stem if f".{suffix.lower()}" in IMAGE_SUFFIXES else "", *line.split()]
     return next((candidate for candidate in candidates[:4] if candidate in known), None)

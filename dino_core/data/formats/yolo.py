@@ -44,6 +44,7 @@ def read_yolo(files: YoloFiles) -> DatasetIndex:
     if not files.images:
         raise next(iter(files.missing.values()))
     log = FaultLog()
+    # A split that is named but not there does not keep the others from being used.
     for error in files.missing.values():
         log.add_error("missing-split", error)
     label_files = {image: label_path(image) for split in files.images.values() for image in split}

@@ -75,6 +75,7 @@ def _described_files(described: DataYaml) -> YoloFiles:
 
 def _images_of(entry: SplitEntry, described: DataYaml) -> list[Path]:
     """The images of one split of a data.yaml; DataError where there are none."""
+    # Paths are relative to `path` by the documentation, and to the file itself in many exports.
     folders = (described.root, described.file.parent)
     images = [image for place in entry.places for image in _images_at(place, entry.where, folders)]
     if not images:
@@ -93,6 +94,7 @@ def _images_at(place: str, where: str, folders: tuple[Path, Path]) -> list[Path]
         )
     if found.is_dir():
         return _images_in(found)
+    # darknet's train.txt is a list of images; any other file is a mistake.
     if found.suffix.lower() != ".txt":
         raise DataError(f"{where} is {place}, expected a folder or a .txt list of images")
     return _images_listed(found, folders[0], {})
@@ -120,6 +122,8 @@ def _images_listed(file: Path, root: Path, by_stem: Mapping[str, Path]) -> list[
     for line in _lines_of(file):
         places = _resolved(line, folders, is_list=True)
         found = next((path for path in places if path.is_file()), None)
+        # A file that is nowhere stays in the list under its most likely path, so that it is
+        # reported as missing instead of silently shrinking the split.
         images.append(found or by_stem.get(line) or next(_resolved(line, folders)))
     return images
 
@@ -141,11 +145,15 @@ def _resolved(place: str, folders: Sequence[Path], is_list: bool = False) -> Ite
     """
     place = place.strip().replace("\\", "/")
     parts = PurePosixPath(place).parts
+    # Windows drives too, which `PurePosixPath` does not know.
     is_absolute = place.startswith("/") or place[1:2] == ":"
+    # Roboflow's data.yaml lies in the folder that ../train should begin in, so the dots lead out of
+    # the data set. They are dropped where the literal path does not exist.
     skipped = next((i for i, part in enumerate(parts) if part != ".."), 0)
     tails = [PurePosixPath(*parts[i:]) for i in range(1, len(parts))]
     tails = tails if is_absolute or is_list else []
     places = (PurePosixPath(place), PurePosixPath(*parts[skipped:]), *tails)
+    # Fewer parts mean less certainty, so longer paths come first. Duplicates are tried once.
     yield from dict.fromkeys(folder / p for p in places for folder in folders)
 
 
@@ -161,6 +169,7 @@ def _bare_files(root: Path) -> YoloFiles | None:
     if not folders:
         return None
     images = {split: list_images(folder) for split, folder in folders.items()}
+    # One folder of images may still be divided by lists.
     if folders.keys() == {"train"}:
         images = _bare_lists(root, images["train"]) or images
     missing = {

@@ -63,6 +63,8 @@ def find_data_yaml(path: Path) -> DataYaml | None:
     for name in _FILE_NAMES:
         if (file := path / name).is_file():
             return _parse(file, _load(file))
+    # A project may keep other YAML files here (training settings, docker compose), so the keys
+    # decide.
     for file in sorted(file for suffix in _SUFFIXES for file in path.glob(f"*{suffix}")):
         table = _load_or_empty(file)
         if "train" in table and table.keys() & {"names", "nc"}:
@@ -73,6 +75,8 @@ def find_data_yaml(path: Path) -> DataYaml | None:
 def _load(file: Path) -> dict[str, Any]:
     """The table in a yaml file, every value as text: a class named `no` or `1` stays a name."""
     try:
+        # BaseLoader makes no objects and no types, so it is as safe as the safe loader. utf-8-sig
+        # drops the byte order mark that Windows editors write.
         table = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
@@ -102,6 +106,8 @@ def _root_in(table: Mapping[str, Any], file: Path) -> Path:
     """The folder that `path` names; the file's own where that is not on this machine."""
     stated = table.get("path")
     folder = file.parent / stated if isinstance(stated, str) and stated else file.parent
+    # `path` is often the absolute folder of the author's machine, e.g. /content/datasets of a
+    # notebook.
     return folder if folder.is_dir() else file.parent
 
 
@@ -112,13 +118,16 @@ def _splits_in(
     splits: dict[str, SplitEntry] = {}
     malformed: dict[str, DataError] = {}
     for split, keys in SPLIT_NAMES.items():
+        # An empty entry, such as "test:" without a value, means that there is no such split.
         key = next((key for key in keys if table.get(key)), None)
         if key is None:
             continue
+        # Ultralytics accepts several folders per split.
         places = table[key] if isinstance(table[key], list) else [table[key]]
         if all(isinstance(place, str) for place in places):
             splits[split] = SplitEntry(f"{file}: '{key}'", tuple(places))
         else:
+            # Not raised yet: a split that nobody asks for must not stop the others.
             error = DataError(f"{file}: '{key}' is {table[key]!r:.60}, expected a folder")
             malformed[split] = error
     if not splits and not malformed:
@@ -134,10 +143,12 @@ def _names_in(table: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
     names, count = table.get("names"), _class_count(table, file)
     if names is None or names == "":
         return None if count is None else tuple(f"class_{i}" for i in range(count))
+    # Newer files have a table by index, older ones a list.
     if isinstance(names, dict):
         names = _in_order(names, file)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{file}: names is {names!r:.60}, expected a list of class names")
+    # A mismatch would give boxes wrong names, as the label files hold indices only.
     if count is not None and count != len(names):
         raise DataError(f"{file}: nc is {count}, but names has {len(names)} classes")
     return tuple(name.strip() for name in names)

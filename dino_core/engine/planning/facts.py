@@ -92,6 +92,7 @@ def data_facts(dataset: DatasetIndex, own_input: PreprocessConfig) -> DataFacts:
     """
     records = dataset.splits["train"]
     sides = np.concatenate([_object_sides_px(record, own_input) for record in records])
+    # Above 1 the file has more pixels than the input, so that a larger input shows more.
     detail = [max(r.height, r.width) / max(_input_hw(r, own_input)) for r in records]
     return DataFacts(
         images=len(records),
@@ -128,6 +129,7 @@ def _input_hw(record: ImageRecord, own_input: PreprocessConfig) -> tuple[int, in
 def _object_sides_px(record: ImageRecord, own_input: PreprocessConfig) -> np.ndarray:
     """(N,) square roots of the boxes' areas, in pixels of the network's input."""
     boxes = record.boxes_xyxy_px[~record.is_crowd].astype(np.float64)
+    # In float64, since areas of large images exceed what float32 counts exactly.
     sides = np.sqrt(np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None), axis=1))
     scale: float = max(_input_hw(record, own_input)) / max(record.height, record.width)
     return np.asarray(sides * scale)
