@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_core.data.faults import FaultLog
-from dino_core.data.formats.yolo_labels import label_path
+from dino_core.data.formats.table import FORMATS
 from dino_core.data.records import DatasetIndex
 from dino_core.processing.image_files import IMAGE_SUFFIXES, upright_size
 
@@ -73,6 +73,7 @@ def _check_unlisted(dataset: DatasetIndex, log: FaultLog) -> None:
 
 
 def _check_empty(dataset: DatasetIndex, log: FaultLog) -> None:
+    label_file = FORMATS[dataset.format].label_file
     for split, records in dataset.splits.items():
         if not any((~record.is_crowd).any() for record in records) and split != "test":
             log.add(
@@ -83,7 +84,7 @@ def _check_empty(dataset: DatasetIndex, log: FaultLog) -> None:
         for record in records:
             if len(record.boxes_xyxy_px):
                 continue
-            labels = label_path(record.path) if dataset.format == "yolo" else None
+            labels = label_file(record.path) if label_file is not None else None
             if labels is not None and not labels.is_file():
                 log.add("missing-label", f"{record.path}: no {labels}", (record.path,))
             else:

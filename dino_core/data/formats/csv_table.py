@@ -167,7 +167,8 @@ def write_csv(index: DatasetIndex, out_dir: Path) -> list[str]:
         What could not be kept, one sentence each.
 
     Raises:
-        DataError: the folder cannot be written, or there is no box, so that no class is named.
+        OSError: the folder cannot be written.
+        DataError: there is no box, so that no class is named.
     """
     require_boxes(index, "CSV")
     lost = [

@@ -283,7 +283,7 @@ def write_yolo(index: DatasetIndex, out_dir: Path) -> list[str]:
         What the format could not hold, one sentence each.
 
     Raises:
-        DataError: the folder cannot be written.
+        OSError: the folder cannot be written.
     """
     lost = [*index.unread, *_losses(index)]
     for split, records in index.splits.items():
