@@ -73,7 +73,8 @@ def _check_unlisted(dataset: DatasetIndex, log: FaultLog) -> None:
 
 
 def _check_empty(dataset: DatasetIndex, log: FaultLog) -> None:
-    label_file = FORMATS[dataset.format].label_file
+    known = FORMATS.get(dataset.format)
+    label_file = known.label_file if known is not None else None
     for split, records in dataset.splits.items():
         if not any((~record.is_crowd).any() for record in records) and split != "test":
             log.add(
