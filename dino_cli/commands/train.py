@@ -176,7 +176,7 @@ def _run(asked: _Asked, device: str) -> None:
     if asked.plan:
         _plan(asked, settings, model, dataset, findings)
         return
-    if errors_found:
+    if errors_found and "train" not in dataset.lost_splits:
         render.note("training uses everything else; `dino train --strict` would end here")
     _train(asked, settings, model, dataset, resume)
 

@@ -56,9 +56,9 @@ KINDS: Mapping[str, Kind] = {
     ),
     "missing-split": Kind(
         "error",
-        "split is named, but its images are not there",
-        "splits are named, but their images are not there",
-        "put the images where they are looked for, or correct the place",
+        "split is named, but none of its images can be used",
+        "splits are named, but none of their images can be used",
+        "correct its place, or what the other errors name",
     ),
     "malformed-file": Kind(
         "error",
@@ -70,13 +70,13 @@ KINDS: Mapping[str, Kind] = {
         "error",
         "label cannot be read and is left out",
         "labels cannot be read and are left out",
-        "correct it, or remove it: its object counts as background now",
+        "correct or remove it: until then its object counts as background",
     ),
     "labels-lost": Kind(
         "error",
-        "image is left out, since none of its labels can be used",
-        "images are left out, since none of their labels can be used",
-        "correct the labels: left empty, it would teach that nothing is there",
+        "image is left out because none of its labels can be used",
+        "images are left out because none of their labels can be used",
+        "correct the labels: without them, it would teach that it is empty",
     ),
     "malformed-size": Kind(
         "error",

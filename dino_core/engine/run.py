@@ -151,6 +151,7 @@ class Run:
         settings = RunSettings(self.config, self.start.model.config, self.start.preprocess, data)
         set_apart = self.val_records if self.dataset.set_apart is not None else ()
         self.folder.create(settings, [str(record.path) for record in set_apart])
+        self.folder.log_data(self.dataset.warnings)
 
     def meta(self) -> CheckpointMeta:
         """What files that are written now say about themselves."""

@@ -151,6 +151,11 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"{self.root}: cannot be written ({error.strerror})") from error
 
+    def log_data(self, warnings: Sequence[str]) -> None:
+        """Begin the log with what was left out or repaired when the data were read."""
+        with self._writing(), self.log.open("a", encoding="utf-8") as file:
+            file.writelines(f"data: {sentence}\n" for sentence in warnings)
+
     def mark_launch(self, identity: Mapping[str, str]) -> None:
         """Note which launch of torchrun the run belongs to, for the processes after a restart."""
         with self._writing():

@@ -187,7 +187,7 @@ def test_the_plan_alone_writes_nothing(tmp_path: Path, data: DatasetIndex, start
 def test_failed_starts_leave_no_folder(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     out = tmp_path / "run"
     empty = replace(data, splits={"train": ()})
-    with pytest.raises(DataError, match="no training images"):
+    with pytest.raises(DataError, match="no images in split"):
         list(run_events(RunRequest(RECIPE, empty, out, model=start)))
     with pytest.raises(CheckpointError, match="no such file"):
         list(run_events(RunRequest(RECIPE, data, out, model=str(tmp_path / "gone.safetensors"))))

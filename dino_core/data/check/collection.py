@@ -16,7 +16,10 @@ from dino_core.processing.image_files import IMAGE_SUFFIXES, upright_size
 
 _RARE_BOXES = 10  # fewer than that of a class are too few to learn it
 _RARE_SHARE = 1 / 50  # of the boxes of the most common class
-_LEFT_OUT = ("wrong-shape", "missing-label", "image-not-listed")
+_LEFT_OUT = (  # images that the reader left out are not "forgotten"
+    "wrong-shape", "missing-label", "image-not-listed", "malformed-file", "labels-lost",
+    "malformed-image-entry", "duplicate-id", "missing-split",
+)  # fmt: skip
 
 
 def check_collection(dataset: DatasetIndex, log: FaultLog) -> None:
