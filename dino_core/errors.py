@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
+
+# Control characters except tab and line break, and the characters that reorder text. A terminal
+# obeys them, and file names, servers and files of other people can contain them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """`text` with every control character replaced by its escape, e.g. ESC by `\\x1b`."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class DinoError(Exception):
     """Base class of the errors that this library raises on purpose.
 
     Attributes:
         message: One sentence that states where the error is, what was found and what was expected.
+            Control characters in it, e.g. of a file name, are replaced by their escapes.
         hint: What to do about it; may be empty.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message, hint = printable(message), printable(hint)
         super().__init__(message if not hint else f"{message} ({hint})")
         self.message = message
         self.hint = hint

@@ -6,15 +6,23 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from dino_core.errors import DinoError
+from dino_core.errors import DataError, DinoError
 
 ErrorT = TypeVar("ErrorT", bound=DinoError)
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
 _DISK_FULL_WORDS = ("no space", "quota", "file too large")
 
 
@@ -69,6 +77,21 @@ def part_path(path: Path) -> Path:
     # Replacing is atomic only within one file system, hence the same folder. The process id keeps
     # two processes that write the same result apart.
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def require_regular_file(path: Path) -> None:
+    """Check that `path`, or what it links to, is a regular file, without opening it.
+
+    Opening a named pipe waits for a writer, and a device such as /dev/zero has no end.
+
+    Raises:
+        DataError: it is a folder, named pipe, device or socket.
+        OSError: it does not exist or cannot be examined.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((words for is_kind, words in _KINDS if is_kind(mode)), "something else")
+        raise DataError(f"{path}: not a regular file but {kind}", "copy its content into a file")
 
 
 def sha256_of(path: Path) -> str:
