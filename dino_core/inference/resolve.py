@@ -69,7 +69,9 @@ def resolve(source: str, recursive: bool) -> list[SourceItem]:
             cannot be read, or an address is given that is not read.
     """
     if not source.strip():
-        raise DataError("the name of a source is empty", "give an image, folder, video, URL or list")
+        raise DataError(
+            "the name of a source is empty", "give an image, folder, video, URL or list"
+        )
     if source == STDIN:
         return [SourceItem("stdin", STDIN, STDIN)]
     if re.match(r"https?:", source, re.IGNORECASE) and not os.path.lexists(source):
@@ -160,9 +162,7 @@ def _resolve_folder(folder: Path, recursive: bool) -> list[SourceItem]:
     items = _folder_items(folder, recursive)
     if not items:
         deeper = not recursive and _folder_items(folder, recursive=True)
-        archives = sorted(
-            p.name for p in folder.iterdir() if p.suffix.lower() in _ARCHIVE_SUFFIXES
-        )
+        archives = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in _ARCHIVE_SUFFIXES)
         hint = f"{len(deeper)} are in its subfolders: use --recursive" if deeper else ""
         if archives and not deeper:
             hint = f"it contains the archive {archives[0]}: {_UNPACK}"

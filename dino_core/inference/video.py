@@ -1,28 +1,24 @@
-"""Reads videos and webcams and writes annotated videos, one frame at a time in constant memory."""
+"""Reads videos and webcams, one frame at a time in constant memory."""
 
 from __future__ import annotations
 
 import contextlib
 import heapq
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dino_core.errors import DataError, DinoError
-from dino_core.files import require_regular_file, write_error
+from dino_core.errors import DataError
+from dino_core.files import require_regular_file
 from dino_core.processing.preprocess import UInt8Image
 
-_FALLBACK_FPS = 25.0
-_CLOCK = 90_000  # ticks per second: the clock of MPEG, fine enough for every frame rate
+FALLBACK_FPS = 25.0
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg"
 _MAX_FAILURES = 10  # reads that fail one after the other until the rest of a file is given up
-_CODECS = ("libx264", "libopenh264", "mpeg4")  # in order of preference
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def probe_video(path: Path) -> VideoInfo:
     Raises:
         DataError: the file cannot be decoded, or has no video stream.
     """
-    with _decoding(path), _opened(path) as container:
+    with _decoding(path), opened_video(path) as container:
         stream = _video_stream(path, container)
         return VideoInfo(_frame_rate(stream), _promised_frames(container, stream))
 
@@ -73,9 +69,11 @@ def read_video(path: Path, every: int = 1) -> Iterator[VideoFrame]:
         DataError: the file cannot be decoded; where it is damaged or ends early, after all frames
             that can be read.
     """
-    with _decoding(path), _opened(path) as container:
+    with _decoding(path), opened_video(path) as container:
         stream = _video_stream(path, container)
-        stream.thread_type = "AUTO"
+        # Threads that decode several frames at once would lose up to one frame per thread with a
+        # damaged one, and at the end of the file without an error.
+        stream.thread_type = "SLICE"
         fps = _frame_rate(stream)
         start: float | None = None
         read = _PacketReader(path, container, stream)
@@ -221,7 +219,7 @@ def read_webcam(device: int, every: int = 1) -> Iterator[VideoFrame]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened_video(path: Path) -> Iterator[Any]:
     """A video file for reading.
 
     FFmpeg gets the open file and not its name, since it takes a name such as `tcp:host:1.mp4` for
@@ -236,7 +234,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _frame_rate(stream: Any) -> float:
-    return float(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS)
+    return float(stream.average_rate or stream.guessed_rate or FALLBACK_FPS)
 
 
 def _promised_frames(container: Any, stream: Any) -> int | None:
@@ -269,108 +267,3 @@ def _decoding(path: Path) -> Iterator[None]:
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: the video cannot be decoded ({reason})") from error
-
-
-class VideoFile:
-    """A video that is being written: H.264 where PyAV has an encoder for it, else MPEG-4.
-
-    The file appears when `close` is called. Odd heights and widths are extended by one pixel,
-    because 4:2:0 chroma subsampling, the one that all players support, needs even ones.
-    """
-
-    def __init__(self, path: Path, fps: float | None, size_hw: tuple[int, int]) -> None:
-        """Start a video.
-
-        Args:
-            path: The file to write, with the suffix `.mp4`.
-            fps: Frames per second; None stands for 25.
-            size_hw: Height and width of every frame.
-
-        Raises:
-            DinoError: the file cannot be written.
-        """
-        import av
-
-        self.path = path
-        self._part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-        self._even_hw = (size_hw[0] + size_hw[0] % 2, size_hw[1] + size_hw[1] % 2)
-        # NTSC rates such as 29.97 are 30000/1001; a float has to be turned back into that fraction.
-        rate = Fraction(fps or _FALLBACK_FPS).limit_denominator(1001)
-        self._ticks_per_frame = max(1, round(_CLOCK / rate))
-        self._last_tick = -1
-        with self._writing():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(str(self._part), "w", format="mp4")
-            codec = next(c for c in _CODECS if c in av.codecs_available)
-            stream: Any = self._container.add_stream(codec, rate=rate)
-            self._stream = stream
-            self._stream.height, self._stream.width = self._even_hw
-            self._stream.pix_fmt = "yuv420p"
-            # Frames are stamped with their own times instead of a constant rate: --every and
-            # videos of variable rate would otherwise run at a wrong speed.
-            self._stream.codec_context.time_base = Fraction(1, _CLOCK)
-            if codec != "mpeg4":
-                self._stream.options = {"crf": "20", "preset": "veryfast"}
-            else:
-                # The denominator of an MPEG-4 time base has 16 bits, too few for 90,000.
-                self._stream.codec_context.time_base = 1 / rate
-                self._stream.bit_rate = 4 * self._even_hw[0] * self._even_hw[1]
-
-    def add(self, image: UInt8Image, time_s: float | None) -> None:
-        """Append a frame.
-
-        Args:
-            image: (H, W, 3) RGB uint8 of the size given at the start.
-            time_s: When it is shown; None shows it one frame after the last one.
-
-        Raises:
-            DinoError: the file cannot be written.
-        """
-        import av
-
-        pad = [(0, e - s) for e, s in zip(self._even_hw, image.shape, strict=False)]
-        if any(after for _, after in pad):
-            image = np.pad(image, [*pad, (0, 0)], mode="edge")
-        next_tick = (
-            self._last_tick + 1
-            if self._last_tick < 0
-            else (self._last_tick + self._ticks_per_frame)
-        )
-        # Encoders refuse times that do not increase, which damaged videos may have.
-        tick = next_tick if time_s is None else max(self._last_tick + 1, round(time_s * _CLOCK))
-        self._last_tick = tick
-        with self._writing():
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            base = self._stream.codec_context.time_base
-            frame.pts = round(tick / _CLOCK / base)
-            frame.time_base = base
-            self._container.mux(self._stream.encode(frame))
-
-    def close(self) -> None:
-        """Complete the file and give it its name. Raises DinoError where that fails."""
-        with self._writing():
-            self._container.mux(self._stream.encode(None))
-            self._container.close()
-            os.replace(self._part, self.path)
-
-    def abort(self) -> None:
-        """Remove the incomplete file."""
-        import av
-
-        with contextlib.suppress(OSError, av.FFmpegError, AttributeError):
-            self._container.close()
-        with contextlib.suppress(OSError):
-            self._part.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        import av
-
-        try:
-            yield
-        except OSError as error:
-            self.abort()
-            raise write_error(self.path, error, DinoError) from error
-        except (av.FFmpegError, ValueError) as error:
-            self.abort()
-            raise DinoError(f"{self.path}: the video cannot be written ({error})") from error

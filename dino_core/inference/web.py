@@ -130,7 +130,7 @@ class _Download:
         body = bytearray()
         with _opener(self).open(request, timeout=TIMEOUT_S) as response:
             announced = response.headers.get("Content-Length") or ""
-            expected = int(announced) if re.fullmatch(r"[0-9]{1,18}", announced) else None
+            expected = int(announced) if re.fullmatch(r"[0-9]{1,40}", announced) else None
             if expected is not None and expected > MAX_BYTES:
                 raise self._too_large()
             while chunk := response.read1(_CHUNK):

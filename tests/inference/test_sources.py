@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino_core.errors import ConfigError, DataError
 from dino_core.inference.sources import Frame, Sources, open_sources
-from dino_core.inference.video import VideoFile
+from dino_core.inference.video_file import VideoFile
 
 
 def picture(path: Path, value: int = 100) -> Path:
@@ -266,7 +266,11 @@ def test_one_bad_file_does_not_stop_the_rest(tmp_path: Path) -> None:
         assert "the link leads to gone.jpg, which does not exist" in reasons["a.jpg"]
         assert "levels of symbolic links" in reasons["b.jpg"]
         assert "gone.mp4" in reasons["d.mp4"]
-        for name, kind in (("e.png", "a named pipe"), ("f.mp4", "a named pipe"), ("g.png", "a dev")):
+        for name, kind in (
+            ("e.png", "a named pipe"),
+            ("f.mp4", "a named pipe"),
+            ("g.png", "a dev"),
+        ):
             assert f"not a regular file but {kind}" in reasons[name]
 
 
@@ -320,9 +324,7 @@ def test_links_between_folders_are_followed_once(tmp_path: Path) -> None:
     assert names(found) == ["far/b.png", "sub/a.png"]
 
 
-def test_an_unreadable_folder_among_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_folder_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "z.png")
     picture(tmp_path / "locked" / "a.png")
     scandir = os.scandir
