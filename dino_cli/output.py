@@ -74,7 +74,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON; the file is there complete or not at all."""
-    from dino_core.files import atomic_file
+    from dino_core.files import atomic_file, json_text
 
     with atomic_file(path) as file:
-        file.write(json.dumps(content, ensure_ascii=False).encode())
+        file.write(json_text(content).encode())

@@ -10,7 +10,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """`text` with every control character replaced by its escape, e.g. ESC by `\\x1b`."""
+    """`text` with every control character replaced by its escape, e.g. a line feed of Unicode."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 

@@ -97,7 +97,6 @@ def draw_boxes(
 ) -> UInt8Image:
     """A copy of `image` with boxes in the colors of their classes.
 
-
     Args:
         image: (H, W, 3) RGB uint8.
         boxes_xyxy_px: (N, 4) in pixels of `image`, the most important first: it is drawn on top.

@@ -78,6 +78,8 @@ class Prediction(Detections):
         Raises:
             AttributeError, KeyError, TypeError, ValueError: the record is malformed.
         """
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {record['schema']!r}, expected {SCHEMA}")
         found = record["detections"]
         boxes = np.array([row["box"] for row in found], np.float32).reshape(len(found), 4)
         return cls(

@@ -31,12 +31,11 @@ VIDEO_SUFFIXES = frozenset(f".{name}" for name in _VIDEOS.split())
 STDIN = "-"
 
 _MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-_ARCHIVE_SUFFIXES = frozenset(
-    f".{name}" for name in "zip tar gz tgz bz2 tbz2 xz txz zst 7z rar".split()
-)
+_ARCHIVES = "zip tar gz tgz bz2 tbz2 xz txz zst 7z rar"
+_ARCHIVE_SUFFIXES = frozenset(f".{name}" for name in _ARCHIVES.split())
 _LARGEST_LIST = 256_000_000
 _UNPACK = "unpack it first, and give the folder"
-_STREAMS = frozenset("rtsp rtsps rtmp rtmps rtp srt udp tcp mms mmsh".split())
+_STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp", "mms", "mmsh")
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _WEBCAM = re.compile(r"(?:/dev/video)?([0-9]{1,4})")
 

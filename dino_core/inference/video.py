@@ -247,7 +247,7 @@ def _promised_frames(container: Any, stream: Any) -> int | None:
     if stream.duration is not None and stream.time_base is not None:
         return max(1, round(float(stream.duration * stream.time_base) * fps))
     if container.duration is not None:
-        return max(1, round(container.duration / av.time_base * fps))
+        return max(1, round(float(container.duration / av.time_base) * fps))
     return None
 
 

@@ -9,8 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dino_core.errors import DataError, DinoError
 from dino_core.files import write_error
 from dino_core.inference.video import FALLBACK_FPS, opened_video
@@ -18,7 +16,7 @@ from dino_core.processing.preprocess import UInt8Image
 
 _CLOCK = 90_000  # ticks per second: the clock of MPEG, fine enough for every frame rate
 _CODECS = ("libx264", "libopenh264", "mpeg4")  # in order of preference
-_COPIED_SOUND = frozenset("aac ac3 eac3 opus flac alac mp3".split())  # what MP4 may contain
+_COPIED_SOUND = ("aac", "ac3", "eac3", "opus", "flac", "alac", "mp3")  # what MP4 may contain
 _LOWEST_COPIED_RATE = 16_000  # MP4 refuses MP3 below
 _AAC_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000})
 _SOUND_AFTER_S = 1.0  # sound that is kept after the last frame

@@ -196,8 +196,8 @@ def _opener(download: _Download) -> urllib.request.OpenerDirector:
 
     class Redirects(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, *args: Any) -> urllib.request.Request | None:
-            download.check_redirect(args[-1])
             args[1].close()  # urllib would read the redirect's own body, however long it is
+            download.check_redirect(args[-1])
             return super().redirect_request(*args)
 
     opener = urllib.request.OpenerDirector()

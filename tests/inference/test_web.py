@@ -19,7 +19,6 @@ from dino_core.inference import web
 from dino_core.inference.sources import open_sources
 from dino_core.network import is_offline
 
-
 PNG = io.BytesIO()
 Image.new("RGB", (5, 3), (9, 9, 9)).save(PNG, "PNG")
 
@@ -55,7 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(PNG.getvalue())
 
     def _drip(self) -> None:
-        """One byte at a time, each soon enough for a timeout between bytes, until nobody listens."""
+        """One byte at a time, with short pauses, until nobody listens."""
         self.wfile.write(OK + (b"\r\n" if self.path == "/drip" else b"X: "))
         with contextlib.suppress(OSError):
             while True:
@@ -132,7 +131,7 @@ def test_no_redirect_leaves_http(server: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ftp:
         ftp.settimeout(0.2)
         FTP_PORT[0] = ftp.getsockname()[1]
-        with pytest.raises(DataError, match="redirects to ftp://.*only http and https"):
+        with pytest.raises(DataError, match=r"redirects to ftp://.*only http and https"):
             web.fetch(f"{server}/ftp")
         with pytest.raises(TimeoutError):  # nobody has connected
             ftp.accept()

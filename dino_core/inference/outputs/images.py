@@ -57,7 +57,7 @@ class ImageWriter:
         if video is not None:
             video.close()
 
-    def abort(self) -> None:
+    def abort(self, *, keep: bool = False) -> None:
         """Remove the video that is being written."""
         video, self._video = self._video, None
         if video is not None:
