@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     streams.prepare()
     # SIGTERM (timeout, docker stop, schedulers) ends every command as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Not in processes that it forks, which a pool ends by this signal.
+    os.register_at_fork(after_in_child=_end_by_sigterm)
     argv = sys.argv[1:] if argv is None else argv
     code = run(argv)
     try:
@@ -132,6 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         streams.drop_stdout()
         code = code or failed
     sys.exit(code)
+
+
+def _end_by_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run(argv: Sequence[str]) -> int:

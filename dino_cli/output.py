@@ -74,7 +74,8 @@ def _remove_empty(folders: list[Path]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON; the file is there complete or not at all."""
-    from dino_core.files import atomic_file, json_text
+    from dino_core.files import atomic_file
 
     with atomic_file(path) as file:
-        file.write(json_text(content).encode())
+        text = json.dumps(content, ensure_ascii=False)
+        file.write(text.encode("utf-8", "backslashreplace"))

@@ -24,11 +24,12 @@ def prepare() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             _stdout_closed |= name == "stdout"
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
+            stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be anything
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.stderr = io.TextIOWrapper(
-        _Messages(2, "w", closefd=False),  # type: ignore[arg-type]
+        _Messages(2, "w", closefd=False),
         encoding=sys.stderr.encoding,
         errors="backslashreplace",
         write_through=True,
