@@ -87,8 +87,11 @@ class StreamedFile:
     def finish(self) -> None:
         """Give the file its name."""
         with write_errors(self.path):
-            self._file.close()
-            self._part.replace(self.path)
+            self._take_name()
+
+    def _take_name(self) -> None:
+        self._file.close()
+        self._part.replace(self.path)
 
     def abort(self, *, keep: bool = False) -> None:
         """Remove the part file, or give it its name with the records that are complete.
@@ -102,7 +105,7 @@ class StreamedFile:
                 self._file.truncate()
                 with contextlib.suppress(OSError):
                     self._write(self.ending)
-                    self.finish()
+                    self._take_name()
                     return
         with contextlib.suppress(OSError):
             self._file.close()
