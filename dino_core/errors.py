@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
-# Control characters except tab and line break, and the characters that reorder text. A terminal
-# obeys them, and file names, servers and files of other people can contain them.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# Control characters except tab and line break, the characters that reorder text, and the surrogates
+# that stand for bytes of file names that are not UTF-8. A terminal obeys or refuses them, and file
+# names, servers and files of other people can contain them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """`text` with every control character replaced by its escape, e.g. a line feed of Unicode."""
+    """`text` with the characters that no terminal should receive replaced by their escapes."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
