@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from dino_cli import foreign, processes, streams
-from dino_cli.errors import report
+from dino_cli.errors import Interrupted, report
 from dino_cli.options import SETTINGS, examples
 from dino_core.config import nearest
 from dino_core.errors import ConfigError, DinoError
@@ -57,6 +57,12 @@ class LazyCommands(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         _refuse_assignments(rest, command)
         return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # Typer would end without a word
+            raise Interrupted from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
@@ -121,9 +127,7 @@ def dino(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: the process's own) and exit with its code."""
     streams.prepare()
-    # SIGTERM (timeout, docker stop, schedulers) ends every command as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Not in processes that it forks, which a pool ends by this signal.
+    # Processes that this one forks end by SIGTERM as usual: a pool stops its workers with it.
     os.register_at_fork(after_in_child=_end_by_sigterm)
     argv = sys.argv[1:] if argv is None else argv
     code = run(argv)

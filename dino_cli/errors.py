@@ -29,9 +29,16 @@ INTERRUPTED = 130
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
+class Interrupted(Exception):
+    """The person, or the system by SIGTERM, stopped the command."""
+
+
+_INTERRUPTS = (KeyboardInterrupt, typer.Abort, Interrupted)
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code that INTERFACE promises for `error`."""
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+    if isinstance(error, _INTERRUPTS):
         return INTERRUPTED
     if isinstance(error, (ConfigError, _CommandLineError)):
         return USAGE
@@ -65,7 +72,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     """Message and hint of any exception."""
     if isinstance(error, DinoError):
         return error.message, error.hint
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+    if isinstance(error, _INTERRUPTS):
         return "interrupted", ""
     if isinstance(error, _CommandLineError):
         return _describe_command_line(error)

@@ -219,6 +219,25 @@ def test_a_usage_error_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["hint"] == "see `dino eval --help`"
 
 
+@pytest.mark.parametrize(
+    "module", ["dino_cli.app", "typer", "dino_core.inference.sources", "numpy"]
+)
+def test_an_interrupt_during_an_import_is_one_line(module: str) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from dino_cli.__main__ import main\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.argv = ['dino', 'predict', 'a.jpg']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
     command = f"{sys.executable} -m dino_cli env --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
