@@ -90,6 +90,7 @@ class _Download:
         self._body = b""
         self._error: BaseException | None = None
         self._sockets: list[socket.socket] = []
+        self._responses: list[http.client.HTTPResponse] = []
         self._deadline = time.monotonic() + DEADLINE_S
 
     def run(self) -> None:
@@ -98,8 +99,9 @@ class _Download:
         except BaseException as error:
             self._error = error
         finally:
-            for connected in self._sockets:
-                connected.close()
+            # urllib leaves a response open where a redirect is refused or malformed.
+            for opened in (*self._responses, *self._sockets):
+                opened.close()
 
     def disconnect(self) -> None:
         """End the connections, so that the thread, which may wait for the server, ends too."""
@@ -152,6 +154,11 @@ class _Download:
         if time.monotonic() > self._deadline:
             self.disconnect()
 
+    def answered(self, response: http.client.HTTPResponse) -> http.client.HTTPResponse:
+        """Remember a response, to close it in any case."""
+        self._responses.append(response)
+        return response
+
     def check_redirect(self, target: str) -> None:
         """Raises DataError where a redirect leaves http and https or is malformed."""
         scheme = target.partition(":")[0].lower()
@@ -181,6 +188,9 @@ def _opener(download: _Download) -> urllib.request.OpenerDirector:
         def connect(self) -> None:
             super().connect()
             download.connected(self.sock)
+
+        def getresponse(self) -> http.client.HTTPResponse:
+            return download.answered(super().getresponse())
 
     # HTTPSConnection.connect calls the next class's connect and then starts TLS on its socket.
     class Https(http.client.HTTPSConnection, Http):
