@@ -100,8 +100,10 @@ class _Download:
             self._error = error
         finally:
             # urllib leaves a response open where a redirect is refused or malformed.
-            for opened in (*self._responses, *self._sockets):
-                opened.close()
+            for response in self._responses:
+                response.close()
+            for connected in self._sockets:
+                connected.close()
 
     def disconnect(self) -> None:
         """End the connections, so that the thread, which may wait for the server, ends too."""
