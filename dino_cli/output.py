@@ -82,4 +82,5 @@ def write_json(path: Path, content: Any) -> None:
     from dino_core.files import atomic_file
 
     with atomic_file(path) as file:
-        file.write(json.dumps(content, ensure_ascii=False).encode())
+        text = json.dumps(content, ensure_ascii=False)
+        file.write(text.encode("utf-8", "backslashreplace"))

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from dino_core.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -20,11 +22,12 @@ PLAIN_INTERVAL_S = 10.0  # between progress lines in a log
 
 def note(text: str) -> None:
     """Print a line for people on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr; yellow on a terminal."""
+    text = printable(text)
     if is_terminal(sys.stderr):
         # markup=False, since a path may hold brackets, which rich takes for its tags.
         console(sys.stderr).print(f"warning: {text}", style="yellow", markup=False, highlight=False)
@@ -130,6 +133,7 @@ class Ticker:
         if self._bar is None:
             warn(text)
         else:
+            text = printable(text)
             self._bar[0].console.print(f"warning: {text}", style="yellow", markup=False)
 
     def rate(self) -> float:

@@ -66,7 +66,7 @@ def test_the_pure_wheel_holds_no_library(tmp_path: Path) -> None:
     assert "dino_core/ops/reference.py" in names
     assert "dino_core/recipes/r50-4scale-12ep.toml" in names
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-    assert b"dino = dino_cli.app:main" in wheel.read(entry_points)
+    assert b"dino = dino_cli.__main__:main" in wheel.read(entry_points)
 
 
 @pytest.mark.slow

@@ -70,18 +70,21 @@ def text_color(background: Color) -> Color:
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
-def draw_detections(image: UInt8Image, detections: Detections) -> UInt8Image:
+def draw_detections(
+    image: UInt8Image, detections: Detections, *, enlarge: bool = True
+) -> UInt8Image:
     """A copy of `image` with the boxes, labels and scores of `detections`; see `draw_boxes`.
 
     Args:
         image: (H, W, 3) RGB uint8.
         detections: Boxes in pixels of `image`.
+        enlarge: As for `draw_boxes`.
     """
     texts = [
         f"{label} {score:.2f}"
         for label, score in zip(detections.labels, detections.scores, strict=True)
     ]
-    return draw_boxes(image, detections.boxes_xyxy_px, detections.labels, texts)
+    return draw_boxes(image, detections.boxes_xyxy_px, detections.labels, texts, enlarge=enlarge)
 
 
 def draw_boxes(
@@ -89,20 +92,20 @@ def draw_boxes(
     boxes_xyxy_px: NDArray[np.float32],
     labels: Sequence[str],
     texts: Sequence[str] | None = None,
+    *,
+    enlarge: bool = True,
 ) -> UInt8Image:
     """A copy of `image` with boxes in the colors of their classes.
-
-    An image whose long side is below 400 pixels is first enlarged by an integer factor, so that
-    labels are readable.
 
     Args:
         image: (H, W, 3) RGB uint8.
         boxes_xyxy_px: (N, 4) in pixels of `image`, the most important first: it is drawn on top.
         labels: N class names.
         texts: N texts to write; None writes the class names.
+        enlarge: First enlarge an image whose long side is below 400 pixels by an integer factor, so
+            that labels are readable.
     """
-    # An integer factor keeps the pixels of a small image recognizable as such.
-    factor = max(1, math.ceil(_SMALLEST_SIDE / max(image.shape[:2])))
+    factor = max(1, math.ceil(_SMALLEST_SIDE / max(image.shape[:2]))) if enlarge else 1
     canvas = Image.fromarray(image)
     if factor > 1:
         canvas = canvas.resize((canvas.width * factor, canvas.height * factor))
