@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dino_core.ops._extension import EXTENSION
+from dino_core.ops._registration import check_one_device, refuse_second_derivative
 from dino_core.ops.backend import choose_backend
 
 _KERNEL_SIZES = (3, 5)
@@ -38,6 +39,7 @@ def depthwise_conv2d(
         and x.dtype == weight.dtype == torch.float32
         and weight.shape[-1] == weight.shape[-2]
         and weight.shape[-1] in _KERNEL_SIZES
+        and padding < weight.shape[-1]
     )
     if suits and weight.requires_grad and torch.is_grad_enabled():
         result: Tensor = _DepthwiseConv2d.apply(x, weight, bias, stride, padding)
@@ -62,9 +64,13 @@ class _DepthwiseConv2d(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         stride, padding = ctx.stride, ctx.padding
         grad = grad.contiguous(memory_format=torch.channels_last)
+        # The compiled operator has no derivative, so a gradient that is to be differentiated again
+        # is PyTorch's own.
+        compiled = needs_weight and not torch.is_grad_enabled()
+        wanted = [needs_x, needs_weight and not compiled, False]
         grad_x = grad_weight = None
-        if needs_x:
-            grad_x = torch.ops.aten.convolution_backward(
+        if any(wanted):
+            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
                 grad,
                 x,
                 weight,
@@ -75,9 +81,9 @@ class _DepthwiseConv2d(torch.autograd.Function):
                 False,
                 [0, 0],
                 x.shape[1],
-                [True, False, False],
-            )[0]
-        if needs_weight:
+                wanted,
+            )
+        if compiled:
             grad_weight = torch.ops.dino.depthwise_weight_grad(
                 x.contiguous(memory_format=torch.channels_last),
                 grad,
@@ -104,8 +110,10 @@ def _fake_weight_grad(
     x: Tensor, grad: Tensor, kernel_size: int, stride: int, padding_top: int, padding_left: int
 ) -> Tensor:
     """Shape and dtype of the weight's gradient, for torch.compile."""
+    check_one_device("depthwise_weight_grad", input=x, grad_output=grad)
     return x.new_empty(x.shape[1], 1, kernel_size, kernel_size)
 
 
 if EXTENSION.devices:
     torch.library.register_fake("dino::depthwise_weight_grad", _fake_weight_grad)
+    refuse_second_derivative("depthwise_weight_grad", "depthwise_conv2d")
