@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dino_core.ops._extension import EXTENSION
+from dino_core.ops._registration import check_one_device, refuse_second_derivative
 from dino_core.ops.backend import choose_backend
 from dino_core.ops.ms_deform_attn import ms_deform_attn
 
@@ -41,7 +42,7 @@ def deformable_attention(
 
     Raises:
         ValueError: Shapes or devices do not fit together.
-        RuntimeError: The compiled operator found the same.
+        RuntimeError: The compiled operator found the same, or a second derivative is asked of it.
     """
     # The kernel has no gradient for references, which the decoder detaches, and no float16 on CPUs.
     fused = (
@@ -94,6 +95,13 @@ def sampling_locations(
 def _fake(
     value: Tensor, spatial_shapes: list[int], references: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
+    check_one_device(
+        "deformable_attention",
+        value=value,
+        references=references,
+        sampling_offsets=offsets,
+        attention_logits=logits,
+    )
     batch, _, heads, channels = value.shape
     return value.new_empty((batch, offsets.shape[1], heads * channels))
 
@@ -106,6 +114,14 @@ def _fake_backward(
     offsets: Tensor,
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(
+        "deformable_attention_backward",
+        value=value,
+        references=references,
+        sampling_offsets=offsets,
+        attention_logits=logits,
+        grad_output=grad_output,
+    )
     return torch.empty_like(value), torch.empty_like(offsets), torch.empty_like(logits)
 
 
@@ -118,6 +134,11 @@ def _setup_context(
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor, Tensor]:
+    if ctx.needs_input_grad[2]:  # never from `deformable_attention`, which composes such calls
+        raise RuntimeError(
+            "deformable_attention: the compiled operator has no gradient of references; detach "
+            "them, or call dino_core.ops.deformable_attention.deformable_attention instead"
+        )
     value, *rest = ctx.saved_tensors
     grad_value, grad_offsets, grad_logits = torch.ops.dino.deformable_attention_backward(
         grad_output.contiguous(), value, ctx.spatial_shapes, *rest
@@ -132,3 +153,4 @@ if EXTENSION.devices:
     torch.library.register_autograd(
         "dino::deformable_attention", _backward, setup_context=_setup_context
     )
+    refuse_second_derivative("deformable_attention_backward", "deformable_attention")

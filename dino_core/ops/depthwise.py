@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dino_core.ops._extension import EXTENSION
+from dino_core.ops._registration import check_one_device, refuse_second_derivative
 from dino_core.ops.backend import choose_backend
 
 # Those of EfficientNet-Lite. ConvNeXt's 7 x 7 kernels stay with PyTorch.
@@ -40,6 +41,7 @@ def depthwise_conv2d(
         and x.dtype == weight.dtype == torch.float32
         and weight.shape[-1] == weight.shape[-2]
         and weight.shape[-1] in _KERNEL_SIZES
+        and padding < weight.shape[-1]
     )
     # The forward pass is PyTorch's in both cases; only a gradient of the weight is worth the
     # detour.
@@ -67,9 +69,13 @@ class _DepthwiseConv2d(torch.autograd.Function):
         stride, padding = ctx.stride, ctx.padding
         # The kernel runs along the channels, which must be next to each other in memory.
         grad = grad.contiguous(memory_format=torch.channels_last)
+        # The compiled operator has no derivative, so a gradient that is to be differentiated again
+        # is PyTorch's own.
+        compiled = needs_weight and not torch.is_grad_enabled()
+        wanted = [needs_x, needs_weight and not compiled, False]
         grad_x = grad_weight = None
-        if needs_x:
-            grad_x = torch.ops.aten.convolution_backward(
+        if any(wanted):
+            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
                 grad,
                 x,
                 weight,
@@ -80,9 +86,9 @@ class _DepthwiseConv2d(torch.autograd.Function):
                 False,
                 [0, 0],  # output padding, which only transposed convolutions have
                 x.shape[1],
-                [True, False, False],  # only the input's gradient
-            )[0]
-        if needs_weight:
+                wanted,
+            )
+        if compiled:
             grad_weight = torch.ops.dino.depthwise_weight_grad(
                 x.contiguous(memory_format=torch.channels_last),
                 grad,
@@ -109,8 +115,10 @@ def _fake_weight_grad(
     x: Tensor, grad: Tensor, kernel_size: int, stride: int, padding_top: int, padding_left: int
 ) -> Tensor:
     """Shape and dtype of the weight's gradient, for torch.compile."""
+    check_one_device("depthwise_weight_grad", input=x, grad_output=grad)
     return x.new_empty(x.shape[1], 1, kernel_size, kernel_size)
 
 
 if EXTENSION.devices:
     torch.library.register_fake("dino::depthwise_weight_grad", _fake_weight_grad)
+    refuse_second_derivative("depthwise_weight_grad", "depthwise_conv2d")

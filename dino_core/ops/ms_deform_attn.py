@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dino_core.ops._extension import EXTENSION
+from dino_core.ops._registration import check_one_device, refuse_second_derivative
 from dino_core.ops.backend import choose_backend
 from dino_core.ops.reference import ms_deform_attn_reference
 
@@ -44,6 +45,7 @@ def ms_deform_attn(
     Raises:
         ValueError: Shapes or devices do not fit together.
         TypeError: A tensor does not hold floating-point numbers.
+        RuntimeError: The compiled operator refused sizes or memory, or a second derivative.
         ExtensionError: DINO_OPS asks for the compiled operators and they are not available.
     """
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # sizes are tensors
@@ -128,6 +130,12 @@ def _check(
 def _fake(
     value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
+    check_one_device(
+        "ms_deform_attn",
+        value=value,
+        sampling_locations=sampling_locations,
+        attention_weights=attention_weights,
+    )
     batch, _, heads, channels = value.shape
     return value.new_empty((batch, sampling_locations.shape[1], heads * channels))
 
@@ -139,6 +147,13 @@ def _fake_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(
+        "ms_deform_attn_backward",
+        value=value,
+        sampling_locations=sampling_locations,
+        attention_weights=attention_weights,
+        grad_output=grad_output,
+    )
     return (
         torch.empty_like(value),
         torch.empty_like(sampling_locations),
@@ -170,3 +185,4 @@ if EXTENSION.devices:
     torch.library.register_fake("dino::ms_deform_attn", _fake)
     torch.library.register_fake("dino::ms_deform_attn_backward", _fake_backward)
     torch.library.register_autograd("dino::ms_deform_attn", _backward, setup_context=_setup_context)
+    refuse_second_derivative("ms_deform_attn_backward", "ms_deform_attn")
