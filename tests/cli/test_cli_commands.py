@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import CLASS_NAMES, make_coco_dataset, make_images, tiny_checkpoint
+from factories import CLASS_NAMES, make_coco_dataset, make_images
 from golden import other_codes
 
 from dino_cli.app import run
@@ -16,22 +16,6 @@ from dino_core.checkpoints.io import load_checkpoint, read_header, save_checkpoi
 from dino_core.metadata import from_json
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_coco_dataset(tmp_path_factory.mktemp("data") / "shapes")
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_env(capsys: Capture) -> None:
@@ -70,8 +54,8 @@ def test_models(model: Path, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["model"]["backbone"] == "resnet50"
 
 
-def test_models_import_refuses(in_empty_folder: Path, model: Path, capsys: Capture) -> None:
-    (in_empty_folder / "not.pth").write_bytes(b"not a checkpoint")
+def test_models_import_refuses(model: Path, capsys: Capture) -> None:
+    Path("not.pth").write_bytes(b"not a checkpoint")
     assert run(["models", "import", "not.pth", "out.safetensors"]) == 4
     assert run(["models", "import", "missing.pth", "out.safetensors"]) == 4
     assert run(["models", "import", "not.pth", "out.onnx"]) == 2
@@ -80,7 +64,7 @@ def test_models_import_refuses(in_empty_folder: Path, model: Path, capsys: Captu
     assert not Path("out.safetensors").exists()
 
 
-def test_models_import_tells_what_it_took(in_empty_folder: Path, capsys: Capture) -> None:
+def test_models_import_tells_what_it_took(capsys: Capture) -> None:
     shapes = other_codes.shapes("detrex_4scale_r50")
     state = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
     torch.save({"model": state, "ema_state": state}, "detrex.pth")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import make_images, tiny_checkpoint
+from factories import make_images
 
 from dino_cli.app import run
 from dino_core.inference.outputs.table import OUTPUTS
@@ -25,14 +25,13 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny.safetensors"))
+@pytest.fixture
+def model(model: Path) -> str:
+    return str(model)
 
 
 @pytest.fixture(autouse=True)
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    monkeypatch.chdir(tmp_path)
+def photos() -> list[Path]:
     return make_images(Path("photos"), 3)
 
 
