@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import CLASS_NAMES, make_coco_dataset, make_images
+from factories import CLASS_NAMES, make_coco_dataset
 from golden import other_codes
 
 from dino_cli.app import run
@@ -245,34 +245,4 @@ def test_train_refuses_a_set_without_boxes(model: Path, capsys: Capture) -> None
     file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
     assert run(["train", "empty", "--model", str(model), "--steps", "1"]) == 3
     assert "no boxes" in capsys.readouterr().err
-    assert not Path("runs").exists()
-
-
-def test_export_and_its_gate(model: Path, capsys: Capture) -> None:
-    pytest.importorskip("onnxscript")
-    make_images(Path("photos"))
-    arguments = [str(model), "--image-size", "48,64", "--verify", "photos", "--out", "m.onnx"]
-    assert run(["export", *arguments, "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["image_size"] == [48, 64]
-    assert answer["parity"]["ok"] is True
-    assert json.loads(Path("m.parity.json").read_text()) == answer["parity"]
-    assert Path("m.onnx").stat().st_size == answer["bytes"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (["nowhere.safetensors"], 4),
-        (["MODEL", "--image-size", "a,b"], 2),
-        (["MODEL", "--opset", "3"], 2),
-        (["MODEL", "--verify", "nowhere.jpg"], 3),
-        (["MODEL", "--format", "tflite"], 2),
-        (["MODEL", "--dtype", "int8"], 2),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
-)
-def test_export_refuses(arguments: list[str], code: int, model: Path, capsys: Capture) -> None:
-    assert run(["export", *(str(model) if a == "MODEL" else a for a in arguments)]) == code
-    assert capsys.readouterr().err.startswith(("error:", "exporting"))
     assert not Path("runs").exists()

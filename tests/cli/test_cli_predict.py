@@ -198,29 +198,6 @@ def test_every_nth_frame_of_a_video(model: str, capsys: Capture) -> None:
     assert Path("runs/predict/videos/clip.mp4").stat().st_size > 0
 
 
-def test_onnx_needs_no_torch_and_finds_the_same(model: str, capsys: Capture) -> None:
-    pytest.importorskip("onnxscript")
-    assert run(["export", model, "--image-size", "48,64", "--out", "tiny.onnx"]) == 0
-    arguments = ["predict", "photos", "--threshold", "0", "--max-detections", "3", "--json"]
-    capsys.readouterr()
-    assert run([*arguments, "--model", model]) == 0
-    expected = lines(capsys.readouterr().out)
-    code = (
-        "import sys\n"
-        "from dino_cli.app import run\n"
-        f"assert run({[*arguments, '--model', 'tiny.onnx']!r}) == 0\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
-    )
-    for ours, theirs in zip(expected, lines(done.stdout), strict=True):
-        for one, other in zip(ours["detections"], theirs["detections"], strict=True):
-            assert one["label"] == other["label"]
-            assert other["score"] == pytest.approx(one["score"], abs=2e-3)
-            assert other["box"] == pytest.approx(one["box"], abs=0.1)
-
-
 def test_the_help_lists_every_output(capsys: Capture) -> None:
     assert run(["predict", "--help"]) == 0
     text = capsys.readouterr().out

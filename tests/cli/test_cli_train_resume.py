@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from factories import make_coco_dataset
-from processes import TESTS, environment, forked
+from processes import TESTS, Forked, environment
 from runs import STATE, assert_same_state, logged_steps
 from struck import dino
 
@@ -74,7 +74,7 @@ def test_killed_and_resumed_is_exact(
     data: Path, model: Path, whole: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     parts = tmp_path / "parts"
-    killed = forked(dino, "SIGKILL", where, when, arguments(data, model, parts, **changes))
+    killed = Forked(dino, "SIGKILL", where, when, arguments(data, model, parts, **changes)).wait()
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert load_state(parts / STATE).counters.step == saved
     assert run(["train", "--resume", str(parts)]) == 0
@@ -90,7 +90,7 @@ def test_ended_run_saves_where_it_is(
     name: str, data: Path, model: Path, whole: Path, tmp_path: Path
 ) -> None:
     parts = tmp_path / "parts"
-    ended = forked(dino, name, "pass", 6, arguments(data, model, parts))
+    ended = Forked(dino, name, "pass", 6, arguments(data, model, parts)).wait()
     assert ended.returncode == 130, ended.stderr
     assert f"dino train --resume {parts}" in ended.stderr
     assert "Traceback" not in ended.stderr
