@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import make_images, tiny_checkpoint
+from factories import make_images
 
 from dino_cli.app import run
 from dino_core.inference.outputs.table import OUTPUTS
@@ -29,14 +29,13 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny.safetensors"))
+@pytest.fixture
+def model(model: Path) -> str:
+    return str(model)
 
 
 @pytest.fixture(autouse=True)
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    monkeypatch.chdir(tmp_path)
+def photos() -> list[Path]:
     return make_images(Path("photos"), 3)
 
 
@@ -392,29 +391,6 @@ def test_every_nth_frame_of_a_video(model: str, capsys: Capture) -> None:
     records = lines(capsys.readouterr().out)
     assert [(r["frame"], r["time_s"]) for r in records] == [(0, 0.0), (5, 0.5)]
     assert Path("runs/predict/videos/clip.mp4").stat().st_size > 0
-
-
-def test_onnx_needs_no_torch_and_finds_the_same(model: str, capsys: Capture) -> None:
-    pytest.importorskip("onnxscript")
-    assert run(["export", model, "--image-size", "48,64", "--out", "tiny.onnx"]) == 0
-    arguments = ["predict", "photos", "--threshold", "0", "--max-detections", "3", "--json"]
-    capsys.readouterr()
-    assert run([*arguments, "--model", model]) == 0
-    expected = lines(capsys.readouterr().out)
-    code = (
-        "import sys\n"
-        "from dino_cli.app import run\n"
-        f"assert run({[*arguments, '--model', 'tiny.onnx']!r}) == 0\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
-    )
-    for ours, theirs in zip(expected, lines(done.stdout), strict=True):
-        for one, other in zip(ours["detections"], theirs["detections"], strict=True):
-            assert one["label"] == other["label"]
-            assert other["score"] == pytest.approx(one["score"], abs=2e-3)
-            assert other["box"] == pytest.approx(one["box"], abs=0.1)
 
 
 def test_the_help_lists_every_output(capsys: Capture) -> None:
