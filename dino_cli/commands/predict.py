@@ -127,16 +127,11 @@ def predict(
         raise ConfigError("--skip-done needs the folder of the earlier run", "give it with --out")
     # Everything that can be wrong is checked before the imports and the model take seconds.
     kinds = check_outputs(options.comma_separated(save) or [])
-    from dino_core.inference.outputs.previous import Finished, read_finished
     from dino_core.inference.outputs.writers import Writers
     from dino_core.inference.sources import open_sources
 
     opened = open_sources(sources, recursive=recursive, every=every)
-    earlier = read_finished(out) if skip_done and out is not None else Finished([], [])
-    finished = earlier.predictions
-    if earlier.broken:
-        count = render.counted(len(earlier.broken), "line")
-        render.warn(f"{earlier.broken[0]}: {count} cannot be read; predicting those images again")
+    finished = _finished(out) if skip_done and out is not None else []
     detector = _load(model, device, dtype, image_size)
     _check_same_classes(finished, detector, out)
     if gate is not None and gate.label != ANY:
@@ -189,6 +184,17 @@ class Tally:
     found: Counter[str] = field(default_factory=Counter)
     rate: float = 0.0
     interrupted: bool = False
+
+
+def _finished(out: Path) -> list[Prediction]:
+    """What an earlier run into `out` has predicted."""
+    from dino_core.inference.outputs.previous import read_finished
+
+    earlier = read_finished(out)
+    if earlier.broken:
+        count = render.counted(len(earlier.broken), "line")
+        render.warn(f"{earlier.broken[0]}: {count} cannot be read; predicting those images again")
+    return earlier.predictions
 
 
 def _load(model: str, device: str, dtype: str, image_size: int | None) -> Detector:
