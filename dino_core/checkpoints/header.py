@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -29,17 +31,34 @@ def check_file(path: Path) -> None:
 def read_header(path: Path) -> CheckpointMeta:
     """Read the metadata of a model file.
 
-    The library compares the size of the file with its list of tensors, so a truncated file is
-    found although no tensor is read.
-
     Raises:
         CheckpointError: the file is missing, unreadable, truncated, of another kind, not one of
             ours, or of a newer version.
     """
+    return meta_in(read_entries(path), path)
+
+
+def read_entries(path: Path) -> dict[str, str]:
+    """Read the string metadata of a safetensors file.
+
+    The library compares the size of the file with its list of tensors, so a truncated file is
+    found although no tensor is read.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, truncated or of another kind.
+    """
     check_file(path)
+    with read_errors(path), safetensors.safe_open(str(path), framework="numpy") as file:
+        return dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Raise what the safetensors library raises for a malformed file as a CheckpointError."""
     try:
-        with safetensors.safe_open(str(path), framework="numpy") as file:
-            entries = file.metadata() or {}
+        yield
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except safetensors.SafetensorError as error:
@@ -48,6 +67,10 @@ def read_header(path: Path) -> CheckpointMeta:
             f"{path}: truncated, or not a safetensors file ({size} bytes)",
             f"get it again; {_IMPORT_HINT}",
         ) from error
+
+
+def meta_in(entries: Mapping[str, str], path: Path) -> CheckpointMeta:
+    """The description of the model in the metadata of its file. Raises like `read_header`."""
     if METADATA_KEY not in entries:
         raise CheckpointError(
             f"{path}: a safetensors file without the metadata of a dino model", _IMPORT_HINT

@@ -146,7 +146,7 @@ class TestBadFiles:
 
     def test_somebody_elses_safetensors(self, tmp_path: Path) -> None:
         safetensors.torch.save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
-        with pytest.raises(CheckpointError, match="not one of dino's"):
+        with pytest.raises(CheckpointError, match="without the metadata of a dino model"):
             load_checkpoint(tmp_path / "other.safetensors")
 
     def test_newer_format(self, tmp_path: Path) -> None:
