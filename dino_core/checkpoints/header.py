@@ -67,6 +67,10 @@ def read_errors(path: Path) -> Iterator[None]:
             f"{path}: truncated, or not a safetensors file ({size} bytes)",
             f"get it again; {_IMPORT_HINT}",
         ) from error
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: has tensors that this version of PyTorch cannot read ({error})"
+        ) from error
 
 
 def meta_in(entries: Mapping[str, str], path: Path) -> CheckpointMeta:

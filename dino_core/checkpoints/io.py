@@ -22,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 from dino_core.checkpoints.checksum import CHECKSUM_KEY, NO_CHECKSUM_YET, write_checksum
 from dino_core.checkpoints.header import check_file, read_errors, read_header
 from dino_core.config import ModelConfig
-from dino_core.errors import CheckpointError
+from dino_core.errors import CheckpointError, DinoError
 from dino_core.files import part_path, write_error
+from dino_core.limits import shown
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, to_json
 from dino_core.models.dino import Dino
 
@@ -82,46 +83,66 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     meta = read_header(path)
     tensors, _ = read_tensors(path)
-    state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    try:
+        state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    except RuntimeError as error:  # of a dtype that torch can store but not convert
+        raise CheckpointError(f"{path}: its weights cannot be read ({error})") from error
     return Checkpoint(meta, state)
 
 
-def build_model(checkpoint: Checkpoint) -> Dino:
+def build_model(checkpoint: Checkpoint, where: str | Path | None = None) -> Dino:
     """The network with its weights, in evaluation mode.
 
-    Raises: CheckpointError if the weights are not those of the network that the file describes.
+    Args:
+        checkpoint: A model file in memory.
+        where: The file's name, for errors; the variant's name by default.
+
+    Raises: CheckpointError if the weights are not those of the network that the file describes, or
+        there is no such network.
     """
-    _check_layers(checkpoint)
-    model = model_without_values(checkpoint.meta.model)
+    where = where or checkpoint.meta.variant
     try:
-        model.load_state_dict(checkpoint.state_dict, assign=True)
-    except RuntimeError as error:
+        model = model_without_values(checkpoint.meta.model)
+    except DinoError as error:
+        raise CheckpointError(f"{where}: {error.message}", error.hint) from error
+    except Exception as error:  # timm's networks refuse settings with errors of their own
+        raise CheckpointError(f"{where}: its network cannot be built ({error})") from error
+    faults = _misfits(checkpoint.state_dict, model.state_dict())
+    if faults:
+        more = f", and {len(faults) - 1} more faults" if len(faults) > 1 else ""
         raise CheckpointError(
-            f"the weights do not fit {checkpoint.meta.variant}: {error}"
-        ) from error
+            f"{where}: its weights do not fit the network that it describes: {faults[0]}{more}",
+            "the file is damaged, or was changed by hand; get it again",
+        )
+    model.load_state_dict(checkpoint.state_dict, assign=True)
     left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if left:
-        raise CheckpointError(f"{checkpoint.meta.variant}: the file lacks {', '.join(left[:8])}")
+        raise CheckpointError(f"{where}: the file lacks {', '.join(left[:8])}")
     return model.eval()
+
+
+def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What differs between the tensors of a file and those of its network, in words.
+
+    The dtypes matter because the tensors are taken as they are: with integers or complex numbers
+    for weights, the network would fail in use.
+    """
+    faults = [f"{name} is missing" for name in expected if name not in given]
+    for name, tensor in given.items():
+        wanted = expected.get(name)
+        if wanted is None:
+            faults.append(f"{shown(name)} is not part of the network")
+        elif tensor.shape != wanted.shape:
+            faults.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
+        elif tensor.dtype != wanted.dtype:
+            faults.append(f"{name} has values of {tensor.dtype}, expected {wanted.dtype}")
+    return faults
 
 
 def model_without_values(config: ModelConfig) -> Dino:
     """The network on the meta device: it has names and shapes, but no values yet."""
     with torch.device("meta"), _NoRandomNumbers():
         return Dino(config)
-
-
-def _check_layers(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError if the network that the file describes is absurdly deep.
-
-    A damaged or malicious file could otherwise claim so many layers that building takes hours.
-    """
-    config, tensors = checkpoint.meta.model, len(checkpoint.state_dict)
-    layers = max(config.encoder_layers, config.decoder_layers, config.num_levels)
-    if layers > tensors:
-        raise CheckpointError(
-            f"{checkpoint.meta.variant}: the file claims {layers} layers and has {tensors} tensors"
-        )
 
 
 class _NoRandomNumbers(TorchFunctionMode):

@@ -210,7 +210,7 @@ def verify_file(path: Path) -> bool:
     else:
         compared = check_checksum(path, read_entries(path))
     checkpoint = load(path)
-    build_model(checkpoint)
+    build_model(checkpoint, path)
     for name, tensor in checkpoint.state_dict.items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{path}: {name} has NaN or infinite values")
