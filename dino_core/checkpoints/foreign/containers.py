@@ -95,7 +95,7 @@ def find_weights(content: object, path: Path, ema: bool | None = None) -> Weight
     if not tensors:
         raise CheckpointError(f"{path}: holds no weights")
     return Weights(
-        tensors,
+        {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()},
         key or "",
         averaged_too=keys.averaged not in (None, key),
         config_text=_config_text(content),
@@ -104,26 +104,28 @@ def find_weights(content: object, path: Path, ema: bool | None = None) -> Weight
 
 
 def _tensors(content: Mapping[object, object], path: Path) -> dict[str, Tensor]:
-    """The tensors of a mapping by name without prefix; floating-point ones as float32."""
+    """The tensors of a mapping by name without prefix."""
     result: dict[str, Tensor] = {}
     for given, value in content.items():
         tensor = _tensor(value)
         if tensor is None or given == _AVERAGING_STEPS:
             continue
         name = str(given).removeprefix(_DDP_PREFIX)
-        if name in result and not torch.equal(result[name], tensor):
+        if name in result and not _same(result[name], tensor):
             raise CheckpointError(f"{path}: '{name}' and '{_DDP_PREFIX}{name}' differ")
         result[name] = tensor
     return result
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _tensor(value: object) -> Tensor | None:
     """A tensor, or an array as detectron2's `.pkl` files have them. None for anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         value = torch.from_numpy(np.array(value, np.float32 if value.dtype.kind == "f" else int))
-    if not isinstance(value, Tensor):
-        return None
-    return value.float() if value.is_floating_point() else value
+    return value if isinstance(value, Tensor) else None
 
 
 def _meta(content: Mapping[object, object]) -> Mapping[object, object]:
@@ -141,5 +143,5 @@ def _class_names(content: Mapping[object, object]) -> tuple[str, ...]:
     meta = _meta(content).get("dataset_meta")
     for key, names in meta.items() if isinstance(meta, Mapping) else ():
         if str(key).lower() == "classes" and isinstance(names, (tuple, list)):
-            return tuple(map(str, names))
+            return tuple(name for name in names if isinstance(name, str))
     return ()

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MAX_STEPS = 5_000_000  # a few seconds; a checkpoint with its optimizer has tens of thousands
+MAX_STEPS = 2_000_000  # a few seconds; a checkpoint with its optimizer has tens of thousands
 _MAX_INDEX = 1 << 32
 _MAX_KEY = 1 << 63
 _PROTOCOL = 5
