@@ -138,8 +138,8 @@ class TestBadFiles:
             load_checkpoint(path)
 
     def test_not_a_model_at_all(self, tmp_path: Path) -> None:
-        path = tmp_path / "photo.safetensors"
-        path.write_bytes(b"\xff\xd8\xff\xe0" * 1000)
+        path = tmp_path / "noise.safetensors"
+        path.write_bytes(b"\xff\xd8\xfe\xe0" * 1000)
         with pytest.raises(CheckpointError, match="not a safetensors file") as error:
             load_checkpoint(path)
         assert "dino models import" in error.value.hint

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dino_core.checkpoints.foreign.keymaps import detrex, mmdet, official
 from dino_core.checkpoints.foreign.keymaps.rules import Rules, renamed
+from dino_core.checkpoints.foreign_kinds import of_another_project, project_of_tensors
 from dino_core.errors import CheckpointError
 
 SHOWN = 8  # names in a message
@@ -74,6 +75,9 @@ def recognize(tensors: Mapping[str, Tensor], path: Path) -> Layout:
     for layout in LAYOUTS:
         if all(mark in tensors for mark in layout.marks):
             return layout
+    project = project_of_tensors(tensors)
+    if project is not None:
+        raise of_another_project(path, project)
     raise CheckpointError(
         f"{path}: not a checkpoint of DINO as the official code, detrex or mmdet write it "
         f"(it has {some(sorted(tensors))})"
