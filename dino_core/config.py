@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from dino_core.errors import ConfigError
-from dino_core.limits import MODEL_RANGES, PREPROCESS_RANGES, check_ranges, shown
+from dino_core.limits import (
+    LOSS_RANGES,
+    MODEL_RANGES,
+    PREPROCESS_RANGES,
+    TRAIN_RANGES,
+    check_ranges,
+    shown,
+)
 
 T = TypeVar("T")
 
@@ -167,8 +174,7 @@ class LossConfig:
     encoder_repeats: int = 1
 
     def __post_init__(self) -> None:
-        if self.encoder_repeats < 1:
-            raise ConfigError(f"encoder_repeats is {self.encoder_repeats}; it must be at least 1")
+        check_ranges(self, LOSS_RANGES)
 
 
 AugmentName = Literal["none", "default", "strong", "published"]
@@ -283,6 +289,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
+        check_ranges(self, TRAIN_RANGES)
         for name in ("mosaic", "copy_paste", "mosaic_until"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -313,7 +320,7 @@ class ResolvedConfig(TrainConfig):
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """A hint `did you mean ...` for an unknown name; empty if no known name is similar."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
     return f"did you mean '{match[0]}'?" if match else ""
 
 
@@ -372,7 +379,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise ConfigError(
                 f"{where}: {shown(value)} is not one of {', '.join(map(str, args))}",
-                nearest(str(value), map(str, args)),
+                nearest(shown(value), map(str, args)),
             )
         return value
     if origin is tuple:

@@ -46,6 +46,34 @@ PREPROCESS_RANGES: dict[str, tuple[float, float]] = {
     "std": (1e-6, 1e3),
 }
 
+TRAIN_RANGES: dict[str, tuple[float, float]] = {
+    "minutes": (0, 1e7),
+    "lr": (0, 1e3),
+    "backbone_lr_factor": (0, 1e3),
+    "offsets_lr_factor": (0, 1e3),
+    "weight_decay": (0, 1e3),
+    "clip_norm": (0, 1e9),
+    "step_gamma": (0, 1e3),
+    "final_lr_factor": (0, 1e3),
+    "ema_decay": (0, 1),
+    "scale_jitter": (0, 100),
+    "val_split": (0, 1),
+}
+"""Above all, they leave out NaN and infinity, with which a run fails after minutes."""
+
+LOSS_RANGES: dict[str, tuple[float, float]] = {
+    "cost_class": (0, 1e6),
+    "cost_bbox": (0, 1e6),
+    "cost_giou": (0, 1e6),
+    "weight_class": (0, 1e6),
+    "weight_bbox": (0, 1e6),
+    "weight_giou": (0, 1e6),
+    "focal_alpha": (0, 1),
+    "focal_gamma": (0, 100),
+    "mal_gamma": (0, 100),
+    "encoder_repeats": (1, 100),
+}
+
 
 def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Check the numbers of a config dataclass.
@@ -72,6 +100,11 @@ def shown(value: Any) -> str:
     """
     text = _shown(value, _DEPTH)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def readable(text: str) -> str:
+    """A name from a file as it is, if it is short and can be printed; otherwise as `shown`."""
+    return text if len(text) <= _SHOWN and text.isprintable() else shown(text)
 
 
 def _shown(value: Any, depth: int) -> str:

@@ -1,4 +1,4 @@
-"""Model files of other tools are named, with the way out; a run's folder stands for its best file."""
+"""Model files of other tools are named with the way out; a run's folder stands for its best one."""
 
 from __future__ import annotations
 

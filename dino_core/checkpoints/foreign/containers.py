@@ -164,5 +164,6 @@ def _class_names(content: Mapping[object, object]) -> tuple[str, ...]:
     meta = _meta(content).get("dataset_meta")
     for key, names in meta.items() if isinstance(meta, Mapping) else ():
         if str(key).lower() == "classes" and isinstance(names, (tuple, list)):
-            return tuple(name for name in names if isinstance(name, str))
+            known = all(isinstance(name, str) and name.isprintable() for name in names)
+            return tuple(names) if known else ()
     return ()

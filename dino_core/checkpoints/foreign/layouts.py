@@ -18,6 +18,7 @@ from dino_core.checkpoints.foreign.keymaps import detrex, mmdet, official
 from dino_core.checkpoints.foreign.keymaps.rules import Rules, renamed
 from dino_core.checkpoints.foreign_kinds import of_another_project, project_of_tensors
 from dino_core.errors import CheckpointError
+from dino_core.limits import readable
 
 SHOWN = 8  # names in a message
 
@@ -143,4 +144,4 @@ def pixels_apart(tensor: Tensor) -> Tensor:
 def some(names: list[str]) -> str:
     """The first of the names, and the number of the others."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
+    return ", ".join(map(readable, names[:SHOWN])) + rest

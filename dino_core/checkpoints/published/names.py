@@ -17,6 +17,7 @@ from dino_core.checkpoints.published.catalogue import (
 )
 from dino_core.config import nearest
 from dino_core.errors import CheckpointError
+from dino_core.limits import readable, shown
 from dino_core.variants import VARIANTS
 
 BUILT_IN = {
@@ -73,7 +74,11 @@ def find_model(name_or_path: str | Path) -> NamedModel:
         CheckpointError: there is no such file or model; the nearest known name is suggested.
     """
     name, path = str(name_or_path), Path(name_or_path)
-    if path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # e.g. a name that is too long, or a folder that may not be entered
+        raise CheckpointError(f"{shown(name)}: cannot be opened ({error.strerror})") from error
+    if is_file:
         return NamedModel(name, path, None, None)
     published = find_published(name)
     if published is not None:
@@ -89,13 +94,16 @@ def find_model(name_or_path: str | Path) -> NamedModel:
         check_file(path)
     if re.match(r"(yolo|rt-?detr|detr[-_]|rf-?detr|faster|efficientdet)", path.name.lower()):
         raise CheckpointError(
-            f"{path}: no such file, and no model that dino has", "`dino models list` names them"
+            f"{readable(name)}: no such file, and no model that dino has",
+            "`dino models list` names them",
         )
     if path.suffix or len(path.parts) > 1:
-        raise CheckpointError(f"{path}: no such file", "`dino models list` has the known names")
+        raise CheckpointError(
+            f"{readable(name)}: no such file", "`dino models list` has the known names"
+        )
     known = f"known: {', '.join(VARIANTS)}; `dino models list --all` has more"
     hint = nearest(name, {**VARIANTS, **CATALOGUE}) or known
-    raise CheckpointError(f"unknown model '{name}'", hint)
+    raise CheckpointError(f"unknown model {shown(name)}", hint)
 
 
 def _best_of(folder: Path) -> Path:
