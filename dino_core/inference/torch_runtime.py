@@ -80,7 +80,7 @@ def open_torch(model: str | Path, device: str, dtype: str) -> tuple[TorchRuntime
     resolve_device(device)
     resolve_dtype(dtype)
     checkpoint = load(model)
-    return TorchRuntime(build_model(checkpoint), device, dtype), checkpoint.meta
+    return TorchRuntime(build_model(checkpoint, model), device, dtype), checkpoint.meta
 
 
 def run_model(

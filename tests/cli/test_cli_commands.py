@@ -12,8 +12,8 @@ from factories import CLASS_NAMES, make_coco_dataset
 from golden import other_codes
 
 from dino_cli.app import run
-from dino_core.checkpoints.io import load_checkpoint, read_header, save_checkpoint
-from dino_core.metadata import from_json
+from dino_core.checkpoints.header import read_header
+from dino_core.checkpoints.io import load_checkpoint, save_checkpoint
 
 Capture = pytest.CaptureFixture[str]
 
@@ -76,7 +76,7 @@ def test_models_import_tells_what_it_took(capsys: Capture) -> None:
     options = ["--position-temperature", "20", "--position-offset", "0", "--ema"]
     assert run(["models", "import", "detrex.pth", "b.safetensors", *options]) == 0
     assert "temperature 20, offset 0 (as requested)" in capsys.readouterr().err
-    described = from_json(read_header(Path("b.safetensors")))
+    described = read_header(Path("b.safetensors"))
     assert described.model.position_temperature == 20
     assert described.provenance["weights"] == "ema_state"
     for name in ("a", "b"):  # 190 MB each

@@ -185,9 +185,9 @@ def _notes(layout: Layout, weights: Weights, position: Position) -> list[str]:
 
 
 def _check(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None:
-    """Raises CheckpointError unless names and shapes are exactly the model's."""
+    """Raises CheckpointError unless names, shapes and dtypes are exactly the model's."""
     model = model_without_values(config)
-    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    expected = {n: (tuple(t.shape), t.dtype) for n, t in model.state_dict().items()}
     missing = sorted(expected.keys() - state.keys())
     extra = sorted(state.keys() - expected.keys())
     if missing or extra:
@@ -195,9 +195,12 @@ def _check(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None
         parts += [f"{len(extra)} without a place: {some(extra)}"] if extra else []
         raise CheckpointError(f"{path}: tensors do not match {config.variant}: {'; '.join(parts)}")
     wrong = [
-        f"{n} is {tuple(t.shape)}, expected {expected[n]}"
+        f"{n} is {tuple(t.shape)}, expected {expected[n][0]}"
         for n, t in state.items()
-        if tuple(t.shape) != expected[n]
+        if tuple(t.shape) != expected[n][0]
     ]
     if wrong:
         raise CheckpointError(f"{path}: {len(wrong)} tensors of another shape: {some(wrong)}")
+    odd = [f"{n} of {t.dtype}" for n, t in state.items() if t.dtype != expected[n][1]]
+    if odd:
+        raise CheckpointError(f"{path}: {len(odd)} tensors of another type: {some(odd)}")

@@ -14,9 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# An instruction has one byte or more, so a file of gigabytes could keep this loop busy for hours.
-MAX_STEPS = 5_000_000  # a few seconds; a checkpoint with its optimizer has tens of thousands
-# The memo is a dictionary here, so a large index costs nothing. C's unpickler has an array.
+MAX_STEPS = 2_000_000  # a few seconds; a checkpoint with its optimizer has tens of thousands
 _MAX_INDEX = 1 << 32
 _MAX_KEY = 1 << 63
 # The newest protocol that Python has written so far.

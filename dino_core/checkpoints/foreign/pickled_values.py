@@ -29,7 +29,9 @@ STORAGE_DTYPES = {
 _COPIES = 16  # all values together may take this multiple of the file's size
 # A tiny but honest file may need more than 16 times its size, because Python objects have overhead.
 _SMALL_FILE = 1 << 20
-_ALWAYS = 4 << 30  # bytes that expanded tensors may take, however small the file
+_VIEWS = 8  # all tensors together may have this multiple of the file's size as float32
+_ALWAYS = 256 << 20  # bytes that expanded tensors may take, however small the file
+_WIDTH = 4  # bytes of a number when it is used: half precision is converted to float32
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(?:\?|b1|[iuf][1248]|c8|c16)")
 _MAX_DIMENSIONS = 64
 
@@ -44,7 +46,7 @@ class Budget:
     def __init__(self, size: int) -> None:
         self._size = size
         self._copies = _COPIES * max(size, _SMALL_FILE)
-        self._views = _COPIES * size + _ALWAYS
+        self._views = _VIEWS * size + _ALWAYS
 
     def copy(self, count: int, what: str) -> None:
         """Raises Malformed if `count` more bytes of memory are too many."""
@@ -52,10 +54,10 @@ class Budget:
         self._check(self._copies, count, what)
 
     def view(self, count: int, what: str) -> None:
-        """Raises Malformed if another tensor of `count` bytes is too much.
+        """Raises Malformed if another tensor that takes `count` bytes in use is too much.
 
-        It takes no memory yet, but would if it were copied: an expanded tensor has more elements
-        than its storage.
+        It takes no memory yet, but does when it is converted or copied: an expanded tensor has more
+        elements than its storage.
         """
         self._views -= count
         self._check(self._views, count, what)
@@ -126,8 +128,7 @@ def tensor_in(storage: Any, offset: Any, size: Any, stride: Any, budget: Budget)
             f"a tensor of {_shape(shape)} claims {amount(nbytes)} and reaches beyond its storage "
             f"of {amount(there)}"
         )
-    # A stride of 0 gives a tensor of any size from a single element, which passes the check above.
-    budget.view(nbytes, f"a tensor of {_shape(shape)}")
+    budget.view(math.prod(shape) * max(width, _WIDTH), f"a tensor of {_shape(shape)}")
     return torch.empty(0, dtype=storage.dtype).set_(storage.untyped, offset, shape, steps)
 
 

@@ -35,6 +35,7 @@ from dino_core.checkpoints.foreign.pickled_values import (
     tensor_in,
     whole_number,
 )
+from dino_core.checkpoints.foreign_kinds import looks_like_safetensors
 from dino_core.checkpoints.header import check_file
 from dino_core.errors import CheckpointError
 
@@ -79,6 +80,11 @@ def check_pickled(path: Path) -> None:
 def _guarded(path: Path, read: Callable[[mmap.mmap], Any]) -> Any:
     check_file(path)
     try:
+        if looks_like_safetensors(path):
+            raise CheckpointError(
+                f"{path}: a safetensors file, not one of torch.save",
+                "one that dino wrote needs no import; rename it so that it ends in .safetensors",
+            )
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise CheckpointError(f"{path}: is empty", "fetch it again")
