@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.autograd import forward_ad
 
 from dino_core.errors import ConfigError, ExtensionError
 from dino_core.ops._extension import EXTENSION
@@ -99,4 +100,6 @@ def choose_backend(value: torch.Tensor) -> Backend:
     """The backend for one call. It is cheap, and a constant for torch.compile and torch.export."""
     if torch.onnx.is_in_onnx_export():
         return "reference"  # ONNX has no such operator
+    if forward_ad._current_level >= 0:
+        return "reference"  # forward-mode derivatives of the compiled operators would be zero
     return backend_report(value.device.type).name

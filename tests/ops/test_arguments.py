@@ -181,6 +181,15 @@ def test_a_second_derivative_is_an_error(raw: bool) -> None:
         torch.autograd.functional.hessian(scalar, tensors[0])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_forward_mode_derivative_is_not_silently_zero(raw: bool) -> None:
+    """The reference computes such calls, and PyTorch has no such derivative of `grid_sample`."""
+    function, (value, *rest) = attention(raw)
+    with pytest.raises(NotImplementedError, match="forward AD with grid_sampler_2d"):
+        torch.func.jvp(lambda v: function(v, *rest), (value,), (value,))
+
+
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_second_derivative_of_the_reference(raw: bool) -> None:
     """Against differences of the compiled operator's first derivatives."""
