@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from dino_core.config import ModelConfig, PreprocessConfig, from_dict
+from dino_core.config import ModelConfig, PreprocessConfig, TrainConfig, from_dict
 from dino_core.errors import ConfigError
 from dino_core.limits import shown
+from dino_core.toml import apply_overrides, load_toml
 
 
 def repeated(levels: int) -> list[object]:
@@ -78,3 +82,28 @@ def test_errors_of_settings_are_one_short_line(value: object) -> None:
 def test_values_outside_their_range(cls: type, setting: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"{setting} is .* it must be from"):
         from_dict(cls, {setting: value})
+
+
+def test_settings_files_that_no_parser_survives(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    for text, words in (
+        ("a = " + "[" * 100_000, "nested too deeply"),
+        ("a = " + "9" * 5000, "too long"),
+        ("a = '", "not valid TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            load_toml(path)
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        load_toml(tmp_path / "pipe.toml")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "9" * 5000, "0x" + "f" * 5000, "inf", "nan"], ids=range(5)
+)
+def test_assignments_that_no_parser_survives(text: str) -> None:
+    tables = apply_overrides({}, [f"train.lr={text}"])
+    with pytest.raises(ConfigError) as error:
+        from_dict(TrainConfig, tables["train"])
+    assert len(error.value.message) < 200
