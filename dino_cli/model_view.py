@@ -125,7 +125,7 @@ def _row(model: NamedModel) -> dict[str, Any]:
             "sha256": model.published.sha256 or None,
         }
     elif model.path is not None:
-        row["license"] = read_metadata(model.path).provenance.get(_LICENSE_KEY)
+        row["license"] = read_metadata(model.path).provenance.other.get(_LICENSE_KEY)
     return row | {"mb": _megabytes(model.path) if model.path else None}
 
 

@@ -12,6 +12,7 @@ from dino_core.config import ModelConfig, PreprocessConfig, from_dict, to_dict
 from dino_core.detections import ClassMap
 from dino_core.errors import CheckpointError, DinoError
 from dino_core.limits import shown
+from dino_core.provenance import Provenance
 
 METADATA_KEY = "dino"
 """The key of the JSON in the string metadata of a safetensors or ONNX file."""
@@ -41,7 +42,7 @@ class CheckpointMeta:
         classes: Index, name and source id of each output column.
         training: Summary of the run: steps, epochs, data, recipe.
         metrics: Validation metrics of these weights, as fractions.
-        provenance: Where the weights came from (file, layout, sha256), and license notes.
+        provenance: Where the weights came from.
         version: The version of this library that wrote the file.
     """
 
@@ -51,7 +52,7 @@ class CheckpointMeta:
     classes: ClassMap
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     version: str = field(default_factory=library_version)
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ def to_json(meta: CheckpointMeta) -> str:
             "classes": meta.classes.to_dict(),
             "training": dict(meta.training),
             "metrics": dict(meta.metrics),
-            "provenance": dict(meta.provenance),
+            "provenance": meta.provenance.to_dict(),
             "version": meta.version,
         },
         ensure_ascii=False,
@@ -109,7 +110,7 @@ def from_json(text: str, where: str = "checkpoint") -> CheckpointMeta:
             classes=_classes(data["classes"]),
             training=_table(data, "training"),
             metrics=_table(data, "metrics"),
-            provenance=_table(data, "provenance"),
+            provenance=Provenance.from_dict(_table(data, "provenance")),
             version=_text(data.get("version", "?"), "version"),
         )
     except KeyError as error:

@@ -33,6 +33,7 @@ from dino_core.evaluation.evaluate import evaluate
 from dino_core.files import sha256_of
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
+from dino_core.provenance import Provenance
 from dino_core.variants import find_variant
 
 RARE_BELOW = 0.1  # images of classes in fewer than this share of the images are repeated
@@ -65,7 +66,7 @@ def imagenet_start(imagenet: Path, classes: ClassMap, out: Path) -> Path:
         model=config,
         preprocess=variant.preprocess,
         classes=classes,
-        provenance={"backbone": "tf_efficientnet_lite0, ImageNet-1k, Apache-2.0"},
+        provenance=Provenance(other={"backbone": "tf_efficientnet_lite0, ImageNet-1k, Apache-2.0"}),
     )
     save_checkpoint(out, model.state_dict(), meta)
     return out
@@ -81,7 +82,8 @@ def average(best: Path, others: Sequence[tuple[Path, float]], data: DatasetIndex
         for name in own.state_dict
     }
     made_of = [{"file": f.name, "sha256": sha256_of(f), "share": share} for f, share in files]
-    meta = replace(own.meta, provenance={**own.meta.provenance, "average": made_of})
+    other = {**own.meta.provenance.other, "average": made_of}
+    meta = replace(own.meta, provenance=replace(own.meta.provenance, other=other))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "average.safetensors")
         save_checkpoint(file, state, meta)

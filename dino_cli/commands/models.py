@@ -249,13 +249,13 @@ def _report_import(imported: Checkpoint, destination: Path, as_json: bool) -> No
     if as_json:
         answer = {
             "schema": 1, "variant": meta.variant, "parameters": count, "tensors": tensors,
-            "out": str(destination), "provenance": meta.provenance,
+            "out": str(destination), "provenance": meta.provenance.to_dict(),
         }  # fmt: skip
         print(json.dumps(answer, ensure_ascii=False))
-    for sentence in meta.provenance["notes"]:
+    for sentence in meta.provenance.notes:
         render.note(sentence)
     render.note(
-        f"{meta.variant} of {meta.provenance['layout']}: {tensors} tensors, "
+        f"{meta.variant} of {meta.provenance.layout}: {tensors} tensors, "
         f"{count / 1e6:.1f} million parameters"
     )
     render.note(f"model in {destination}")

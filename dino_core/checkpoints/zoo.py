@@ -5,10 +5,8 @@ A published file is downloaded once, checked, and imported once. Both files stay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dino_core.checkpoints.checksum import check_checksum
 from dino_core.checkpoints.foreign.convert import import_checkpoint
@@ -34,6 +32,7 @@ from dino_core.checkpoints.published.names import FOREIGN_SUFFIXES, find_model
 from dino_core.errors import CheckpointError
 from dino_core.files import sha256_of
 from dino_core.metadata import CheckpointMeta, library_version
+from dino_core.provenance import Ancestor
 from dino_core.variants import VARIANTS
 
 _RUN_FACTS = ("data", "images", "steps", "epochs")
@@ -157,7 +156,7 @@ def _imported(published: Published, source: FileRecord) -> Path:
     """Import the published file into the same folder, and record that in the cache."""
     here = CachedModel(cached(published.name).folder, source, None)
     read = _read(here.path(source))
-    provenance = {**read.meta.provenance, "name": published.name, "url": published.url}
+    provenance = replace(read.meta.provenance, name=published.name, url=published.url or "")
     target = here.folder / f"{published.name}.safetensors"
     save_checkpoint(target, read.state_dict, replace(read.meta, provenance=provenance))
     remember(replace(here, model=record_of(target, library_version())))
@@ -217,20 +216,14 @@ def verify_file(path: Path) -> bool:
     return compared
 
 
-def history(path: Path, meta: CheckpointMeta) -> tuple[Mapping[str, Any], ...]:
-    """The origin of the weights of a model file, to be stored in a model trained from it.
+def history(path: Path, meta: CheckpointMeta) -> tuple[Ancestor, ...]:
+    """The ancestors of a model trained from this file: those of the file, and last the file itself.
 
-    Returns: An entry for each earlier file, oldest first, and last for this one: its name, sha256
-        and variant, what its importer reported (another project's file, its sha256, its layout),
-        and the run that trained it (data, steps).
+    Args:
+        path: The model file.
+        meta: Its metadata.
     """
-    own = {key: value for key, value in meta.provenance.items() if key != "history"}
-    run = {key: meta.training[key] for key in _RUN_FACTS if key in meta.training}
-    entry: dict[str, Any] = {"file": path.name, "sha256": sha256_of(path), "variant": meta.variant}
-    if path.suffix not in FOREIGN_SUFFIXES or own.get("sha256") != entry["sha256"]:
-        entry |= {"provenance": own} if own else {}
-    else:
-        entry |= own
-    entry |= {"training": run} if run else {}
-    before = meta.provenance.get("history", ())
-    return (*(before if isinstance(before, (list, tuple)) else ()), entry)
+    training = {key: meta.training[key] for key in _RUN_FACTS if key in meta.training}
+    own = replace(meta.provenance, history=())
+    ancestor = Ancestor(path.name, sha256_of(path), meta.variant, own, training)
+    return (*meta.provenance.history, ancestor)

@@ -27,6 +27,7 @@ from dino_core.engine.step import Stepper, StepResult
 from dino_core.evaluation.coco_metrics import Metrics
 from dino_core.metadata import CheckpointMeta
 from dino_core.process import started_by_torchrun
+from dino_core.provenance import Provenance
 
 
 @dataclass
@@ -173,11 +174,11 @@ class Run:
             classes=self.dataset.classes,
             training=training,
             metrics=self.metrics.to_dict() if self.metrics is not None else {},
-            provenance={
-                "start": self.start.origin,
-                "run": self.folder.root.resolve().name,
-                "history": list(self.start.history),
-            },
+            provenance=Provenance(
+                start=self.start.origin,
+                run=self.folder.root.resolve().name,
+                history=self.start.history,
+            ),
         )
 
     def finish_step(self, result: StepResult, unreadable: Mapping[str, str]) -> str:

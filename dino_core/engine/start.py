@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dino_core.checkpoints.class_names import parse_aliases
 from dino_core.checkpoints.io import Checkpoint
@@ -17,6 +16,7 @@ from dino_core.errors import ConfigError
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
 from dino_core.processing.preprocess import at_image_size
+from dino_core.provenance import Ancestor
 from dino_core.variants import VARIANTS
 
 FROM_SCRATCH = "none"
@@ -32,14 +32,14 @@ class Start:
         preprocess: How an image becomes its input.
         report: What was copied from a model file; None from scratch and on resume.
         origin: What a person typed: a name, a file, or "none".
-        history: An entry per model file in the weights' past, oldest first (`zoo.history`).
+        history: The model files from which the weights descend, oldest first (`zoo.history`).
     """
 
     model: Dino
     preprocess: PreprocessConfig
     report: TransferReport | None
     origin: str
-    history: tuple[Mapping[str, Any], ...] = ()
+    history: tuple[Ancestor, ...] = ()
 
     def at_size(self, image_size: int | None) -> Start:
         """The same start with an input whose long side is `image_size`; None changes nothing."""
@@ -88,9 +88,8 @@ def start_from(
 
 def resumed_start(meta: CheckpointMeta) -> Start:
     """The network of a saved state. Its weights come with the rest of the state."""
-    origin = str(meta.provenance.get("start", "resume"))
-    past = tuple(meta.provenance.get("history", ()))
-    return Start(Dino(meta.model), meta.preprocess, None, origin, past)
+    origin = meta.provenance.start or "resume"
+    return Start(Dino(meta.model), meta.preprocess, None, origin, meta.provenance.history)
 
 
 def _own_settings(

@@ -24,6 +24,7 @@ from dino_core.detections import ClassMap
 from dino_core.errors import CheckpointError
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
 from dino_core.models.dino import Dino
+from dino_core.provenance import Provenance
 
 META = CheckpointMeta(
     "dino-tiny",
@@ -32,7 +33,7 @@ META = CheckpointMeta(
     ClassMap(CLASS_NAMES, (7, 3)),
     training={"steps": 3},
     metrics={"ap": 0.25, "ap_small": None},
-    provenance={"start": "größe"},
+    provenance=Provenance(start="größe"),
 )
 
 

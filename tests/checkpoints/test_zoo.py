@@ -116,7 +116,7 @@ def test_pulled_once_and_then_at_hand(
     assert path.parent == tmp_path / "cache" / "models" / "tiny-1ep"
     assert list(dict.fromkeys(seen)) == ["fetching", "importing"]
     original, mine = load_checkpoint(tmp_path / "tiny"), load_checkpoint(path)
-    assert mine.meta.provenance["name"] == "tiny-1ep" and mine.meta.provenance["url"] == tiny.url
+    assert mine.meta.provenance.name == "tiny-1ep" and mine.meta.provenance.url == tiny.url
     for name, tensor in original.state_dict.items():
         assert torch.equal(mine.state_dict[name], tensor)
     monkeypatch.setenv("DINO_OFFLINE", "1")
@@ -221,8 +221,8 @@ def test_a_file_of_the_official_form_is_imported(server: FileServer, tmp_path: P
     )
     path = pull(published)
     meta = load_checkpoint(path).meta
-    assert meta.variant == "dino-r50-4scale" and meta.provenance["layout"] == "official"
-    assert meta.provenance["sha256"] == sha256_of(tmp_path / "r50.pth")
+    assert meta.variant == "dino-r50-4scale" and meta.provenance.layout == "official"
+    assert meta.provenance.sha256 == sha256_of(tmp_path / "r50.pth")
 
 
 def test_verify_finds_what_is_no_number(tmp_path: Path) -> None:

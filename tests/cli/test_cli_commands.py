@@ -78,7 +78,7 @@ def test_models_import_tells_what_it_took(capsys: Capture) -> None:
     assert "temperature 20, offset 0 (as requested)" in capsys.readouterr().err
     described = read_header(Path("b.safetensors"))
     assert described.model.position_temperature == 20
-    assert described.provenance["weights"] == "ema_state"
+    assert described.provenance.weights == "ema_state"
     for name in ("a", "b"):  # 190 MB each
         Path(f"{name}.safetensors").unlink()
     bad = ["models", "import", "detrex.pth", "c.safetensors", "--position-temperature", "0"]

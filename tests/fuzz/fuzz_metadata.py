@@ -41,12 +41,13 @@ from dino_core.config import LossConfig, ModelConfig, PreprocessConfig, TrainCon
 from dino_core.detections import ClassMap
 from dino_core.errors import DinoError
 from dino_core.metadata import CheckpointMeta, from_json, to_json
+from dino_core.provenance import Provenance
 
 MAX_MESSAGE = 5000  # characters, of which a path may take 4096
 
 META = CheckpointMeta(
     "dino-tiny", tiny_config(), TINY_INPUT, ClassMap(("square", "größe"), (7, 3)),
-    training={"steps": 3, "data": "d"}, metrics={"ap": 0.25}, provenance={"notes": ["a"]},
+    training={"steps": 3, "data": "d"}, metrics={"ap": 0.25}, provenance=Provenance(notes=("a",)),
 )  # fmt: skip
 
 TOKENS = (

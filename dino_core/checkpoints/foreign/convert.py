@@ -35,6 +35,7 @@ from dino_core.detections import ClassMap
 from dino_core.errors import CheckpointError, DataError
 from dino_core.files import sha256_of
 from dino_core.metadata import CheckpointMeta
+from dino_core.provenance import Provenance
 
 _HEAD_OF_LAYER = re.compile(r"(decoder\.(?:class|bbox)_embed)\.(\d+)\.(.+)")
 
@@ -52,7 +53,7 @@ def import_checkpoint(
     beside optimizer, arguments, history), published files, bare state dicts, and names with DDP's
     prefix are accepted. Differences beyond names go into the ModelConfig: separate heads of the
     layers, biases of the neck, the position encoding, the epsilon of the predicted boxes.
-    `meta.provenance["notes"]` states what was assumed.
+    `meta.provenance.notes` states what was assumed.
 
     Args:
         path: A `.pth` file.
@@ -76,13 +77,13 @@ def import_checkpoint(
     # The architecture is inferred from names and shapes, since most files do not state it.
     config = _adapted(network_of(given, path), layout, position)
     state, config = our_state(given, config, layout, path)
-    provenance = {
-        "layout": layout.name,
-        "file": path.name,
-        "sha256": sha256_of(path),
-        "weights": weights.key,
-        "notes": _notes(layout, weights, position),
-    }
+    provenance = Provenance(
+        layout=layout.name,
+        file=path.name,
+        sha256=sha256_of(path),
+        weights=weights.key,
+        notes=tuple(_notes(layout, weights, position)),
+    )
     preprocess = PreprocessConfig(**layout.preprocess)
     classes = _classes(layout, config, weights.class_names, path)
     meta = CheckpointMeta(config.variant, config, preprocess, classes, provenance=provenance)

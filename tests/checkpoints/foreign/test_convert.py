@@ -103,8 +103,8 @@ class TestImport:
             assert torch.equal(ours[our_name(name) or "?"], tensor), name
         assert imported.meta.variant == "dino-r50-4scale"
         assert imported.meta.model == ModelConfig()
-        assert imported.meta.provenance["layout"] == "official"
-        assert len(imported.meta.provenance["sha256"]) == 64
+        assert imported.meta.provenance.layout == "official"
+        assert len(imported.meta.provenance.sha256) == 64
         assert build_model(imported).level_embed[0, 0] == state["transformer.level_embed"][0, 0]
 
     @pytest.mark.parametrize("model", ["4scale_r50", "5scale_r50", "4scale_swinl"])

@@ -63,8 +63,8 @@ class TestDetrex:
         assert classes.names == tuple(row["name"] for row in labels)
         assert classes.source_ids == tuple(row["coco_id"] for row in labels)
         provenance = imported.meta.provenance
-        assert (provenance["layout"], provenance["weights"]) == ("detrex", "model")
-        assert "10000, offset -0.5 (detrex's usual one" in provenance["notes"][0]
+        assert (provenance.layout, provenance.weights) == ("detrex", "model")
+        assert "10000, offset -0.5 (detrex's usual one" in provenance.notes[0]
         # the seventh head is the encoder's, the others are apart
         state = imported.state_dict
         for layer in range(6):
@@ -90,10 +90,10 @@ class TestDetrex:
         assert torch.equal(imported.state_dict["level_embed"], level + 1)
         config = imported.meta.model
         assert (config.position_temperature, config.position_offset) == (20, 0)
-        assert len(imported.meta.provenance["notes"]) == 1
+        assert len(imported.meta.provenance.notes) == 1
         imported = import_checkpoint(path)
         assert torch.equal(imported.state_dict["level_embed"], level)
-        assert "has averaged ones too" in imported.meta.provenance["notes"][1]
+        assert "has averaged ones too" in imported.meta.provenance.notes[1]
 
     def test_five_scales(self, tmp_path: Path) -> None:
         given = numbered("detrex_5scale_r50")
