@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, their checksums, and the errors of writing them."""
+"""Files that appear complete or not at all, checksums, regular files, and errors of writing."""
 
 from __future__ import annotations
 
@@ -6,16 +6,43 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from dino_core.errors import DinoError
+from dino_core.errors import DataError, DinoError
 
 ErrorT = TypeVar("ErrorT", bound=DinoError)
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FULL_WORDS = ("no space", "quota", "file too large")
+
+
+_SPECIAL = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def require_regular_file(path: str | Path) -> None:
+    """Refuse pipes, sockets and devices, from which reading may wait or go on for ever.
+
+    Links are followed. A path that is not there, or is a folder, is left to the function that opens
+    it, which states what it expected.
+
+    Raises:
+        DataError: the path is a pipe, socket or device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    for is_special, name in _SPECIAL:
+        if is_special(mode):
+            raise DataError(f"{path}: is {name}, expected a regular file", "give a file on disk")
 
 
 @contextlib.contextmanager

@@ -132,6 +132,12 @@ KINDS: Mapping[str, Kind] = {
         "images are there more than once in their split",
         "keep one copy, with all its boxes",
     ),
+    "no-end-marker": Kind(
+        "warning",
+        "image lacks the end marker of its file and is used, since all of its rows are there",
+        "images lack their files' end markers and are used, since all of their rows are there",
+        "copy or download the file again, if other tools refuse it",
+    ),
     "exif-rotated": Kind(
         "warning",
         "image is turned by its EXIF tag",

@@ -133,7 +133,7 @@ def test_truncated_png(yolo: Path) -> None:
     scene(2).save(file)
     assert check(yolo).findings == ()
     file.write_bytes(file.read_bytes()[:-3000])
-    assert names(only(check(yolo), "unreadable-image")) == [["train/2.png"]]  # the reader says so
+    assert names(only(check(yolo), "truncated-image")) == [["train/2.png"]]
 
 
 def test_unreadable_images_by_header_and_by_content(yolo: Path) -> None:
