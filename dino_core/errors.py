@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class DinoError(Exception):
     """Base class of the errors that this library raises on purpose.
@@ -35,6 +37,48 @@ class ExtensionError(DinoError):
 
 class ExportError(DinoError):
     """A model could not be exported, or the exported file does not reproduce it."""
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """The start of `repr(value)`, for a message; nothing beyond it is built.
+
+    Values that files hold may be nested and share parts, so that a few lines of YAML stand for
+    billions of entries, and integers may have more digits than Python converts.
+
+    Args:
+        value: Anything.
+        limit: The most characters of the result; what is cut ends in three dots.
+    """
+    text = ""
+    for piece in _pieces(value, limit):
+        text += piece
+        if len(text) > limit:
+            return f"{text[: limit - 3]}..."
+    return text
+
+
+def _pieces(value: object, limit: int) -> Iterator[str]:
+    """The parts of `repr(value)`; each is short, and the first of every level is not empty."""
+    if isinstance(value, (list, tuple)):
+        yield "[" if isinstance(value, list) else "("
+        for i, each in enumerate(value):
+            yield ", " if i else ""
+            yield from _pieces(each, limit)
+        yield "]" if isinstance(value, list) else ")"
+    elif isinstance(value, dict):
+        yield "{"
+        for i, (key, each) in enumerate(value.items()):
+            yield ", " if i else ""
+            yield from _pieces(key, limit)
+            yield ": "
+            yield from _pieces(each, limit)
+        yield "}"
+    elif isinstance(value, (str, bytes)):
+        yield repr(value[: limit + 1])
+    elif isinstance(value, int) and value.bit_length() > 4 * limit:
+        yield f"an integer of {value.bit_length():,} bits"
+    else:
+        yield repr(value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -54,6 +54,12 @@ KINDS: Mapping[str, Kind] = {
         "labeled image files are missing and are left out",
         "add the file or remove its labels",
     ),
+    "ambiguous-image": Kind(
+        "error",
+        "image file may be any of several listed ones; their labels are left out",
+        "image files may be any of several listed ones; their labels are left out",
+        "put the images into the folders that the labels name",
+    ),
     "missing-split": Kind(
         "error",
         "split is named, but its images are not there",
@@ -239,6 +245,18 @@ KINDS: Mapping[str, Kind] = {
         "image has another size than stated; its boxes are scaled",
         "images have another size than stated; their boxes are scaled",
         "nothing to do if the files were resized after they were labeled",
+    ),
+    "boxes-turned": Kind(
+        "note",
+        "image is turned by its EXIF tag, but its labels are not; its boxes are turned too",
+        "images are turned by EXIF tags, but their labels are not; their boxes are turned too",
+        "nothing to do if the boxes fit in the report",
+    ),
+    "image-outside": Kind(
+        "note",
+        "image lies outside the folder of the data and is used",
+        "images lie outside the folder of the data and are used",
+        "make sure that this is meant: `dino convert` copies them",
     ),
     "outline-label": Kind(
         "note", "outline became its box", "outlines became their boxes", "nothing to do"

@@ -132,7 +132,7 @@ _LOSING = frozenset(
     {
         "malformed-file", "malformed-label", "malformed-image-entry", "malformed-class",
         "unknown-class", "label-without-image", "missing-split", "missing-image",
-        "unreadable-image", "wrong-shape",
+        "ambiguous-image", "unreadable-image", "wrong-shape",
     }
 )  # kinds of fault by which labels are left out  # fmt: skip
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
+
+from dino_core.data.formats.values import number
 
 _DELIMITERS = ",;\t|"
 BoxLayout = Literal["corners", "start and size", "center and size"]
@@ -163,12 +164,3 @@ def _without_header(first: Sequence[str]) -> Columns | None:
     if len(first) == 8 and numbers == [1, 2, 3, 4, 6, 7]:
         return _CLASS_FIRST
     return _SPLIT_FIRST if len(first) == 11 and numbers == [3, 4, 7, 8] else None
-
-
-def number(text: str) -> float | None:
-    """The finite number that a field holds; None where it holds something else."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None

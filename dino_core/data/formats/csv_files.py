@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_core.data.faults import FaultLog
-from dino_core.data.formats.csv_columns import Columns, columns_of, number, split_line
+from dino_core.data.formats.csv_columns import Columns, columns_of, split_line
 from dino_core.data.formats.layout import ROBOFLOW_CSV, find_annotations, split_in, split_of
+from dino_core.data.formats.values import number, read_text, start_of
 from dino_core.errors import DataError
 
 CSV_LAYOUT = (
@@ -91,11 +92,10 @@ def _tables_of_boxes(files: Sequence[Path]) -> Sequence[Path]:
 
 
 def _holds_boxes(file: Path) -> bool:
-    try:
-        with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-            _, first = split_line(stream.readline(4096))
-    except OSError:
-        return True  # The reader reports what is wrong with the file.
+    start = start_of(file, 4096)
+    if start is None:
+        return True
+    _, first = split_line(start.decode("utf-8-sig", "replace").partition("\n")[0])
     return columns_of(first) is not None
 
 
@@ -111,12 +111,7 @@ def read_table(file: Path, log: FaultLog) -> CsvTable:
     Raises:
         DataError: the file cannot be read as text, or its columns are unknown.
     """
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: cannot be read as text ({error})", "save it as UTF-8") from error
+    text = read_text(file)
     delimiter, first = split_line(text.partition("\n")[0])
     columns = columns_of(first)
     if columns is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dino_core.data.faults import Fault, FaultLog
 from dino_core.data.formats.layout import folders_in, in_splits, label_folders, split_lists
+from dino_core.data.formats.values import read_text, start_of
 from dino_core.data.formats.voc_xml import ROOT
 from dino_core.errors import DataError
 from dino_core.processing.image_files import IMAGE_SUFFIXES
@@ -88,11 +89,10 @@ def _holds_voc(folder: Path, deep: bool = True) -> bool:
 
 
 def _looks_like_voc(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(4096).replace(b"\0", b"")  # UTF-16 has a zero in each letter
-    except OSError:
-        return True  # The reader reports what is wrong with the file.
+    start = start_of(file, 4096)
+    if start is None:
+        return True
+    start = start.replace(b"\0", b"")  # UTF-16 has a zero in each letter
     return f"<{ROOT}>".encode() in start or f"<{ROOT} ".encode() in start
 
 
@@ -111,10 +111,10 @@ def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict
     trouble: DataError | None = None
     for split, file in lists.items():
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            trouble = trouble or DataError(f"{file}: cannot be read ({error})")
-            log.add("malformed-file", f"{file}: cannot be read ({error})")
+            lines = read_text(file).splitlines()
+        except DataError as error:
+            trouble = trouble or error
+            log.add_error("malformed-file", error)
             continue
         members = _members(file, lines, known, log)
         if members:

@@ -6,12 +6,12 @@ are refused, since their entities can read other files or grow without bound.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
 from dino_core.data.faults import FaultLog
+from dino_core.data.formats.values import MOST_LABEL_BYTES, is_true, number, read_bytes
 from dino_core.errors import DataError
 
 ROOT = "annotation"
@@ -138,9 +138,7 @@ def _parse(file: Path) -> Element:
     parser.CharacterDataHandler = text
     parser.StartDoctypeDeclHandler = document_type
     try:
-        parser.Parse(file.read_bytes(), True)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+        parser.Parse(read_bytes(file, MOST_LABEL_BYTES), True)
     except expat.ExpatError as error:
         raise DataError(
             f"{file} line {error.lineno}: not valid XML ({expat.ErrorString(error.code)})",
@@ -158,12 +156,12 @@ def _size(root: Element, file: Path) -> tuple[int, int] | None:
     sides = []
     for tag in ("width", "height"):
         text = size.text_of(tag)
-        try:
-            sides.append(int(float(text or "0")))
-        except (ValueError, OverflowError):
+        side = number(text or "0")
+        if side is None:
             raise DataError(
                 f"{file} line {size.line}: {tag} is '{text:.40}', expected a number of pixels"
-            ) from None
+            )
+        sides.append(int(side))
     return (sides[0], sides[1]) if min(sides) > 0 else None
 
 
@@ -180,7 +178,7 @@ def _object(element: Element, file: Path) -> VocObject:
             "every object needs <bndbox> with <xmin>, <ymin>, <xmax> and <ymax>",
         )
     x1, y1, x2, y2 = (_corner(box, tag, file) for tag in _CORNERS)
-    flags = frozenset(flag for flag in FLAGS if _is_set(element.text_of(flag)))
+    flags = frozenset(flag for flag in FLAGS if is_true(element.text_of(flag)))
     unread = {child.tag for child in element.children if child.tag not in _KNOWN}
     if element.text_of("pose").lower() not in _NO_POSE:
         unread.add("pose")
@@ -196,18 +194,7 @@ def _corner(box: Element, tag: str, file: Path) -> float:
             f"it needs {', '.join(_CORNERS)}",
         )
     text = corner.text.strip()
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    value = number(text)
+    if value is None:
         raise DataError(f"{file} line {corner.line}: {tag} is '{text:.40}', expected a number")
     return value
-
-
-def _is_set(text: str) -> bool:
-    """Whether a flag is set: 1, as the devkit writes, or another number or word for it."""
-    try:
-        return float(text) > 0
-    except ValueError:
-        return text.lower() in {"true", "yes"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from dino_core.data.faults import FaultLog
 from dino_core.data.formats.images import copy_images, unique_names
 from dino_core.data.formats.losses import lost_areas, lost_crowds, lost_flags
 from dino_core.data.formats.record import LabeledBox, make_record
+from dino_core.data.formats.values import MOST_LABEL_BYTES, read_text
 from dino_core.data.formats.yolo_files import YoloFiles
 from dino_core.data.formats.yolo_labels import label_path
+from dino_core.data.formats.yolo_yaml import MOST_CLASSES
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -25,7 +28,6 @@ from dino_core.processing.image_files import upright_size
 
 _FIELDS = "class cx cy w h"
 _LARGEST_FRACTION = 2.0  # a larger coordinate was meant as pixels
-_LARGEST_CLASS = 99_999  # bounds the table of classes that no file names
 _DIGITS = 9  # after the point, in written fractions: 1e-5 px of a 10,000 px image
 
 
@@ -117,13 +119,11 @@ def _read_labels(
 def _text_of(file: Path) -> str | None:
     """The content of a label file; None where there is no file."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file}: cannot be read as text ({error}), its image is left out"
-        ) from error
+        if not os.path.exists(file):
+            return None
+        text = read_text(file, MOST_LABEL_BYTES)
+    except DataError as error:
+        raise DataError(f"{error.message}, its image is left out", error.hint) from error
     if "\0" in text:  # zeros where a copy was cut short, or text in UTF-16
         raise DataError(f"{file}: holds zero bytes and is no text, its image is left out")
     return text
@@ -169,8 +169,8 @@ def _parse_line(words: Sequence[str], place: str, keypoints: int) -> _Label:
     if not all(map(math.isfinite, numbers)):
         raise DataError(f"{place}: '{' '.join(words):.80}' has a number that is not finite")
     class_index = numbers[0]
-    if not class_index.is_integer() or not 0 <= class_index <= _LARGEST_CLASS:
-        expected = f"expected an integer from 0 to {_LARGEST_CLASS:,}"
+    if not class_index.is_integer() or not 0 <= class_index < MOST_CLASSES:
+        expected = f"expected an integer from 0 to {MOST_CLASSES - 1:,}"
         raise DataError(f"{place}: class is {words[0]:.40}, {expected}")
     if max(map(abs, numbers[1:])) > _LARGEST_FRACTION:
         raise DataError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from functools import cache
 from pathlib import Path
 
 from dino_core.data.formats.images import with_suffixes
 from dino_core.data.formats.layout import folders_in
+from dino_core.data.formats.values import number, start_of
 
 _IMAGES = re.compile(r"(JPEG)?images?|imgs?|photos?|pictures?|frames?", re.IGNORECASE)
 _LABELS, _OTHER_LABELS = ("labels",), ("annotations", "annotation", "label")
@@ -80,12 +80,10 @@ def _may_hold_labels(folder: Path) -> bool:
 
 
 def _starts_as_label(file: Path) -> bool:
+    start = start_of(file, 1000)
     try:
-        with file.open(encoding="utf-8-sig") as stream:
-            words = stream.readline(1000).split()
-    except (OSError, UnicodeDecodeError):
+        words = (start or b"").decode("utf-8-sig").partition("\n")[0].split()
+    except UnicodeDecodeError:
         return False
-    try:
-        return len(words) >= 5 and words[0].isdigit() and all(map(math.isfinite, map(float, words)))
-    except ValueError:
-        return False
+    is_class = bool(words) and words[0].isdecimal()
+    return is_class and len(words) >= 5 and all(number(word) is not None for word in words)
