@@ -262,6 +262,12 @@ KINDS: Mapping[str, Kind] = {
         "note", "outline became its box", "outlines became their boxes", "nothing to do"
     ),
     "pose-label": Kind("note", "pose became its box", "poses became their boxes", "nothing to do"),
+    "class-without-box": Kind(
+        "note",
+        "row has a class and no box; its image is taken as one without that object",
+        "rows have a class and no box; their images are taken as ones without that object",
+        "nothing to do where the class says that nothing was found, else add the box",
+    ),
     "boxes-in-fractions": Kind(
         "note",
         "table's boxes are fractions of the image's width and height and are scaled",

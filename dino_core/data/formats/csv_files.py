@@ -12,7 +12,7 @@ from pathlib import Path
 from dino_core.data.faults import FaultLog
 from dino_core.data.formats.csv_columns import Columns, columns_of, split_line
 from dino_core.data.formats.layout import ROBOFLOW_CSV, find_annotations, split_in, split_of
-from dino_core.data.formats.values import number, read_text, start_of
+from dino_core.data.formats.values import is_true, number, read_text, start_of
 from dino_core.errors import DataError
 
 CSV_LAYOUT = (
@@ -44,6 +44,7 @@ class CsvRow:
         xyxy: Corners, in pixels or, as the whole table, in fractions of the image's size.
         stated_wh: Width and height of the image; None where they are not stated.
         split: The row's own split; None where it states none.
+        is_crowd: Whether the box is drawn around a group.
     """
 
     place: str
@@ -52,6 +53,7 @@ class CsvRow:
     xyxy: tuple[float, float, float, float] | None
     stated_wh: tuple[int, int] | None
     split: str | None
+    is_crowd: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def _read_row(fields: Sequence[str], columns: Columns, place: str, log: FaultLog
         log.add_error("malformed-label", error)
         return None
     try:
-        label, xyxy = _read_label(fields, columns, place)
+        label, xyxy = _read_label(fields, columns, place, log)
     except DataError as error:
         log.add_error("malformed-label", error)
         label, xyxy = "", None
@@ -199,7 +201,8 @@ def _read_row(fields: Sequence[str], columns: Columns, place: str, log: FaultLog
     except DataError as error:
         log.add_error("malformed-size", error)
         stated_wh = None
-    return CsvRow(place, image, label, xyxy, stated_wh, split)
+    is_crowd = columns.crowd is not None and is_true(fields[columns.crowd])
+    return CsvRow(place, image, label, xyxy, stated_wh, split, is_crowd)
 
 
 def _read_split(fields: Sequence[str], columns: Columns, place: str) -> str | None:
@@ -213,7 +216,7 @@ def _read_split(fields: Sequence[str], columns: Columns, place: str) -> str | No
 
 
 def _read_label(
-    fields: Sequence[str], columns: Columns, place: str
+    fields: Sequence[str], columns: Columns, place: str, log: FaultLog
 ) -> tuple[str, tuple[float, float, float, float] | None]:
     """Class and corners; an empty class and None for an image without boxes."""
     xyxy = _read_box(fields, columns, place)
@@ -223,10 +226,8 @@ def _read_label(
     if xyxy is not None and not label:
         raise DataError(f"{place}: the box has no class", "every box needs its class")
     if xyxy is None and label:
-        raise DataError(
-            f"{place}: the class is '{label:.40}', but the box is empty",
-            "leave the class empty too for an image without boxes",
-        )
+        log.add("class-without-box", f"{place}: the class is '{label:.40}'")
+        return "", None
     return label, xyxy
 
 

@@ -33,6 +33,7 @@ from dino_core.data.formats.losses import (
     require_boxes,
 )
 from dino_core.data.formats.record import LabeledBox
+from dino_core.data.formats.values import in_class_order
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -44,14 +45,15 @@ _HEADER = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax
 def read_csv(files: CsvFiles) -> DatasetIndex:
     """Read a CSV data set.
 
-    Classes are the names found, sorted; none where no box can be read. A row with an empty box is
+    Classes are the names found, sorted (as numbers where all are); none where no box can be read. A row with an empty box is
     an image without boxes. Images are numbered from 1 in the order of their first rows. The split
     is that of the row, else of the table's name or folder, else "train". What cannot be used
     (tables, rows, sizes, images) is left out and recorded in the faults.
     """
     log = FaultLog()
     tables = _read_tables(files, log)
-    names = sorted({row.label for table in tables.values() for row in table.rows if row.label})
+    found = {row.label for table in tables.values() for row in table.rows if row.label}
+    names = in_class_order(found)
     index_of = {name: i for i, name in enumerate(names)}
     root = files.root if files.root.is_dir() else root_of(files.root)
     splits: dict[str, tuple[ImageRecord, ...]] = {}
@@ -112,7 +114,9 @@ def _labeled(
 ) -> LabeledImage:
     first = rows[0]
     boxes = [
-        LabeledBox(row.place, row.xyxy, index_of[row.label]) for row in rows if row.xyxy is not None
+        LabeledBox(row.place, row.xyxy, index_of[row.label], row.is_crowd)
+        for row in rows
+        if row.xyxy is not None
     ]
     stated_wh = _stated_size(rows, log)
     return LabeledImage(image_id, (first.image,), first.place, stated_wh, boxes, in_fractions)

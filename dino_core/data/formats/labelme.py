@@ -26,7 +26,15 @@ from dino_core.data.formats.losses import (
     require_boxes,
 )
 from dino_core.data.formats.record import LabeledBox
-from dino_core.data.formats.values import LARGEST, clean, is_true, number, start_of, whole_number
+from dino_core.data.formats.values import (
+    LARGEST,
+    clean,
+    in_class_order,
+    is_true,
+    number,
+    start_of,
+    whole_number,
+)
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError, shown
@@ -101,7 +109,8 @@ def read_labelme(files: LabelmeFiles) -> DatasetIndex:
     """
     log = FaultLog()
     read = {split: list(_read_files(members, log)) for split, members in files.splits.items()}
-    names = sorted({s.label for split in read.values() for each in split for s in each.shapes})
+    found = {s.label for split in read.values() for each in split for s in each.shapes}
+    names = in_class_order(found)
     index_of = {name: i for i, name in enumerate(names)}
     splits = {}
     for split, members in read.items():

@@ -60,6 +60,14 @@ def clean(text: str) -> str:
     return _SURROGATES.sub("?", text)
 
 
+def in_class_order(names: Iterable[str]) -> list[str]:
+    """Class names in the order of their indices: by value where all are numbers, else by name."""
+    names = list(names)
+    if all(number(name) is not None for name in names):
+        return sorted(names, key=lambda name: (number(name), name))
+    return sorted(names)
+
+
 def listed(keys: Iterable[object]) -> str:
     """The first of some keys, for a message; "nothing" where there is none."""
     first = [clean(f"{key!s:.40}") for key in islice(keys, 12)]

@@ -31,6 +31,7 @@ from dino_core.data.formats.losses import (
     require_boxes,
 )
 from dino_core.data.formats.record import ROUNDING_PX, LabeledBox
+from dino_core.data.formats.values import in_class_order
 from dino_core.data.formats.voc_files import VocFiles
 from dino_core.data.formats.voc_xml import (
     FLAGS,
@@ -58,7 +59,7 @@ def read_voc(files: VocFiles) -> DatasetIndex:
     objects = [
         found for members in annotations.values() for each in members for found in each.objects
     ]
-    names = sorted({found.name for found in objects})
+    names = in_class_order({found.name for found in objects})
     index_of = {name: i for i, name in enumerate(names)}
     splits: dict[str, tuple[ImageRecord, ...]] = {}
     for split, members in annotations.items():

@@ -23,7 +23,7 @@ from dino_core.data.formats.yolo_yaml import MOST_CLASSES
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
-from dino_core.files import write_text
+from dino_core.files import is_inside, write_text
 from dino_core.processing.image_files import upright_size
 
 _FIELDS = "class cx cy w h"
@@ -47,6 +47,7 @@ def read_yolo(files: YoloFiles) -> DatasetIndex:
     log = FaultLog()
     for error in files.missing:
         log.add_error("missing-split", error)
+    _log_outside(files, log)
     label_files = {image: label_path(image) for split in files.images.values() for image in split}
     labeled = {
         split: _read_labels(images, label_files, files, log)
@@ -61,6 +62,16 @@ def read_yolo(files: YoloFiles) -> DatasetIndex:
         log.add("missing-split", f"{files.source}: none of the {count} images of {split} is usable")
     _log_stray_labels(label_files.values(), log)
     return DatasetIndex(files.root, "yolo", classes, splits, log.faults())
+
+
+def _log_outside(files: YoloFiles, log: FaultLog) -> None:
+    """Record how many images of each split lie outside the folder of data.yaml."""
+    home = files.source if files.source.is_dir() else files.source.parent
+    for split, images in files.images.items():
+        outside = [image for image in images if not is_inside(image, home)]
+        if outside:
+            place = f"{files.source}: {split} has {outside[0]}"
+            log.add("image-outside", place, outside[:1], count=len(outside))
 
 
 def names_classes(files: YoloFiles) -> bool:

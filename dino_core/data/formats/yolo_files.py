@@ -90,6 +90,8 @@ def _images_at(place: str, where: str, folders: tuple[Path, Path]) -> list[Path]
             f"looked for {', '.join(map(str, candidates[:4]))}",
         )
     if found.is_dir():
+        if found.resolve() == Path(found.resolve().anchor):
+            raise DataError(f"{where} is {place}, which is the whole file system")
         return _images_in(found)
     if found.suffix.lower() != ".txt":
         raise DataError(f"{where} is {place}, expected a folder or a .txt list of images")

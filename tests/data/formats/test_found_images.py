@@ -76,3 +76,10 @@ def test_the_name_that_fits_in_full_keeps_its_file(tmp_path: Path) -> None:
     image_file(tmp_path / "images/a/1.jpg")
     coco(tmp_path, "a/1.jpg", "images/b/a/1.jpg")
     assert [r.image_id for r in read_dataset(tmp_path).splits["train"]] == [1]
+
+
+def test_the_whole_file_system_is_no_folder_of_images(tmp_path: Path) -> None:
+    yolo_set(tmp_path, yaml="train: /\nval: images/val\nnames: [cat, dog]\n")
+    index = read_dataset(tmp_path)
+    assert list(index.splits) == ["val"]
+    assert "which is the whole file system" in index.faults[0].place
