@@ -174,6 +174,12 @@ KINDS: Mapping[str, Kind] = {
         "stated image sizes cannot be used and are ignored",
         "correct the size: boxes are taken in pixels of the file",
     ),
+    "boxes-as-corners": Kind(
+        "warning",
+        "file has boxes that look like corners x1, y1, x2, y2, and are taken so",
+        "files have boxes that look like corners x1, y1, x2, y2, and are taken so",
+        "write COCO boxes as x, y, width, height: most would reach outside their images",
+    ),
     "box-outside": Kind(
         "warning",
         "box reaches outside its image and is clipped",
@@ -270,8 +276,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "boxes-in-fractions": Kind(
         "note",
-        "table's boxes are fractions of the image's width and height and are scaled",
-        "tables' boxes are fractions of the image's width and height and are scaled",
+        "file has boxes in fractions of the image's width and height, which are scaled",
+        "files have boxes in fractions of the image's width and height, which are scaled",
         "nothing to do",
     ),
     "box-from-zero": Kind(
@@ -280,11 +286,23 @@ KINDS: Mapping[str, Kind] = {
         "boxes start at 0, but VOC counts pixels from 1; they are taken to start at the edge",
         "nothing to do",
     ),
+    "corners-from-zero": Kind(
+        "note",
+        "file has corners with decimals, taken to count from 0, as CVAT and labelme write them",
+        "files have corners with decimals, taken to count from 0, as CVAT and labelme write them",
+        "nothing to do, unless they count pixels from 1 as VOC does: boxes are 1 px off then",
+    ),
     "classes-unnamed": Kind(
         "note",
         "data set names no classes",
         "data sets name no classes",
         "name them, so that results are readable",
+    ),
+    "class-unnamed": Kind(
+        "note",
+        "class has an empty name and is called by its id",
+        "classes have empty names and are called by their ids",
+        "name it, so that results are readable",
     ),
     "ids-are-words": Kind(
         "note",

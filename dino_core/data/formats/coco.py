@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dino_core.data.faults import FaultLog
+from dino_core.data.formats.coco_boxes import with_boxes
 from dino_core.data.formats.coco_files import CocoFiles
 from dino_core.data.formats.coco_json import (
     CocoFile,
@@ -113,6 +113,9 @@ def _categories(source: CocoFile, log: FaultLog) -> Iterator[tuple[int, str, str
         except DataError as error:
             log.add_error("malformed-class", error)
             continue
+        if not name:
+            name = f"class_{category_id}"
+            log.add("class-unnamed", f"{where}: it is called {name}")
         seen[category_id] = where
         yield category_id, name, where
     if not source.lists["categories"]:
@@ -141,7 +144,7 @@ def _read_split(
 ) -> tuple[ImageRecord, ...]:
     images = _read_images(source, log)
     boxes = _read_boxes(source, images.keys(), classes, log)
-    found = (replace(image, boxes=boxes.get(i, ())) for i, image in images.items())
+    found = with_boxes(images.values(), boxes, source.file, log)
     return read_images(found, folders, source.file, log)
 
 

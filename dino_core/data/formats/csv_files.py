@@ -40,7 +40,7 @@ class CsvRow:
     Attributes:
         place: File and line.
         image: The image's file name, as stated.
-        label: The class; empty where there is no box.
+        label: The class; where there is no box, empty or what the row says about the image.
         xyxy: Corners, in pixels or, as the whole table, in fractions of the image's size.
         stated_wh: Width and height of the image; None where they are not stated.
         split: The row's own split; None where it states none.
@@ -192,7 +192,7 @@ def _read_row(fields: Sequence[str], columns: Columns, place: str, log: FaultLog
         log.add_error("malformed-label", error)
         return None
     try:
-        label, xyxy = _read_label(fields, columns, place, log)
+        label, xyxy = _read_label(fields, columns, place)
     except DataError as error:
         log.add_error("malformed-label", error)
         label, xyxy = "", None
@@ -216,7 +216,7 @@ def _read_split(fields: Sequence[str], columns: Columns, place: str) -> str | No
 
 
 def _read_label(
-    fields: Sequence[str], columns: Columns, place: str, log: FaultLog
+    fields: Sequence[str], columns: Columns, place: str
 ) -> tuple[str, tuple[float, float, float, float] | None]:
     """Class and corners; an empty class and None for an image without boxes."""
     xyxy = _read_box(fields, columns, place)
@@ -225,9 +225,6 @@ def _read_label(
     label = fields[columns.label]
     if xyxy is not None and not label:
         raise DataError(f"{place}: the box has no class", "every box needs its class")
-    if xyxy is None and label:
-        log.add("class-without-box", f"{place}: the class is '{label:.40}'")
-        return "", None
     return label, xyxy
 
 

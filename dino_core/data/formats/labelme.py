@@ -17,7 +17,7 @@ from dino_core.data.faults import FaultLog
 from dino_core.data.formats.images import copy_images, number_text, unique_names, with_suffixes
 from dino_core.data.formats.json_file import load_json
 from dino_core.data.formats.labeled import LabeledImage, read_images
-from dino_core.data.formats.layout import folders_by_split, image_folders
+from dino_core.data.formats.layout import files_in, folders_by_split, image_folders
 from dino_core.data.formats.losses import (
     lost_areas,
     lost_class_ids,
@@ -85,7 +85,7 @@ def find_labelme(path: Path) -> LabelmeFiles | None:
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
+    return files_in(folder, (".json",))
 
 
 def _holds_labelme(folder: Path) -> bool:

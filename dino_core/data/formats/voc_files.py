@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dino_core.data.faults import Fault, FaultLog
-from dino_core.data.formats.layout import folders_in, in_splits, label_folders, split_lists
+from dino_core.data.formats.layout import (
+    files_in,
+    folders_in,
+    in_splits,
+    label_folders,
+    split_lists,
+)
 from dino_core.data.formats.values import read_text, start_of
 from dino_core.data.formats.voc_xml import ROOT
 from dino_core.errors import DataError
@@ -29,11 +35,13 @@ class VocFiles:
         splits: Split name to its annotation files.
         faults: What is wrong with the lists of splits: lists that cannot be read or name nothing
             that is there, images without annotations or listed twice, annotations in no list.
+        unlabeled: Names, without suffix, of the images of a test list of which none has labels.
     """
 
     root: Path
     splits: Mapping[str, list[Path]]
     faults: tuple[Fault, ...] = ()
+    unlabeled: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def find_voc(path: Path) -> VocFiles | None:
@@ -53,7 +61,8 @@ def find_voc(path: Path) -> VocFiles | None:
     lists = split_lists(root)
     if lists and list(folders) == [""]:
         log = FaultLog()
-        return VocFiles(root, _listed(lists, folders[""], log), log.faults())
+        listed, unlabeled = _listed(lists, folders[""], log)
+        return VocFiles(root, listed, log.faults(), unlabeled)
     splits: dict[str, list[Path]] = {}
     for split, folder in folders.items():
         splits[split or "train"] = _xml_files(folder)
@@ -98,16 +107,22 @@ def _looks_like_voc(file: Path) -> bool:
 
 def _xml_files(folder: Path, deep: bool = True) -> list[Path]:
     """The XML files of a folder; where it has none and `deep`, those of the folders in it."""
-    files = sorted(file for file in folder.glob("*.xml") if not file.name.startswith("."))
+    files = files_in(folder, (".xml",))
     if deep and not files:
         return [file for inner in folders_in(folder) for file in _xml_files(inner)]
     return files
 
 
-def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict[str, list[Path]]:
-    """The annotation files of each list; lists that name none that is there are left out."""
+def _listed(
+    lists: Mapping[str, Path], annotations: Path, log: FaultLog
+) -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
+    """The annotation files of each list, and the images of a test list of which none has labels.
+
+    Other lists that name no annotation that is there are left out.
+    """
     known = {file.stem: file for file in _xml_files(annotations)}
     splits: dict[str, list[Path]] = {}
+    unlabeled: dict[str, list[str]] = {}
     trouble: DataError | None = None
     for split, file in lists.items():
         try:
@@ -119,6 +134,9 @@ def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict
         members = _members(file, lines, known, log)
         if members:
             splits[split] = members
+        elif split == "test":
+            words = (line.split() for line in lines)
+            unlabeled[split] = list(dict.fromkeys(_bare(each[0]) for each in words if each))
         elif any(map(str.strip, lines)):
             place = f"{file}: none of its images has an annotation file in {annotations}"
             trouble = trouble or DataError(place)
@@ -130,7 +148,7 @@ def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict
     for file in known.values():
         if file not in used:
             log.add("image-not-listed", f"{file}: in no list of images")
-    return splits
+    return splits, unlabeled
 
 
 def _members(
@@ -153,7 +171,13 @@ def _members(
 
 def _stem_of(line: str, known: Mapping[str, Path]) -> str | None:
     """The image id in a line of a list: all of it, without folder or suffix, or its first word."""
-    name = line.replace("\\", "/").rpartition("/")[2]
+    first = line.split()[0] if line else ""
+    candidates = [line, _bare(line), first, _bare(first)]
+    return next((candidate for candidate in candidates if candidate in known), None)
+
+
+def _bare(name: str) -> str:
+    """A file name without its folders, and without the suffix of an image or annotation."""
+    name = name.replace("\\", "/").rpartition("/")[2]
     stem, _, suffix = name.rpartition(".")
-    candidates = [line, name, stem if f".{suffix.lower()}" in IMAGE_SUFFIXES else "", *line.split()]
-    return next((candidate for candidate in candidates[:4] if candidate in known), None)
+    return stem if f".{suffix.lower()}" in IMAGE_SUFFIXES | {".xml"} else name

@@ -245,8 +245,13 @@ def _classes_of(
                 f"{files.source}: they are called class_0, class_1 and so on; a data.yaml with "
                 "names, or classes.txt, would name them",
             )
+    used_names = list(names)
+    for i in sorted({each.class_index for images in labeled.values() for image in images
+                     for each in image.labels or () if not names[each.class_index]}):  # fmt: skip
+        used_names[i] = f"class_{i}"
+        log.add("class-unnamed", f"{files.source}: class {i} is called class_{i}")
     try:
-        return ClassMap.from_names(names)
+        return ClassMap.from_names(used_names)
     except DataError as error:
         raise DataError(f"{files.source}: {error.message}", error.hint) from error
 

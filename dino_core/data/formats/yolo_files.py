@@ -19,7 +19,8 @@ YOLO_LAYOUT = (
     "folder, or in one for each split"
 )
 _CLASS_FILES = (
-    "classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt", "train/_darknet.labels",
+    "classes.txt", "obj.names", "_darknet.labels", "labels/classes.txt", "train/classes.txt",
+    "train/_darknet.labels",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -16,11 +17,10 @@ _LABELS, _OTHER_LABELS = ("labels",), ("annotations", "annotation", "label")
 
 def label_path(image: Path) -> Path:
     """The label file of an image: images/ becomes labels/ in its path, else it lies beside it."""
-    name = f"{image.stem}.txt"
-    beside = image.with_name(name)
-    mirrored = [folder / name for folder in _mirrored(image.parent, *_LABELS, *_OTHER_LABELS)]
-    there = (file for file in (*mirrored, beside) if file.is_file())
-    return next(there, mirrored[0] if mirrored else beside)
+    folders = [*_mirrored(image.parent, *_LABELS, *_OTHER_LABELS), image.parent]
+    names = (f"{image.stem}.txt", f"{image.name}.txt", f"{image.stem}.TXT")
+    files = [folder / name for name in names for folder in folders]
+    return next(filter(Path.is_file, files), files[0])
 
 
 def image_folders_in(root: Path) -> list[Path]:
@@ -35,7 +35,7 @@ def has_labels(images: Path) -> bool:
     other formats use these names too.
     """
     return any(map(_may_hold_labels, _mirrored(images, *_LABELS))) or any(
-        any(map(_starts_as_label, folder.rglob("*.txt")))
+        any(map(_starts_as_label, _texts_in(folder)))
         for folder in _mirrored(images, *_OTHER_LABELS)
     )
 
@@ -44,9 +44,13 @@ def labels_lie_beside(folder: Path) -> bool:
     """Whether an image has a text file of its name beside it whose first line is a YOLO label."""
     return any(
         _starts_as_label(file)
-        and any(file.with_name(name).is_file() for name in with_suffixes(file.stem))
-        for file in folder.rglob("*.txt")
+        and any(file.with_name(name).is_file() for name in (file.stem, *with_suffixes(file.stem)))
+        for file in _texts_in(folder)
     )
+
+
+def _texts_in(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() == ".txt")
 
 
 @cache

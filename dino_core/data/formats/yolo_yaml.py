@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from dino_core.data.formats.layout import SPLIT_NAMES
+from dino_core.data.formats.layout import SPLIT_NAMES, files_in
 from dino_core.data.formats.values import listed, read_text, whole_number
 from dino_core.errors import DataError, shown
 
@@ -67,7 +67,7 @@ def find_data_yaml(path: Path) -> DataYaml | None:
     for name in _FILE_NAMES:
         if (file := path / name).is_file():
             return _parse(file, _load(file))
-    for file in sorted(file for suffix in _SUFFIXES for file in path.glob(f"*{suffix}")):
+    for file in files_in(path, _SUFFIXES):
         table = _load_or_empty(file)
         if "train" in table and table.keys() & {"names", "nc"}:
             return _parse(file, table)
