@@ -76,7 +76,7 @@ class ImageFileError(DataError):
     Attributes:
         problem: Kind of fault: "truncated-image" where a part of the file is missing, else
             "unreadable-image".
-        reason: What is wrong, without the place.
+        reason: What is wrong, without the place; of damaged files what the decoder says.
     """
 
     def __init__(
@@ -185,12 +185,14 @@ def _image_error(error: BaseException, source: Path | bytes, where: str) -> Imag
     words = " ".join(str(error).split()) or type(error).__name__
     low = words.lower()
     cut = isinstance(error, EOFError) or "truncated" in low or "incomplete" in low
-    return ImageFileError(
+    found = ImageFileError(
         where,
         f"the image is damaged or truncated ({words:.200})",
         "replace or remove the file",
         "truncated-image" if cut else "unreadable-image",
     )
+    found.reason = words
+    return found
 
 
 def _unidentified(source: Path | bytes, where: str) -> ImageFileError:
@@ -203,12 +205,17 @@ def _unidentified(source: Path | bytes, where: str) -> ImageFileError:
         size, start = len(source), source[:64]
     if not size:
         return ImageFileError(where, "the file is empty")
-    if start.startswith(_LFS_POINTER):
+    if is_lfs_pointer(start):
         return ImageFileError(where, "a Git LFS pointer, not the image itself", LFS_REMEDY)
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
         return ImageFileError(where, "an image in HEIC format, which is not read", HEIC_REMEDY)
     found = f"{size} bytes, starting with {start[:_SIGNATURE_BYTES]!r}"
     return ImageFileError(where, f"not an image ({found})", _SUPPORTED)
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file that begins with these bytes is one that Git LFS left in place of another."""
+    return start.startswith(_LFS_POINTER)
 
 
 def exif_orientation(image: Image.Image) -> int:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dino_core.data.check.findings import CheckReport, Finding
 from dino_core.data.check.images import reduced
-from dino_core.data.faults import SEVERITIES, Fault, MarkedBox, Severity
+from dino_core.data.fault_kinds import SEVERITIES, Severity
+from dino_core.data.faults import Fault, MarkedBox
 from dino_core.errors import DataError
 from dino_core.processing.image_files import open_image, upright_size
 

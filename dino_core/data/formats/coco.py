@@ -154,7 +154,8 @@ def _read_images(source: CocoFile, log: FaultLog) -> dict[int, LabeledImage]:
     for where, entry in source.entries("images"):
         try:
             image_id = source.image_id(entry, "id", where)
-            name = clean(str(get(entry, "file_name", where)))
+            key = "file_name" if "file_name" in entry or "coco_url" not in entry else "coco_url"
+            name = clean(str(get(entry, key, where)))  # LVIS has addresses only
         except DataError as error:
             log.add_error("malformed-image-entry", error)
             continue

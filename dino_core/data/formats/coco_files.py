@@ -40,10 +40,10 @@ def find_coco(path: Path) -> CocoFiles | None:
 
 def _coco_files(files: Sequence[Path]) -> Sequence[Path]:
     instances = [file for file in files if file.stem.startswith("instances_")]
-    return instances or [file for file in files if _looks_like_coco(file)]
+    return instances or [file for file in files if looks_like_coco(file)]
 
 
-def _looks_like_coco(file: Path) -> bool:
+def looks_like_coco(file: Path) -> bool:
     """Whether a json file holds COCO's images, by its start; a long one may go on to have them."""
     start = start_of(file, _START)
     if start is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dino_core.errors import DataError
 from dino_core.files import require_regular_file
+from dino_core.processing.image_files import LFS_REMEDY, is_lfs_pointer
 
 LARGEST = 1e9
 """Numbers beyond are no pixels of any image."""
@@ -91,9 +92,12 @@ def read_bytes(file: Path, most: int | None = None) -> bytes:
                 f"{file}: the file has {size:,} bytes, at most {most:,} are read",
                 "is it a label file?",
             )
-        return file.read_bytes()
+        content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+    if is_lfs_pointer(content):
+        raise DataError(f"{file}: a Git LFS pointer, not the file itself", LFS_REMEDY)
+    return content
 
 
 def read_text(file: Path, most: int | None = None) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from dino_core.data.check.findings import CheckReport, Finding
 from dino_core.data.check.images import examine_all
 from dino_core.data.check.run import check_dataset, image_files, quick_findings
-from dino_core.data.faults import KINDS
+from dino_core.data.fault_kinds import KINDS
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.data.save import save_dataset
