@@ -51,8 +51,9 @@ DAMAGED = (
 MOST_FILE_BYTES = 1 << 29
 """Larger files are not read: no image within the limit of pixels needs as much."""
 
-_MOST_MEMORY = 900_000_000  # bytes while an image is decoded and made RGB
+_MOST_MEMORY = 700_000_000  # bytes while an image is decoded and made RGB
 _MEMORY_PER_PIXEL = 7  # four in Pillow, three in the result
+_MEMORY_PER_ROW = 8  # a pointer
 _MEMORY_OF_DECODER = {"WEBP": 15, "AVIF": 15, "JPEG2000": 36}  # These hold all of it several times.
 _MEMORY_PROGRESSIVE = 13  # The coefficients of a progressive JPEG are all kept until its end.
 
@@ -161,7 +162,7 @@ def _require_memory(image: Image.Image, where: str) -> None:
     needed = _MEMORY_OF_DECODER.get(image.format or "", _MEMORY_PER_PIXEL)
     if image.info.get("progressive") or image.info.get("progression"):
         needed = _MEMORY_PROGRESSIVE
-    if image.width * image.height * needed > _MOST_MEMORY:
+    if image.width * image.height * needed + image.height * _MEMORY_PER_ROW > _MOST_MEMORY:
         raise _too_large(where, f"{image.width:,}x{image.height:,} pixels", needed)
 
 
