@@ -30,7 +30,7 @@ CUDA_SOURCES = ["csrc/cuda/ms_deform_attn.cu"]
 NAMES = {"cpu": "dino_core.ops.libdino_ops", "cuda": "dino_core.ops.libdino_ops_cuda"}
 SOURCES = {"cpu": CPU_SOURCES, "cuda": CUDA_SOURCES}
 HEADERS = [
-    "csrc/ms_deform_attn.h",
+    *(f"csrc/{name}" for name in ("checks.h", "depthwise.h", "ms_deform_attn.h")),
     *(f"csrc/cpu/{name}" for name in ("isa.h", "tasks.h")),
     *(f"csrc/cpu/{name}.inc" for name in ("each_isa", "vectors", "kernels", "depthwise")),
     *(f"csrc/cuda/{name}.cuh" for name in ("sampling", "points", "kernels")),

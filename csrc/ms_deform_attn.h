@@ -11,22 +11,15 @@
 // lose bits. All tensors are contiguous. Everything here uses only PyTorch's stable ABI.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <cstdint>
 #include <limits>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-namespace dino {
+#include "checks.h"
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+namespace dino {
 
 struct Level {
   int64_t height;
@@ -36,30 +29,22 @@ struct Level {
 
 // Sizes of one call, named with the letters of the Python docstrings, and the name of the operator
 // that was called, which begins every error about the call.
+//
+// What the checks below guarantee, so that kernels may compute with 32 bits: S * M * D is less than
+// 2^31, D is at most kMostChannels, L * P at most kMostPoints, and no product of sizes overflows 64
+// bits. B, Q, M, D and P may be zero, S and L may not.
 struct Problem {
   const char* op;
   int64_t B, S, M, D, Q, L, P;
   std::vector<Level> levels;
+
+  // Whether anything is sampled. If not, the output and every gradient are zero or empty, and no
+  // kernel is called.
+  bool has_samples() const { return B > 0 && Q > 0 && M > 0 && D > 0 && P > 0; }
 };
 
-// Throws std::runtime_error; `where` is an operator or, in isa.h, an environment variable.
-template <typename... Parts>
-[[noreturn]] inline void fail(const char* where, const Parts&... parts) {
-  std::ostringstream message;
-  message << where << ": ";
-  ((message << parts), ...);
-  throw std::runtime_error(message.str());
-}
-
-inline std::string shape_text(const Tensor& t) {
-  std::ostringstream text;
-  text << "(";
-  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
-  text << ")";
-  return text.str();
-}
-
-inline const char* dtype_text(ScalarType type) { return torch::headeronly::toString(type); }
+constexpr int64_t kMostChannels = int64_t{1} << 30;
+constexpr int64_t kMostPoints = int64_t{1} << 20;
 
 inline ScalarType accumulation_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -76,16 +61,30 @@ inline void check_shape(const char* op, const char* name, const Tensor& t,
   fail(op, name, " must have shape ", meaning, " = (", text.str(), "), found ", shape_text(t));
 }
 
+// The checks of everything but the shape. Only `value` of a CPU has fewer types: no kernel there
+// reads float16.
+inline void check_value(const char* op, const Tensor& value) {
+  const ScalarType type = value.scalar_type();
+  const bool common =
+      type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16;
+  if (!common && value.is_cpu())
+    fail(op, "value on a CPU must be float32, float64 or bfloat16, found ", dtype_text(type));
+  if (!common && type != ScalarType::Half)
+    fail(op, "value must be float32, float64, float16 or bfloat16, found ", dtype_text(type));
+  if (!value.is_cpu() && !value.is_cuda()) fail(op, "value must be on a CPU or a CUDA GPU");
+  if (!value.is_contiguous()) fail(op, "value must be contiguous");
+  check_memory(op, "value", value);
+}
+
 inline void check_like_value(const char* op, const char* name, const Tensor& t, const Tensor& value,
                              ScalarType expected) {
   if (t.scalar_type() != expected) {
     fail(op, name, " must be ", dtype_text(expected), " when value is ",
          dtype_text(value.scalar_type()), ", found ", dtype_text(t.scalar_type()));
   }
-  if (t.is_cuda() != value.is_cuda() || t.get_device_index() != value.get_device_index()) {
-    fail(op, name, " must be on the device of value; they are on different devices");
-  }
+  check_device(op, name, t, "value", value);
   if (!t.is_contiguous()) fail(op, name, " must be contiguous");
+  check_memory(op, name, t);
 }
 
 inline std::vector<Level> check_levels(const char* op, const std::vector<int64_t>& shapes,
@@ -97,13 +96,14 @@ inline std::vector<Level> check_levels(const char* op, const std::vector<int64_t
   std::vector<Level> levels;
   int64_t start = 0;
   for (size_t i = 0; i < shapes.size(); i += 2) {
-    const int64_t height = shapes[i], width = shapes[i + 1];
+    const int64_t height = shapes[i], width = shapes[i + 1];  // S < 2^31 bounds their product
     if (height < 1 || width < 1 || height > S || width > S) {
       fail(op, "spatial_shapes: level ", i / 2, " is ", height, " x ", width,
            "; both must be from 1 to S = ", S);
     }
     levels.push_back({height, width, start});
     start += height * width;
+    if (start > std::numeric_limits<int64_t>::max() / 4) break;  // before the sum overflows
   }
   if (start != S) fail(op, "spatial_shapes sum to ", start, " tokens, value has S = ", S);
   return levels;
@@ -124,9 +124,21 @@ inline Problem check_sizes(const char* op, const Tensor& value,
   p.B = value.size(0), p.S = value.size(1), p.M = value.size(2), p.D = value.size(3);
   p.Q = points.size(1), p.L = static_cast<int64_t>(spatial_shapes.size()) / 2;
   p.P = points.size(4);
-  if (p.S * p.M * p.D > std::numeric_limits<int32_t>::max()) {
+  if (!product_fits({p.S, p.M, p.D}, std::numeric_limits<int32_t>::max())) {
     fail(op, "value of one image must have fewer than 2^31 elements, found shape ",
          shape_text(value));
+  }
+  if (p.D > kMostChannels)
+    fail(op, "value must have at most 2^30 channels per head, found shape ", shape_text(value));
+  if (!product_fits({p.L, p.P}, kMostPoints)) {
+    fail(op, "a query must have at most 2^20 points per head, found ", p.L, " levels and ", p.P,
+         " points per level");
+  }
+  constexpr int64_t most = std::numeric_limits<int64_t>::max() / 32;  // x, y of 8 bytes
+  if (!product_fits({p.B, p.Q, p.M, std::max(p.L * p.P, p.D)}, most) ||
+      !product_fits({p.B, p.S, p.M, p.D}, most)) {
+    fail(op, "the sizes of value ", shape_text(value), " and of the points ", shape_text(points),
+         " overflow; call the operator with fewer images or queries at once");
   }
   p.levels = check_levels(op, spatial_shapes, p.S);
   return p;
@@ -141,10 +153,10 @@ inline Problem check(const char* op, const Tensor& value,
   check_shape(op, "sampling_locations", locations, {p.B, p.Q, p.M, p.L, p.P, 2},
               "(B, Q, M, L, P, 2)");
   check_shape(op, "attention_weights", weights, {p.B, p.Q, p.M, p.L, p.P}, "(B, Q, M, L, P)");
+  check_value(op, value);
   const ScalarType accumulation = accumulation_type(value.scalar_type());
   check_like_value(op, "sampling_locations", locations, value, accumulation);
   check_like_value(op, "attention_weights", weights, value, accumulation);
-  if (!value.is_contiguous()) fail(op, "value must be contiguous");
   return p;
 }
 
@@ -171,10 +183,10 @@ inline Problem check_raw(const char* op, const Tensor& value,
   check_shape(op, "attention_logits", logits, {p.B, p.Q, p.M, p.L, p.P}, "(B, Q, M, L, P)");
   const int64_t box = references.dim() == 4 && references.size(3) == 4 ? 4 : 2;
   check_shape(op, "references", references, {p.B, p.Q, p.L, box}, "(B, Q, L, 2 or 4)");
+  check_value(op, value);
   check_like_value(op, "sampling_offsets", offsets, value, value.scalar_type());
   check_like_value(op, "attention_logits", logits, value, value.scalar_type());
   check_like_value(op, "references", references, value, accumulation_type(value.scalar_type()));
-  if (!value.is_contiguous()) fail(op, "value must be contiguous");
   return p;
 }
 

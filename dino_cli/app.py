@@ -7,6 +7,8 @@ group comes from `COMMANDS` instead of the command modules.
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,11 +16,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dino_cli import processes
-from dino_cli.errors import report
+from dino_cli import foreign, processes, streams
+from dino_cli.errors import Interrupted, report
 from dino_cli.options import SETTINGS, examples
 from dino_core.config import nearest
-from dino_core.errors import ConfigError
+from dino_core.errors import ConfigError, DinoError
 
 COMMANDS = {
     "predict": "Find objects in images, folders and videos.",
@@ -40,6 +42,7 @@ class LazyCommands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
+            # Unknown commands are handled in `resolve_command`, which knows what was typed.
             return None
         module = importlib.import_module(f"dino_cli.commands.{_module_name(cmd_name)}")
         command = typer.main.get_command(module.app)
@@ -49,15 +52,40 @@ class LazyCommands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             known = nearest(args[0], COMMANDS) or f"known: {', '.join(COMMANDS)}"
+            if args[0] in foreign.COMMANDS:
+                known = f"it is called '{foreign.COMMANDS[args[0]]}' here"
             raise ConfigError(f"no command '{args[0]}'", known)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        _refuse_assignments(rest, command)
+        return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # Typer would end without a word
+            raise Interrupted from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _refuse_assignments(arguments: Sequence[str], command: Any) -> None:
+    """Raises ConfigError for an argument such as `epochs=20`, which other tools take as option."""
+    before = ""
+    for argument in arguments:
+        if argument == "--":
+            return
+        # What follows an option may be its value, as in `--set train.lr=1e-4`.
+        if not argument.startswith("-") and not (before.startswith("-") and "=" not in before):
+            hint = foreign.assignment_hint(argument, command)
+            if hint and not os.path.lexists(argument):
+                raise ConfigError(f"'{argument}': options begin with two dashes", hint)
+        before = argument
+
+
 def _module_name(command: str) -> str:
+    # `eval` is a built-in function of Python.
     return "evaluate" if command == "eval" else command
 
 
@@ -100,18 +128,45 @@ def dino(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv` (default: the process's own) and exit with its code."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    streams.prepare()
+    # Processes that this one forks end by SIGTERM as usual: a pool stops its workers with it.
+    os.register_at_fork(after_in_child=_end_by_sigterm)
+    argv = sys.argv[1:] if argv is None else argv
+    code = run(argv)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        failed = report(error, as_json=False, debug="--debug" in argv)
+        streams.drop_stdout()
+        code = code or failed
+    sys.exit(code)
+
+
+def _end_by_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command line `argv` and return its exit code."""
+    # What follows `--` are arguments, even if they look like options.
     options = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
+    # --debug works anywhere on the command line, although click knows it only before the
+    # subcommand.
     arguments = [a for a in options if a != "--debug"] + list(argv[len(options) :])
     try:
+        if "--json" in options and streams.is_stdout_closed():
+            raise DinoError("stdout is closed, and --json writes there", "leave out --json")
         result = typer.main.get_command(app).main(
-            arguments, prog_name="dino", standalone_mode=False, obj=list(argv)
+            # Without standalone mode click raises its errors instead of printing them in its own
+            # words. `obj` carries the whole command line to `dino train`, which may have to start
+            # it several times.
+            arguments,
+            prog_name="dino",
+            standalone_mode=False,
+            obj=list(argv),
         )
     except BaseException as error:
+        # The exit code has been chosen already.
         if isinstance(error, SystemExit):
             raise
         if isinstance(error, processes.Reported):

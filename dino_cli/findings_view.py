@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -19,7 +20,7 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
 def show_findings(findings: Sequence[Finding], root: Path, stream: TextIO) -> None:
     """Print each finding with its remedy and its first places, relative to the data set."""
     terminal = render.console(stream)
-    fits = terminal.width if render.is_terminal(stream) else None
+    width = terminal.width if render.is_terminal(stream) else None
     severity = ""
     for finding in findings:
         if finding.severity != severity:
@@ -27,8 +28,8 @@ def show_findings(findings: Sequence[Finding], root: Path, stream: TextIO) -> No
             terminal.print(f"{severity}s", style=_STYLES[severity], markup=False)
         terminal.print(f"  {finding.message}", markup=False, highlight=False)
         for line in _places(finding, root):
-            text = _shortened(f"      {line}", fits)
-            terminal.print(text, style="dim", markup=False, highlight=False)
+            for text in _wrapped(line, width):
+                terminal.print(text, style="dim", markup=False, highlight=False)
 
 
 def _places(finding: Finding, root: Path) -> Iterator[str]:
@@ -41,6 +42,10 @@ def _places(finding: Finding, root: Path) -> Iterator[str]:
         yield f"... and {more:,} more"
 
 
-def _shortened(line: str, width: int | None) -> str:
-    """The line, cut at its end where it is wider than a terminal."""
-    return line if width is None or len(line) <= width else f"{line[: width - 3]}..."
+def _wrapped(line: str, width: int | None) -> list[str]:
+    """The line, indented, in as many lines as the terminal needs: its end says what is wrong."""
+    if width is None:
+        return [f"      {line}"]
+    return textwrap.wrap(
+        line, width, initial_indent=" " * 6, subsequent_indent=" " * 8, break_on_hyphens=False
+    )

@@ -42,6 +42,8 @@ class Gate:
 
 def parse_gate(text: str) -> Gate:
     """Read a condition such as `person>0`. Raises ConfigError where it is malformed."""
+    # Longer signs come first, or ">" would match the beginning of ">=". The class is matched
+    # lazily, since its name may contain spaces.
     match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*(\d+)\s*", text)
     if match is None:
         raise ConfigError(

@@ -75,6 +75,7 @@ def comma_separated(text: str | None) -> list[str] | None:
     """`a, b` as ["a", "b"]; None stays None."""
     if text is None:
         return None
+    # Empty parts are dropped, so that a trailing comma does no harm.
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -101,4 +102,5 @@ def size_hw(text: str | None, option: str = "--image-size") -> tuple[int, int] |
         numbers = []
     if len(numbers) not in (1, 2) or min(numbers) < 1:
         raise ConfigError(f"{option} {text}: expected H,W in pixels", f"e.g. {option} 384,512")
+    # A single number is both height and width.
     return (numbers[0], numbers[-1])

@@ -27,6 +27,7 @@ class OutputFolder:
 
 def free_path(verb: str, runs: Path = Path("runs")) -> Path:
     """The first of runs/VERB, runs/VERB-2, ... that does not exist."""
+    # No number for the first, which is the only one in most folders.
     names = (verb if n == 1 else f"{verb}-{n}" for n in count(1))
     return next(runs / name for name in names if not (runs / name).exists())
 
@@ -42,9 +43,12 @@ def output_folder(out: Path | None, verb: str) -> Iterator[OutputFolder]:
         ConfigError: the folder cannot be created or written.
     """
     path = out if out is not None else free_path(verb)
+    # Noted before mkdir, innermost first, so that a failed start can remove exactly what it
+    # created.
     missing = [p for p in (path, *path.parents) if not p.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
+        # Permissions do not show a read-only mount, and hours of work must not end there.
         probe = path / ".dino-write-test"
         probe.touch()
         probe.unlink()
@@ -58,6 +62,7 @@ def output_folder(out: Path | None, verb: str) -> Iterator[OutputFolder]:
     try:
         yield folder
     except BaseException:
+        # A folder that existed before may hold results of others and is never removed.
         if not folder.kept and missing:
             shutil.rmtree(path, ignore_errors=True)
         _remove_empty(missing)
@@ -77,4 +82,5 @@ def write_json(path: Path, content: Any) -> None:
     from dino_core.files import atomic_file
 
     with atomic_file(path) as file:
-        file.write(json.dumps(content, ensure_ascii=False).encode())
+        text = json.dumps(content, ensure_ascii=False)
+        file.write(text.encode("utf-8", "backslashreplace"))

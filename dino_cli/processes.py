@@ -19,6 +19,7 @@ from dino_core.process import started_by_torchrun, usable_cores
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
+# torchrun's default of 30 seconds may end a process in the middle of writing a large state.
 _SHUTDOWN_S = "60"  # a stopping run finishes its step and writes its state within this time
 
 
@@ -36,15 +37,19 @@ def launch(devices: int, device: str, argv: Sequence[str]) -> int:
 
     from dino_core.engine.parallel.group import check_gpus
 
+    # Asked before anything starts: otherwise each process would fail with an error of its own.
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         check_gpus(devices)
     elif "OMP_NUM_THREADS" not in os.environ:  # else each process would use every core
         os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // devices))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN_S)
+    # Its summary of failed processes repeats what they have printed already.
     logging.getLogger("torch.distributed").setLevel(
         logging.CRITICAL
     )  # the processes report their errors themselves
     config = LaunchConfig(
+        # One machine, with a rendezvous on a free port (0), so that several runs can be started
+        # side by side. A failed run is not restarted: its error would only come again.
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=devices,
@@ -55,10 +60,14 @@ def launch(devices: int, device: str, argv: Sequence[str]) -> int:
         max_restarts=0,
     )
     try:
+        # -u, so that lines appear at once where the output is no terminal.
         elastic_launch(config, sys.executable)("-u", "-m", "dino_cli", *argv)
     except SignalException:
         return errors.INTERRUPTED
     except ChildFailedError as error:
+        # A negative code is the number of a signal. The processes that were ended by torchrun
+        # because of another one's failure have such codes as well, hence the search for a positive
+        # one.
         codes = [failure.exitcode for failure in error.failures.values()]
         if all(code < 0 for code in codes):  # all of them were killed, so none could report it
             render.note(f"error: the processes were killed by signal {-codes[0]}")
@@ -80,6 +89,8 @@ def one_of_several(device: str) -> Iterator[None]:
 
     with process_group(device) as store:
         try:
+            # Every process runs the whole command, so without this each line would appear once per
+            # process.
             if rank() == 0:
                 yield
             else:
@@ -89,12 +100,16 @@ def one_of_several(device: str) -> Iterator[None]:
                     contextlib.redirect_stdout(nowhere),
                 ):
                     yield
+        # An exit with a code of its own is no error to report, e.g. a gate that was not met.
         except typer.Exit:
             raise
         except BaseException as error:
+            # The first process to fail makes the collective operations of the others fail, too.
+            # Their errors are only consequences.
             error = _explained(error)
             code = _reported_by_another(store, error)  # before the others see this one end
             if code is None:
+                # Wrapped, so that `app.run` prints it although this process is one of several.
                 raise Reported(error) from error
             raise typer.Exit(code) from None
 
@@ -123,9 +138,11 @@ def reported_by_another(error: BaseException) -> int | None:
 def _reported_by_another(store: Store, error: BaseException) -> int | None:
     code = errors.exit_code(error)
     try:
+        # The store's counter is atomic, so exactly one process sees 1, whichever comes first.
         if store.add("dino/reported", 1) == 1:
             store.set("dino/code", str(code))
             return None
+        # Waits until the first process has set it.
         return int(store.get("dino/code"))
     except RuntimeError:  # the store is gone with its machine
         return None
@@ -150,6 +167,7 @@ def decided_once(decide: Callable[[], str], device: str) -> str:
     from dino_core.engine.parallel.collectives import gather_texts, rank
     from dino_core.engine.parallel.group import device_of_process
 
+    # The decision may have side effects, such as creating a folder, which must happen once.
     own = decide() if rank() == 0 else ""
     return gather_texts(own, device_of_process(device))[0]
 
@@ -161,9 +179,11 @@ def restarted_run(out: Path | None) -> str:
     from dino_core.engine.parallel.group import is_same_launch
     from dino_core.engine.run_folder import RunFolder
 
+    # Without --out the folder was chosen by the process that is gone, so it has to be found again.
     candidates = [out] if out is not None else sorted(Path("runs").glob("train*"))
     for path in candidates:
         folder = RunFolder(path)
+        # A run of another launch is never resumed by accident, and one without a state cannot be.
         if is_same_launch(folder.launched_as()) and folder.state.is_file():
             return str(path)
     return ""

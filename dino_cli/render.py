@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from dino_core.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -20,12 +22,14 @@ PLAIN_INTERVAL_S = 10.0  # between progress lines in a log
 
 def note(text: str) -> None:
     """Print a line for people on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr; yellow on a terminal."""
+    text = printable(text)
     if is_terminal(sys.stderr):
+        # markup=False, since a path may hold brackets, which rich takes for its tags.
         console(sys.stderr).print(f"warning: {text}", style="yellow", markup=False, highlight=False)
     else:
         note(f"warning: {text}")
@@ -40,6 +44,7 @@ def is_terminal(stream: TextIO) -> bool:
     """Whether `stream` is a terminal that can move its cursor."""
     import os
 
+    # Emacs and some CI systems are terminals by name, but cannot move the cursor.
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -47,6 +52,7 @@ def console(stream: TextIO) -> Console:
     """A rich console; rich itself honors NO_COLOR."""
     from rich.console import Console
 
+    # rich would otherwise break lines of a log at 80 columns.
     return Console(file=stream, soft_wrap=not is_terminal(stream))
 
 
@@ -117,6 +123,7 @@ class Ticker:
         if self._bar is not None:
             progress, task = self._bar
             progress.update(task, completed=self.done, detail=self._text(now, detail))
+        # A log gets a line now and then instead of one per image.
         elif now - self._last >= PLAIN_INTERVAL_S:
             self._last = now
             note(f"{self._count()} {self._text(now, detail)}")
@@ -126,6 +133,7 @@ class Ticker:
         if self._bar is None:
             warn(text)
         else:
+            text = printable(text)
             self._bar[0].console.print(f"warning: {text}", style="yellow", markup=False)
 
     def rate(self) -> float:
@@ -157,5 +165,6 @@ def ticker(what: str, total: int | None) -> Iterator[Ticker]:
         TextColumn(what),
         TextColumn("{task.fields[detail]}"),
     )
+    # transient: the bar disappears at the end, and the results remain.
     with Progress(*columns, console=console(sys.stderr), transient=True) as progress:
         yield Ticker(what, total, (progress, progress.add_task("", total=total, detail="")))

@@ -59,11 +59,15 @@ def resolve_settings(
     """
     tables: dict[str, Any] = load_toml(config) if config else {}
     _check_tables(tables, str(config))
+    # An option that is not given must not override the settings file with its default.
     given = {name: value for name, value in options.items() if value is not None}
+    # Once for the options and once for the result, so that the error names what was typed.
     _check_lengths(given, "", [f"--{name}" for name in LENGTHS])
     train = dict(tables.get("train", {}))
+    # `--epochs` replaces the recipe's `steps`. Otherwise the two would contradict each other.
     if any(name in given for name in LENGTHS):
         train = {name: value for name, value in train.items() if name not in LENGTHS}
+    # In the order of precedence: file, options, --set.
     merged = apply_overrides({**tables, "train": {**train, **given}}, assignments)
     _check_tables(merged, "--set")
     _check_lengths(merged["train"], "[train] ", LENGTHS)

@@ -64,7 +64,7 @@ ImageSize = Annotated[
 ]
 Dtype = Annotated[
     Literal["auto", "fp32", "bf16"] | None,
-    typer.Option("--dtype", help="Number format of the network's computation."),
+    typer.Option("--dtype", help="Data type of the network's computation."),
 ]
 Device = Annotated[
     str | None,

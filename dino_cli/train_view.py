@@ -68,6 +68,7 @@ class TrainView:
             self._progress.update(self._task, completed=event.progress, detail=text)
             return
         now = time.monotonic()
+        # The last step is always shown, so that a log ends with the final losses.
         if now - self._last_line >= PLAIN_INTERVAL_S or event.step == event.steps_total:
             self._last_line = now
             self.lines([step_line(event)])

@@ -11,6 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from dino_core.errors import ConfigError
+from dino_core.limits import (
+    LOSS_RANGES,
+    MODEL_RANGES,
+    PREPROCESS_RANGES,
+    TRAIN_RANGES,
+    check_ranges,
+    shown,
+)
 
 T = TypeVar("T")
 
@@ -81,20 +89,28 @@ class ModelConfig:
     dn_box_noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        check_ranges(self, MODEL_RANGES)
         if self.hidden_dim % self.num_heads or self.hidden_dim % NECK_GROUPS:
             raise ConfigError(
                 f"hidden_dim is {self.hidden_dim}; it must be a multiple of num_heads "
                 f"({self.num_heads}) and of {NECK_GROUPS}, the groups of the neck's norms"
             )
-        if self.num_levels < len(self.backbone_out_indices):
+        maps = self.backbone_out_indices
+        if not maps or list(maps) != sorted(set(maps)):
             raise ConfigError(
-                f"num_levels is {self.num_levels}, fewer than the "
-                f"{len(self.backbone_out_indices)} maps of backbone_out_indices"
+                f"backbone_out_indices is {shown(maps)}; it must list maps in ascending order"
+            )
+        if self.num_levels < len(maps):
+            raise ConfigError(
+                f"num_levels is {self.num_levels}, fewer than the {len(maps)} maps of "
+                "backbone_out_indices"
             )
         # timm would download or read what follows "hf-hub:" or "local-dir:", and this name may come
         # from a model file of an unknown source.
         if ":" in self.backbone:
-            raise ConfigError(f"backbone '{self.backbone}' is a location, expected a timm name")
+            raise ConfigError(
+                f"backbone {shown(self.backbone)} is a location, expected a timm name"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,9 @@ class PreprocessConfig:
     std: tuple[float, float, float] = IMAGENET_STD
     rounding: Literal["down", "nearest"] = "down"
     interpolation: Literal["antialiased", "plain"] = "antialiased"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, PREPROCESS_RANGES)
 
 
 @dataclass(frozen=True)
@@ -155,8 +174,7 @@ class LossConfig:
     encoder_repeats: int = 1
 
     def __post_init__(self) -> None:
-        if self.encoder_repeats < 1:
-            raise ConfigError(f"encoder_repeats is {self.encoder_repeats}; it must be at least 1")
+        check_ranges(self, LOSS_RANGES)
 
 
 AugmentName = Literal["none", "default", "strong", "published"]
@@ -271,6 +289,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
+        check_ranges(self, TRAIN_RANGES)
         for name in ("mosaic", "copy_paste", "mosaic_until"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -301,7 +320,7 @@ class ResolvedConfig(TrainConfig):
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """A hint `did you mean ...` for an unknown name; empty if no known name is similar."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
     return f"did you mean '{match[0]}'?" if match else ""
 
 
@@ -332,13 +351,15 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """
     prefix = f"{where}: " if where else ""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{prefix}expected a table of {cls.__name__} settings, found {data!r}")
+        raise ConfigError(
+            f"{prefix}expected a table of {cls.__name__} settings, found {shown(data)}"
+        )
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
     for key in data:
         if key not in fields:
             raise ConfigError(
-                f"{prefix}unknown setting '{key}' for {cls.__name__}",
+                f"{prefix}unknown setting {shown(key)} for {cls.__name__}",
                 nearest(str(key), fields) or f"known: {', '.join(sorted(fields))}",
             )
     return cls(**{k: _coerce(hints[k], v, f"{prefix}{k}") for k, v in data.items()})
@@ -357,19 +378,22 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value not in args:
             raise ConfigError(
-                f"{where}: {value!r} is not one of {', '.join(map(str, args))}",
-                nearest(str(value), map(str, args)),
+                f"{where}: {shown(value)} is not one of {', '.join(map(str, args))}",
+                nearest(shown(value), map(str, args)),
             )
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, found {value!r}")
+            raise ConfigError(f"{where}: expected a list, found {shown(value)}")
         item = args[0]
         if args[-1] is not Ellipsis and len(value) != len(args):
             raise ConfigError(f"{where}: expected {len(args)} values, found {len(value)}")
         return tuple(_coerce(item, v, where) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            raise ConfigError(f"{where}: expected a number, found {shown(value)}") from None
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
+        raise ConfigError(f"{where}: expected {hint.__name__}, found {shown(value)}")
     return value

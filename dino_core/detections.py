@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dino_core.config import nearest
 from dino_core.errors import ConfigError, DataError
+from dino_core.limits import readable
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ClassMap:
         used = [n for n in self.names if n]
         if len(set(used)) != len(used):
             twice = sorted({n for n in used if used.count(n) > 1})
-            raise DataError(f"class names are not unique: {', '.join(twice)}")
+            raise DataError(f"class names are not unique: {', '.join(map(readable, twice))}")
 
     @classmethod
     def from_names(cls, names: Iterable[str], first_id: int = 0) -> ClassMap:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+
+# Control characters except tab and line break, the characters that reorder text, and the surrogates
+# that stand for bytes of file names that are not UTF-8. A terminal obeys or refuses them, and file
+# names, servers and files of other people can contain them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` with the characters that no terminal should receive replaced by their escapes."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class DinoError(Exception):
@@ -10,10 +21,12 @@ class DinoError(Exception):
 
     Attributes:
         message: One sentence that states where the error is, what was found and what was expected.
+            Control characters in it, e.g. of a file name, are replaced by their escapes.
         hint: What to do about it; may be empty.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message, hint = printable(message), printable(hint)
         super().__init__(message if not hint else f"{message} ({hint})")
         self.message = message
         self.hint = hint

@@ -1,11 +1,13 @@
-"""Files that appear complete or not at all, checksums, regular files, and errors of writing."""
+"""Files: written completely or not at all, checked before they are read, and their checksums."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,33 +18,14 @@ from dino_core.errors import DataError, DinoError
 ErrorT = TypeVar("ErrorT", bound=DinoError)
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DISK_FULL_WORDS = ("no space", "quota", "file too large")
-
-
-_SPECIAL = (
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
 )
-
-
-def require_regular_file(path: str | Path) -> None:
-    """Refuse pipes, sockets and devices, from which reading may wait or go on for ever.
-
-    Links are followed. A path that is not there, or is a folder, is left to the function that opens
-    it, which states what it expected.
-
-    Raises:
-        DataError: the path is a pipe, socket or device.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        return
-    for is_special, name in _SPECIAL:
-        if is_special(mode):
-            raise DataError(f"{path}: is {name}, expected a regular file", "give a file on disk")
+_DISK_FULL_WORDS = ("no space", "quota", "file too large")
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -74,6 +57,7 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+        # Atomic on POSIX and on Windows, unlike os.rename, which fails there if the file exists.
         os.replace(part, path)
     finally:
         with contextlib.suppress(OSError):
@@ -102,6 +86,58 @@ def part_path(path: Path) -> Path:
     # Replacing is atomic only within one file system, hence the same folder. The process id keeps
     # two processes that write the same result apart.
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def require_regular_file(path: Path) -> None:
+    """Check that `path`, or what it links to, is a regular file, without opening it.
+
+    Opening a named pipe waits for a writer, and a device such as /dev/zero has no end.
+
+    Raises:
+        DataError: it is a folder, named pipe, device or socket.
+        OSError: it does not exist or cannot be examined.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((words for is_kind, words in _KINDS if is_kind(mode)), "something else")
+        raise DataError(f"{path}: not a regular file but {kind}", "copy its content into a file")
+
+
+def part_owner(path: Path) -> int | None:
+    """The process that writes this part file; None where it is no part file.
+
+    See `part_path`; videos have their own suffix after `.part`.
+    """
+    match = re.fullmatch(r"\..+\.([0-9]{1,9})\.part(\.[a-z0-9]+)?", path.name, re.DOTALL)
+    return int(match[1]) if match else None
+
+
+def is_abandoned(part: Path) -> bool:
+    """Whether this is a part file whose process was killed, or that this one has yet to begin."""
+    owner = part_owner(part)
+    if owner is None or os.name != "posix":  # elsewhere, signal 0 would end the process
+        return False
+    try:
+        os.kill(owner, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    # In a container that was started again, this process has the number of the one before.
+    return owner == os.getpid()
+
+
+def json_text(value: object) -> str:
+    """`value` as JSON that can be written as UTF-8, whatever names of files it contains.
+
+    Python keeps a byte that is not UTF-8 as a lone surrogate. It is written as its JSON escape,
+    which `json.loads` and `os.fsencode` turn into that byte again.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def sha256_of(path: Path) -> str:

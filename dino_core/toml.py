@@ -10,6 +10,7 @@ from typing import Any
 import tomli_w
 
 from dino_core.errors import ConfigError
+from dino_core.limits import shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,11 +21,17 @@ else:
 def load_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file. Raises ConfigError if it is missing or malformed."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise ConfigError(f"{path}: not a regular file", "give a .toml file")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits, or a null character in the name
+        raise ConfigError(f"{path}: cannot be read: a number or the name is too long") from error
 
 
 def dump_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
@@ -50,17 +57,19 @@ def apply_overrides(tables: dict[str, Any], assignments: Iterable[str]) -> dict[
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {assignment}: expected KEY=VALUE", "e.g. --set train.lr=1e-4")
+            raise ConfigError(
+                f"--set {shown(assignment)}: expected KEY=VALUE", "e.g. --set train.lr=1e-4"
+            )
         try:
             value = tomllib.loads(f"v = {text.strip()}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
             value = text.strip()
         node = result
         *parents, leaf = key.strip().split(".")
         for parent in parents:
             child = node.get(parent, {})
             if not isinstance(child, Mapping):
-                raise ConfigError(f"--set {assignment}: '{parent}' is not a table")
+                raise ConfigError(f"--set {key.strip()}: {shown(parent)} is not a table")
             node[parent] = dict(child)
             node = node[parent]
         node[leaf] = value

@@ -1,8 +1,9 @@
-"""Files appear completely or not at all, also when the disk is full; errors of writing."""
+"""Files appear completely or not at all, also when the disk is full; which files are read."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from dino_core.errors import CheckpointError, DataError, DinoError
-from dino_core.files import atomic_file, write_error, write_errors
+from dino_core.files import (
+    atomic_file,
+    json_text,
+    require_regular_file,
+    write_error,
+    write_errors,
+)
 
 
 def test_folders_are_made_and_the_file_replaced(tmp_path: Path) -> None:
@@ -77,3 +84,30 @@ def test_only_errors_of_the_system_are_translated() -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
     with pytest.raises(ZeroDivisionError), write_errors(Path("a")):
         raise ZeroDivisionError
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "link").symlink_to(file)
+    require_regular_file(file)
+    require_regular_file(tmp_path / "link")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to-pipe").symlink_to("pipe")
+    for path, kind in (
+        (tmp_path, "a folder"),
+        (tmp_path / "pipe", "a named pipe"),
+        (tmp_path / "to-pipe", "a named pipe"),
+        (Path("/dev/zero"), "a device"),
+    ):
+        with pytest.raises(DataError, match=f"not a regular file but {kind}"):
+            require_regular_file(path)
+    with pytest.raises(FileNotFoundError):
+        require_regular_file(tmp_path / "none")
+
+
+def test_json_of_a_name_that_is_not_utf8() -> None:
+    name = os.fsdecode(b"caf\xe9 \xc3\xbc")
+    text = json_text({"name": name})
+    assert text == '{"name": "caf\\udce9 \u00fc"}'
+    assert os.fsencode(json.loads(text.encode())["name"]) == b"caf\xe9 \xc3\xbc"

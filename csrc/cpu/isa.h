@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../ms_deform_attn.h"
+#include "../checks.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define DINO_X86 1

@@ -252,26 +252,20 @@ void backward(const Problem& p, const T* grad_output, const T* value, const acc_
   });
 }
 
-// Calls run(T{}) with the C++ type of `type`.
+// Calls run(T{}) with the C++ type of `type`, of which the checks leave these three.
 template <typename Run>
-void dispatch(const Problem& p, ScalarType type, const Run& run) {
-  switch (type) {
-    case ScalarType::Float:
-      return run(float{});
-    case ScalarType::Double:
-      return run(double{});
-    case ScalarType::BFloat16:
-      return run(BFloat16{});
-    default:
-      fail(p.op, "value on a CPU must be float32, float64 or bfloat16, found ", dtype_text(type));
-  }
+void dispatch(ScalarType type, const Run& run) {
+  if (type == ScalarType::Float) return run(float{});
+  if (type == ScalarType::Double) return run(double{});
+  return run(BFloat16{});
 }
 
 Tensor ms_deform_attn(const Tensor& value, std::vector<int64_t> spatial_shapes,
                       const Tensor& locations, const Tensor& weights) {
   const Problem p = check("ms_deform_attn", value, spatial_shapes, locations, weights);
+  if (!p.has_samples()) return torch::stable::new_zeros(value, {p.B, p.Q, p.M * p.D});
   Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
-  dispatch(p, value.scalar_type(), [&](auto zero) {
+  dispatch(value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
     Points<T> all;
@@ -288,10 +282,11 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_ou
                                                            const Tensor& weights) {
   const Problem p = check_backward("ms_deform_attn_backward", grad_output, value, spatial_shapes,
                                    locations, weights);
+  if (!p.has_samples()) return {zeros_of(value), zeros_of(locations), zeros_of(weights)};
   Tensor grad_value = torch::stable::empty_like(value);
   Tensor grad_locations = torch::stable::empty_like(locations);
   Tensor grad_weights = torch::stable::empty_like(weights);
-  dispatch(p, value.scalar_type(), [&](auto zero) {
+  dispatch(value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
     backward<T>(p, data<T>(grad_output), data<T>(value), data<A>(locations), data<A>(weights),
@@ -313,8 +308,9 @@ Tensor deformable_attention(const Tensor& value, std::vector<int64_t> spatial_sh
                             const Tensor& references, const Tensor& offsets, const Tensor& logits) {
   const Problem p =
       check_raw("deformable_attention", value, spatial_shapes, references, offsets, logits);
+  if (!p.has_samples()) return torch::stable::new_zeros(value, {p.B, p.Q, p.M * p.D});
   Tensor output = torch::stable::new_empty(value, {p.B, p.Q, p.M * p.D});
-  dispatch(p, value.scalar_type(), [&](auto zero) {
+  dispatch(value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     forward<T>(p, data<T>(value), raw_of<T>(references, offsets, logits), data<T>(output));
   });
@@ -373,10 +369,11 @@ std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward(
   const Problem p = check_raw("deformable_attention_backward", value, spatial_shapes, references,
                               offsets, logits);
   check_grad_output(p, grad_output, value);
+  if (!p.has_samples()) return {zeros_of(value), zeros_of(offsets), zeros_of(logits)};
   Tensor grad_value = torch::stable::empty_like(value);
   Tensor grad_offsets = torch::stable::empty_like(offsets);
   Tensor grad_logits = torch::stable::empty_like(logits);
-  dispatch(p, value.scalar_type(), [&](auto zero) {
+  dispatch(value.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = acc_t<T>;
     const Points<T> all = raw_of<T>(references, offsets, logits);

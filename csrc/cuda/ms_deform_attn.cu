@@ -137,33 +137,25 @@ RawPoints<T> raw_points(const Tensor& references, const Tensor& offsets, const T
   return points;
 }
 
-// Calls `function` with a value of the C++ type of `type`.
+// Calls `function` with a value of the C++ type of `type`, of which the checks leave these four.
 template <typename Function>
-void for_type(const Problem& problem, ScalarType type, Function function) {
-  switch (type) {
-    case ScalarType::Float:
-      return function(float{});
-    case ScalarType::Double:
-      return function(double{});
-    case ScalarType::Half:
-      return function(torch::headeronly::Half{});
-    case ScalarType::BFloat16:
-      return function(torch::headeronly::BFloat16{});
-    default:
-      fail(problem.op, "value must be float32, float64, float16 or bfloat16, found ",
-           dtype_text(type));
-  }
+void for_type(ScalarType type, Function function) {
+  if (type == ScalarType::Float) return function(float{});
+  if (type == ScalarType::Double) return function(double{});
+  if (type == ScalarType::Half) return function(torch::headeronly::Half{});
+  return function(torch::headeronly::BFloat16{});
 }
 
-// Allocates the output and calls run(zero of value's type, sizes, output) if it has elements.
+// Allocates the output and calls run(zero of value's type, sizes, output), or returns zeros if
+// there are no samples.
 template <typename Run>
 Tensor with_output(const Problem& problem, const Tensor& value, const Run& run) {
   const Geometry g = geometry_of(problem);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
+  if (!problem.has_samples())
+    return torch::stable::new_zeros(value, {problem.B, problem.Q, problem.M * problem.D});
   Tensor output = torch::stable::new_empty(value, {problem.B, problem.Q, problem.M * problem.D});
-  for_type(problem, value.scalar_type(), [&](auto zero) {
-    if (g.items > 0) run(zero, g, output);
-  });
+  for_type(value.scalar_type(), [&](auto zero) { run(zero, g, output); });
   return output;
 }
 
@@ -175,13 +167,12 @@ std::tuple<Tensor, Tensor, Tensor> with_gradients(const Problem& problem, const 
                                                   const Run& run) {
   const Geometry g = geometry_of(problem);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
+  if (!problem.has_samples()) return {zeros_of(value), zeros_of(coordinates), zeros_of(weights)};
   const ScalarType accumulation = accumulation_type(value.scalar_type());
   Gradients gradients{torch::stable::new_zeros(value, value.sizes(), accumulation),
                       torch::stable::empty_like(coordinates),
                       torch::stable::new_empty(weights, weights.sizes(), accumulation)};
-  for_type(problem, value.scalar_type(), [&](auto zero) {
-    if (g.items > 0) run(zero, g, gradients);
-  });
+  for_type(value.scalar_type(), [&](auto zero) { run(zero, g, gradients); });
   return {torch::stable::to(gradients.value, value.scalar_type()), gradients.coordinates,
           torch::stable::to(gradients.weights, weights.scalar_type())};
 }

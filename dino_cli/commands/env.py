@@ -116,6 +116,7 @@ def _attention() -> list[dict[str, Any]]:
     from dino_core.ops.speed import encoder_forward_ms
 
     found: list[dict[str, Any]] = []
+    # A measurement per kind of device, not per GPU.
     for device in sorted({str(device["name"]).split(":")[0] for device in _devices()}):
         try:
             report = dataclasses.asdict(backend_report(device))

@@ -66,10 +66,12 @@ def evaluate(
     with output.output_folder(out, "eval") as folder:
         result = _evaluate(model, data, split, batch, device, dtype, format)
         predictions = folder.path / "predictions.json"
+        # In COCO's format of results, for other tools.
         output.write_json(predictions, result.to_coco())
         answer = {"schema": 1, "model": model, "data": str(data), "split": split}
         answer.update(result.metrics.to_dict())
         output.write_json(folder.path / "metrics.json", answer)
+        # Both files are complete, and a gate that is not met is no failure of the evaluation.
         folder.keep()
     if as_json:
         print(json.dumps(answer, ensure_ascii=False), flush=True)
@@ -93,13 +95,19 @@ def _evaluate(
     from dino_core.inference.detector import Detector
 
     keep_freed_memory()
+    # Nothing is split off here. Data without a validation split gets the images that the model's
+    # own training has set apart, further below.
     dataset = load_dataset(data, format, val_split=0.0)
+    shown = dataset.warnings
+    for warning in shown:  # before anything else, since an error below may follow from it
+        render.warn(warning)
     model_view.ensure(model)
     detector = Detector.load(model, device=device, dtype=dtype)
     dataset = with_val_of_training(dataset, detector.meta)
     evaluation = start_evaluation(detector, dataset, split, batch=batch)
     for warning in evaluation.warnings:
-        render.warn(warning)
+        if warning not in shown:
+            render.warn(warning)
     with render.ticker("images", len(evaluation.records)) as ticker:
         for progress in evaluation:
             ticker.advance(progress.done - ticker.done)

@@ -11,7 +11,7 @@ import typer
 
 from dino_cli import errors, model_view, options, output, render
 from dino_cli.gates import ANY, Gate, parse_gate
-from dino_core.errors import ConfigError
+from dino_core.errors import ConfigError, printable
 from dino_core.inference.outputs.table import OUTPUTS, check_outputs
 
 if TYPE_CHECKING:
@@ -125,16 +125,19 @@ def predict(
     gate = parse_gate(fail_if) if fail_if is not None else None
     if skip_done and out is None:
         raise ConfigError("--skip-done needs the folder of the earlier run", "give it with --out")
+    # Everything that can be wrong is checked before the imports and the model take seconds.
     kinds = check_outputs(options.comma_separated(save) or [])
-    from dino_core.inference.outputs.previous import read_finished
     from dino_core.inference.outputs.writers import Writers
     from dino_core.inference.sources import open_sources
 
     opened = open_sources(sources, recursive=recursive, every=every)
-    finished = read_finished(out) if skip_done and out is not None else []
+    finished = _finished(out) if skip_done and out is not None else []
     detector = _load(model, device, dtype, image_size)
+    _check_same_classes(finished, detector, out)
     if gate is not None and gate.label != ANY:
+        # Raises for a class that the model does not have; such a gate would never be met.
         detector.classes.indices_of([gate.label])
+    # Earlier results count in tables, gates and totals, but their images are not predicted again.
     todo = opened.without({prediction.source for prediction in finished})
     predictions = detector.predict(
         todo,
@@ -155,6 +158,7 @@ def predict(
                 folder.keep()
                 if as_json:
                     _print_record(prediction)
+        # Inside of the writers' block, which then completes the files with what is there.
         except KeyboardInterrupt:
             tally.interrupted = True
     _report(tally, gate, folder.path if kinds and folder.path.exists() else None)
@@ -182,6 +186,17 @@ class Tally:
     interrupted: bool = False
 
 
+def _finished(out: Path) -> list[Prediction]:
+    """What an earlier run into `out` has predicted."""
+    from dino_core.inference.outputs.previous import read_finished
+
+    earlier = read_finished(out)
+    if earlier.broken:
+        count = render.counted(len(earlier.broken), "line")
+        render.warn(f"{earlier.broken[0]}: {count} cannot be read; predicting those images again")
+    return earlier.predictions
+
+
 def _load(model: str, device: str, dtype: str, image_size: int | None) -> Detector:
     from dino_core.engine.memory import keep_freed_memory
     from dino_core.inference.detector import Detector
@@ -189,6 +204,18 @@ def _load(model: str, device: str, dtype: str, image_size: int | None) -> Detect
     model_view.ensure(model)
     keep_freed_memory()
     return Detector.load(model, device, dtype, image_size=image_size)
+
+
+def _check_same_classes(finished: list[Prediction], detector: Detector, out: Path | None) -> None:
+    """Raises ConfigError where the earlier run was one of a model with other classes."""
+    known = set(detector.classes.names)
+    for prediction in finished:
+        if other := set(prediction.labels) - known:
+            raise ConfigError(
+                f"--skip-done: {prediction.source} was predicted in {out} by {prediction.model}, "
+                f"and {detector.name} has no class '{min(other)}'",
+                "use the same --model, or choose another --out",
+            )
 
 
 def _watched(
@@ -200,13 +227,15 @@ def _watched(
             for prediction in predictions:
                 if prediction.error is not None:
                     tally.unreadable += 1
-                    reason = prediction.error.removeprefix(f"{prediction.source}: ")
-                    progress.warn(f"{prediction.source}: {reason}")
+                    source = printable(prediction.source)  # as in the error
+                    reason = prediction.error.removeprefix(f"{source}: ")
+                    progress.warn(f"{source}: {reason}")
                 else:
                     tally.images += 1
                     tally.found.update(prediction.labels)
                 yield prediction
                 progress.advance()
+        # The generator may be closed early, and the rate is reported in any case.
         finally:
             tally.rate = progress.rate()
 

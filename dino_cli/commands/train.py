@@ -93,10 +93,14 @@ def train(
         strict, plan, as_json, devices,
     )  # fmt: skip
     asked.check()
+    # The device decides how processes are joined, so settings are resolved once before that and
+    # again inside, where a restarted process may find that it has to resume.
     where = str(asked.settings(resume).train.device)
     if devices is not None and started_by_torchrun():
         processes.check_devices(devices)
     elif devices is not None and devices > 1 and not plan:
+        # The processes that are started run this same command line under torchrun's variables, and
+        # take the branch above.
         raise typer.Exit(processes.launch(devices, where, context.obj))
     with processes.one_of_several(where):
         _run(asked, where)
@@ -159,6 +163,7 @@ def _run(asked: _Asked, device: str) -> None:
     settings = asked.settings(resume)
     model = asked.model or settings.recipe.model or DEFAULT_MODEL
     dataset = _load(asked, resume, settings)
+    # A resumed run has its weights in its state, so nothing needs to be downloaded.
     if resume is None:
         model_view.ensure(asked.weights or model)
     own_input = model_input(settings, model, asked.weights, resume is not None)
@@ -171,7 +176,7 @@ def _run(asked: _Asked, device: str) -> None:
     if asked.plan:
         _plan(asked, settings, model, dataset, findings)
         return
-    if errors_found:
+    if errors_found and "train" not in dataset.lost_splits:
         render.note("training uses everything else; `dino train --strict` would end here")
     _train(asked, settings, model, dataset, resume)
 
@@ -210,6 +215,7 @@ def _load(asked: _Asked, resume: Path | None, settings: Settings) -> DatasetInde
             raise ConfigError("no data given", "dino train DATA, a folder or file")
         data, format = Path(str(settings.data["path"])), format or str(settings.data["format"])
     train = settings.train
+    # The same fraction and seed split off the same validation images on resume.
     return load_dataset(data, format, val_split=train.val_split, seed=train.seed)
 
 
@@ -268,6 +274,7 @@ def _train(
         try:
             _show(request, folder)
         except KeyboardInterrupt:
+            # Interrupted before the run has begun: there is nothing to keep or to resume.
             if not RunFolder(folder.path).state.is_file():
                 raise
             folder.keep()
@@ -284,9 +291,11 @@ def _show(request: RunRequest, folder: output.OutputFolder) -> None:
     with (
         _interrupted_by_signals(),
         train_view() as view,
+        # Innermost, so the state is saved while signals are still handled and the view can show it.
         contextlib.closing(run_events(request)) as events,
     ):
         for event in events:
+            # From the first step on the folder is worth keeping, even if the run fails.
             if isinstance(event, (StepDone, CheckpointSaved)):
                 folder.keep()
             view.show(event)

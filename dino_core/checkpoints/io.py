@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dino_core.checkpoints.header import check_file
+from dino_core.checkpoints.checksum import CHECKSUM_KEY, NO_CHECKSUM_YET, write_checksum
+from dino_core.checkpoints.header import check_file, read_errors, read_header
 from dino_core.config import ModelConfig
-from dino_core.errors import CheckpointError
+from dino_core.errors import CheckpointError, DinoError
 from dino_core.files import part_path, write_error
-from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
+from dino_core.limits import shown
+from dino_core.metadata import METADATA_KEY, CheckpointMeta, to_json
 from dino_core.models.dino import Dino
 
 _ALIASES_KEY = "aliases"
-_NOT_OURS_HINT = "a model file of another project is read with `dino models import`"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def save_checkpoint(
     meta: CheckpointMeta,
     storage_dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a model file atomically.
+    """Write a model file atomically, with a checksum of its content.
 
     Args:
         path: The file; its folder must exist.
@@ -70,7 +71,8 @@ def save_checkpoint(
             else t
             for name, t in state_dict.items()
         }
-    write_tensors(path, state_dict, {METADATA_KEY: to_json(meta)})
+    metadata = {METADATA_KEY: to_json(meta), CHECKSUM_KEY: NO_CHECKSUM_YET}
+    write_tensors(path, state_dict, metadata)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -79,48 +81,68 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: The file is missing, truncated, not a model file, or of a newer version.
     """
-    meta = from_json(read_header(path), str(path))
+    meta = read_header(path)
     tensors, _ = read_tensors(path)
-    state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    try:
+        state = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    except RuntimeError as error:  # of a dtype that torch can store but not convert
+        raise CheckpointError(f"{path}: its weights cannot be read ({error})") from error
     return Checkpoint(meta, state)
 
 
-def build_model(checkpoint: Checkpoint) -> Dino:
+def build_model(checkpoint: Checkpoint, where: str | Path | None = None) -> Dino:
     """The network with its weights, in evaluation mode.
 
-    Raises: CheckpointError if the weights are not those of the network that the file describes.
+    Args:
+        checkpoint: A model file in memory.
+        where: The file's name, for errors; the variant's name by default.
+
+    Raises: CheckpointError if the weights are not those of the network that the file describes, or
+        there is no such network.
     """
-    _check_layers(checkpoint)
-    model = model_without_values(checkpoint.meta.model)
+    where = where or checkpoint.meta.variant
     try:
-        model.load_state_dict(checkpoint.state_dict, assign=True)
-    except RuntimeError as error:
+        model = model_without_values(checkpoint.meta.model)
+    except DinoError as error:
+        raise CheckpointError(f"{where}: {error.message}", error.hint) from error
+    except Exception as error:  # timm's networks refuse settings with errors of their own
+        raise CheckpointError(f"{where}: its network cannot be built ({error})") from error
+    faults = _misfits(checkpoint.state_dict, model.state_dict())
+    if faults:
+        more = f", and {len(faults) - 1} more faults" if len(faults) > 1 else ""
         raise CheckpointError(
-            f"the weights do not fit {checkpoint.meta.variant}: {error}"
-        ) from error
+            f"{where}: its weights do not fit the network that it describes: {faults[0]}{more}",
+            "the file is damaged, or was changed by hand; get it again",
+        )
+    model.load_state_dict(checkpoint.state_dict, assign=True)
     left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if left:
-        raise CheckpointError(f"{checkpoint.meta.variant}: the file lacks {', '.join(left[:8])}")
+        raise CheckpointError(f"{where}: the file lacks {', '.join(left[:8])}")
     return model.eval()
+
+
+def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What differs between the tensors of a file and those of its network, in words.
+
+    The dtypes matter because the tensors are taken as they are: with integers or complex numbers
+    for weights, the network would fail in use.
+    """
+    faults = [f"{name} is missing" for name in expected if name not in given]
+    for name, tensor in given.items():
+        wanted = expected.get(name)
+        if wanted is None:
+            faults.append(f"{shown(name)} is not part of the network")
+        elif tensor.shape != wanted.shape:
+            faults.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
+        elif tensor.dtype != wanted.dtype:
+            faults.append(f"{name} has values of {tensor.dtype}, expected {wanted.dtype}")
+    return faults
 
 
 def model_without_values(config: ModelConfig) -> Dino:
     """The network on the meta device: it has names and shapes, but no values yet."""
     with torch.device("meta"), _NoRandomNumbers():
         return Dino(config)
-
-
-def _check_layers(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError if the network that the file describes is absurdly deep.
-
-    A damaged or malicious file could otherwise claim so many layers that building takes hours.
-    """
-    config, tensors = checkpoint.meta.model, len(checkpoint.state_dict)
-    layers = max(config.encoder_layers, config.decoder_layers, config.num_levels)
-    if layers > tensors:
-        raise CheckpointError(
-            f"{checkpoint.meta.variant}: the file claims {layers} layers and has {tensors} tensors"
-        )
 
 
 class _NoRandomNumbers(TorchFunctionMode):
@@ -145,22 +167,11 @@ class _NoRandomNumbers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def read_header(path: Path) -> str:
-    """The metadata JSON of a model file, without reading its weights."""
-    with _opened(path) as file:
-        text = (file.metadata() or {}).get(METADATA_KEY)
-    if text is None:
-        raise CheckpointError(
-            f"{path}: a safetensors file, but not one of dino's (no metadata)", _NOT_OURS_HINT
-        )
-    return str(text)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and string metadata as safetensors, atomically.
 
     safetensors refuses names that share a tensor, so it is stored once, and the other names are
-    listed in the metadata.
+    listed in the metadata. The digits of a `CHECKSUM_KEY` in the metadata are filled in.
 
     Raises: CheckpointError if the disk is full or the folder cannot be written.
     """
@@ -181,8 +192,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         mode = temporary.stat().st_mode  # from the umask; safetensors itself would make it 0600
         safetensors.torch.save_file(kept, temporary, metadata=everything)
         temporary.chmod(mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        write_checksum(temporary)
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise write_error(
@@ -206,7 +216,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises: CheckpointError if the file is missing, truncated or not safetensors.
     """
-    with _opened(path) as file:
+    check_file(path)
+    with read_errors(path), safetensors.safe_open(str(path), framework="pt") as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
@@ -215,17 +226,3 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its list of shared tensors is damaged") from error
     return tensors, metadata
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    check_file(path)
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            yield file
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: truncated, or not a safetensors file ({error})", _NOT_OURS_HINT
-        ) from error

@@ -71,6 +71,7 @@ def transfer(
     """
     aliases = aliases or {}
     same_classes = old.names == new.names and not aliases
+    # Unnamed rows are unused columns of the official heads, which nothing may be copied from.
     row_of = {name: row for row, name in enumerate(old.names) if name}
     wanted = [aliases.get(name, name) for name in new.names]
     pairs = [(row_of[name], row) for row, name in enumerate(wanted) if name in row_of]

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dino_core.checkpoints.checksum import check_checksum
 from dino_core.checkpoints.foreign.convert import import_checkpoint
 from dino_core.checkpoints.foreign.unpickle import check_pickled
+from dino_core.checkpoints.header import read_entries, read_header
 from dino_core.checkpoints.io import (
     Checkpoint,
     build_model,
     load_checkpoint,
-    read_header,
     save_checkpoint,
 )
 from dino_core.checkpoints.published.cache import (
@@ -183,31 +184,37 @@ def verify(published: Published) -> list[FileRecord]:
     return records
 
 
-def verify_model(name_or_path: str | Path) -> None:
+def verify_model(name_or_path: str | Path) -> bool:
     """Verify what a name or path stands for: all that is cached of it, or the file.
 
+    Returns: Whether a checksum was compared, as by `verify_file`.
     Raises: CheckpointError as `find_model`, `verify` and `verify_file` do.
     """
     found = find_model(name_or_path)
     if found.published is not None:
         verify(found.published)
-    else:
-        verify_file(resolve(name_or_path))
+        return True
+    return verify_file(resolve(name_or_path))
 
 
-def verify_file(path: Path) -> Checkpoint:
+def verify_file(path: Path) -> bool:
     """Read a whole model file, and check that its weights fit its network and are finite.
 
+    Returns: Whether the file has a checksum, which was compared. Model files that version 0.1.0
+        wrote have none, and of other projects' files the zip format has checksums of its own.
     Raises: CheckpointError if the file is damaged, no model file, or has NaN or infinite weights.
     """
     if path.suffix in FOREIGN_SUFFIXES:
         check_pickled(path)
+        compared = False
+    else:
+        compared = check_checksum(path, read_entries(path))
     checkpoint = load(path)
-    build_model(checkpoint)
+    build_model(checkpoint, path)
     for name, tensor in checkpoint.state_dict.items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{path}: {name} has NaN or infinite values")
-    return checkpoint
+    return compared
 
 
 def history(path: Path, meta: CheckpointMeta) -> tuple[Mapping[str, Any], ...]:

@@ -17,6 +17,8 @@ from dino_core.processing import preprocess as processing
 from dino_core.targets import Target, to_device
 
 STRIDE = 32  # batches are padded to multiples of this, so that few different shapes occur
+# Sorting the whole epoch would make the same images meet in every epoch; chunks of a shuffled order
+# keep batches random and still save most of the padding.
 _CHUNK_BATCHES = 32  # images are grouped by size within chunks of this number of batches
 _Indices = NDArray[np.int64]
 
@@ -64,6 +66,7 @@ class Batch:
 
         With `blanks` there are always `parts` batches: the missing ones are one blank image each.
         """
+        # Rounded up, so there are at most `parts` of them and only the last one is smaller.
         size = -(-len(self) // parts)
         cuts = [slice(start, start + size) for start in range(0, len(self), size)]
         return [
@@ -80,6 +83,8 @@ class Batch:
     def _blank(self) -> Batch:
         """One image without an id or boxes."""
         return Batch(
+            # A real padding mask, since one that is all padding would have valid ratios of zero and
+            # NaN in the geometry. Without an id, the stepper gives the part weight 0.
             torch.zeros_like(self.images[:1]),
             self.padding_mask[:1],
             [self.targets[0].empty()],
@@ -90,7 +95,10 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The batch with images and mask in page-locked memory; DataLoader calls this."""
         return replace(
-            self, images=self.images.pin_memory(), padding_mask=self.padding_mask.pin_memory()
+            # Targets are small, and `to_device` joins them before copying.
+            self,
+            images=self.images.pin_memory(),
+            padding_mask=self.padding_mask.pin_memory(),
         )
 
 
@@ -101,6 +109,7 @@ def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
     readable = [sample for sample in samples if isinstance(sample, Sample)]
     arrays = [sample.image.numpy() for sample in readable]
     targets = [sample.target for sample in readable]
+    # A network cannot take an empty batch, and all processes must do as many passes.
     if not readable:
         arrays = [np.zeros((3, *unreadable[0].size_hw), np.float32)]
         targets = [Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))]
@@ -163,14 +172,17 @@ class ShapeBatches:
         else:
             rng = generator(self.seed, epoch)
             batches = self._cut(self._grouped(rng, epoch))
+            # After sorting, neighbors have similar sizes. Shuffled batches keep the sizes of
+            # successive steps independent, and deal large and small ones to the ranks alike.
             batches = [batches[i] for i in rng.permutation(len(batches))]
         # Ranks wait for each other in every step, so all need the same number of batches.
         missing = -len(batches) % self.world_size
+        # Some batches come twice, which is harmless in training.
         batches += [batches[i % len(batches)] for i in range(missing)]
         return batches[self.rank :: self.world_size]
 
     def _grouped(self, rng: np.random.Generator, epoch: int) -> _Indices:
-        sizes = np.array(self.sizes_of_epoch(epoch), np.int64).reshape(-1, 2)
+        sizes = np.array(self.sizes_of_epoch(epoch), np.int64).reshape(-1, 2)  # (N, 2)
         order = rng.permutation(self.count)
         chunk = self.batch_size * _CHUNK_BATCHES
         parts = [order[start : start + chunk] for start in range(0, self.count, chunk)]
@@ -193,6 +205,7 @@ def _by_size(indices: _Indices, sizes_hw: NDArray[np.int64], batch_size: int) ->
         return indices
     axis = int(np.ptp(sizes_hw[indices], axis=0).argmax())
     indices = indices[np.argsort(sizes_hw[indices, axis], kind="stable")]
+    # A multiple of the batch size, or batches cut later would straddle both halves.
     half = max(1, -(-len(indices) // batch_size) // 2) * batch_size
     return np.concatenate(
         [

@@ -130,12 +130,15 @@ class DetectionDataset(Dataset[Sample]):
         if self.transform is None:
             pixels = load_image(record.path)
             _check_shape(record, pixels)
+            # A crowd region is no single object, so it would teach wrong boxes (ALGORITHM 28).
             wanted = np.flatnonzero(~record.is_crowd)
             image = preprocess(pixels, self.preprocess)
             labels = torch.from_numpy(record.class_indices[wanted])
             boxes = torch.from_numpy(record.boxes_xyxy_px[wanted])
             boxes_cxcywh = _normalized_cxcywh(boxes, (record.height, record.width))
         else:
+            # Boxes and pixels go through the same transform, and the size is the scene's own at the
+            # end.
             scene = self._augmented(key, self.transform)
             pixels = scene.image.as_subclass(Tensor).permute(1, 2, 0).numpy()  # 3, h, w -> h, w, 3
             image = normalize(pixels, self.preprocess)
@@ -168,12 +171,15 @@ class DetectionDataset(Dataset[Sample]):
         return generator(self.seed, epoch, index, *purpose)
 
     def _augmented(self, key: SampleKey, transform: Transform) -> Scene:
+        # A generator for each sample, so that neither the order nor the worker changes what it
+        # shows.
         rng = self._generator(key.epoch, key.record)
         room = _ROOM * self.preprocess.max_side
         if not key.mixing or self.mixing is None:
             return transform(self._scene(key.record, room), rng)
         draws = self._generator(key.epoch, key.record, _MIXING_DRAWS)
         mixing, is_mosaic = self.mixing, self.mixing.wants_mosaic(draws)
+        # Drawn in any case, so that the numbers after it do not depend on whether there are donors.
         pastes = draws.random() < mixing.paste_share and mixing.donors is not None
         if is_mosaic:
             others = draws.integers(len(self.records), size=PIECES - 1).tolist()
@@ -185,6 +191,8 @@ class DetectionDataset(Dataset[Sample]):
             donor, box = mixing.donors.choose(draws)
             other = self._partner(donor).load(max(scene.size_hw))
             scene = mixing.paste(scene, other, box, draws)
+        # A mosaic has its scale already. The rest of the augmentation (flips, colors) still
+        # applies.
         return (mixing.finish if is_mosaic else transform)(scene, rng)
 
     def _piece(self, index: int) -> Piece:
@@ -208,12 +216,14 @@ class DetectionDataset(Dataset[Sample]):
         The long side has at least `min_side` pixels, if the file's image has.
         """
         record = self.records[index]
+        # Below that, the decoder could not even halve it.
         large = max(record.width, record.height) >= 2 * min_side
         pixels = load_reduced(record.path, min_side) if large else load_image(record.path)
         _check_shape(record, pixels)
         scale_x, scale_y = pixels.shape[1] / record.width, pixels.shape[0] / record.height
         scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
         wanted = np.flatnonzero(~record.is_crowd)
+        # From pixels of the file to pixels of the decoded image, which may be smaller.
         boxes = torch.from_numpy(record.boxes_xyxy_px[wanted] * scale)
         return make_scene(pixels, boxes, torch.from_numpy(record.class_indices[wanted]))
 
@@ -234,6 +244,7 @@ class ReadableSamples(Dataset["Sample | Unreadable"]):
         try:
             return self.dataset[key]
         except PartnerError as error:
+            # Without mixing the sample is what it would be in a run without it.
             alone = self[key._replace(mixing=False)]
             if isinstance(alone, Unreadable):
                 return alone
@@ -256,6 +267,7 @@ def load_reduced(path: Path, min_side: int) -> NDArray[np.uint8]:
     # Where this fails, load_image raises an error that says what is wrong.
     with contextlib.suppress(DataError), open_image(path) as image:
         if image.format == "JPEG" and max(image.size) >= 2 * min_side:
+            # draft() chooses the largest reduction that keeps at least the wanted size.
             factor = max(image.size) / min_side
             wanted = (int(image.width / factor), int(image.height / factor))
             image.draft("RGB", wanted)
@@ -283,6 +295,7 @@ def _normalized_cxcywh(boxes_xyxy_px: Tensor, size_hw: tuple[int, int]) -> Tenso
     """(N, 4) boxes xyxy in pixels -> boxes cxcywh in [0, 1], clipped to the image."""
     height, width = size_hw
     scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+    # Crops can leave boxes a fraction of a pixel outside, and the loss expects [0, 1].
     corners = (boxes_xyxy_px / scale).clamp(0.0, 1.0)
     low, high = corners[:, :2], corners[:, 2:]
     return torch.cat([(low + high) / 2, high - low], dim=1)

@@ -52,9 +52,9 @@ KINDS: Mapping[str, Kind] = {
     ),
     "missing-split": Kind(
         "error",
-        "split is named, but its images are not there",
-        "splits are named, but their images are not there",
-        "put the images where they are looked for, or correct the place",
+        "split is named, but none of its images can be used",
+        "splits are named, but none of their images can be used",
+        "correct its place, or what the other errors name",
     ),
     "malformed-file": Kind(
         "error",
@@ -66,7 +66,19 @@ KINDS: Mapping[str, Kind] = {
         "error",
         "label cannot be read and is left out",
         "labels cannot be read and are left out",
-        "correct it, or remove it: its object counts as background now",
+        "correct or remove it: until then its object counts as background",
+    ),
+    "labels-lost": Kind(
+        "error",
+        "image is left out because none of its labels can be used",
+        "images are left out because none of their labels can be used",
+        "correct the labels: without them, it would teach that it is empty",
+    ),
+    "malformed-size": Kind(
+        "error",
+        "stated image size cannot be used and is ignored",
+        "stated image sizes cannot be used and are ignored",
+        "correct the size: boxes are taken in pixels of the file",
     ),
     "malformed-image-entry": Kind(
         "error",
@@ -157,12 +169,6 @@ KINDS: Mapping[str, Kind] = {
         "annotation has an id that another one has",
         "annotations have ids that others have",
         "number them anew: tools that go by the id keep only one",
-    ),
-    "malformed-size": Kind(
-        "warning",
-        "stated image size cannot be used and is ignored",
-        "stated image sizes cannot be used and are ignored",
-        "correct the size: boxes are taken in pixels of the file",
     ),
     "boxes-as-corners": Kind(
         "warning",

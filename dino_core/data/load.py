@@ -11,7 +11,7 @@ from dino_core.data.faults import Fault
 from dino_core.data.formats.coco_files import looks_like_coco
 from dino_core.data.formats.foreign import explain
 from dino_core.data.formats.table import FORMATS
-from dino_core.data.records import DatasetIndex, SetApart
+from dino_core.data.records import DatasetIndex, ImageRecord, SetApart
 from dino_core.data.split import stratified_split
 from dino_core.errors import ConfigError, DataError
 
@@ -138,7 +138,7 @@ _LOSING = frozenset(
     {
         "malformed-file", "malformed-label", "malformed-image-entry", "malformed-class",
         "unknown-class", "label-without-image", "missing-split", "missing-image",
-        "ambiguous-image", "unreadable-image", "wrong-shape",
+        "ambiguous-image", "unreadable-image", "wrong-shape", "labels-lost",
     }
 )  # kinds of fault by which labels are left out  # fmt: skip
 
@@ -149,19 +149,47 @@ def unusable(index: DatasetIndex) -> DataError | None:
     Images that nobody labeled are no fault: such a data set is usable, if only for prediction.
     """
     boxes = any(len(r.class_indices) for records in index.splits.values() for r in records)
-    losses = [fault for fault in index.faults if fault.kind in _LOSING]
+    losses = losing_faults(index)
     if index.classes.names and (boxes or not losses):
         return None
     if not losses:
         return DataError(f"{index.root}: there are no labels, so no class is known")
-    more = sum(fault.count for fault in losses) - losses[0].count
+    # An image or a split that is lost because of its labels is not a fault of its own.
+    more = sum(f.count for f in losses[1:] if f.kind not in ("labels-lost", "missing-split"))
     faults = f"{more:,} more fault{'' if more == 1 else 's'}"
     return DataError(losses[0].place, f"`dino check {index.root}` lists {faults}" if more else "")
 
 
+def losing_faults(index: DatasetIndex) -> list[Fault]:
+    """The faults by which labels, images or splits were left out."""
+    return [fault for fault in index.faults if fault.kind in _LOSING]
+
+
+def require_split(index: DatasetIndex, split: str) -> tuple[ImageRecord, ...]:
+    """The images of a split.
+
+    Raises:
+        DataError: the split is missing or empty; where it was lost in reading, the error says why.
+    """
+    records = index.splits.get(split, ())
+    if records:
+        return records
+    found = ", ".join(f"{name} ({len(r)})" for name, r in index.splits.items()) or "none"
+    causes = losing_faults(index) if split in index.lost_splits else []
+    because = f": {causes[0].place}" if causes else ""
+    raise DataError(
+        f"{index.root}: no images in split '{split}'{because}", f"splits with images: {found}"
+    )
+
+
 def with_val(index: DatasetIndex, how: SetApart) -> DatasetIndex:
-    """`index` with a part of train as "val"; unchanged where it has one or the share is 0."""
-    if "train" not in index.splits or "val" in index.splits or how.share == 0:
+    """`index` with a part of train as "val"; unchanged where the data name one or the share is 0.
+
+    A validation split that is named but cannot be read is not replaced: scores on training images
+    would pass for those of the split that the user means.
+    """
+    named = index.named_splits | index.splits.keys()
+    if "train" not in index.splits or "val" in named or how.share == 0:
         return index
     train, val = stratified_split(index.splits["train"], how.share, len(index.classes), how.seed)
     note = (

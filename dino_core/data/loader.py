@@ -83,6 +83,8 @@ class Loader:
             world_size=settings.world_size,
         )
         self._samples = ReadableSamples(dataset) if settings.skip_unreadable else dataset
+        # Shared with the DataLoader for good: starting its processes again for each epoch would
+        # take longer than a small epoch does.
         self._keys = _EpochKeys()
         self._process_loader: DataLoader[Any] | None = None
 
@@ -127,6 +129,8 @@ class Loader:
     def _keys_of(
         self, epoch: int, numbers: Sequence[int], mixed_batches: int | None
     ) -> list[list[SampleKey]]:
+        # A mosaic has another size than its first image alone, so batches are formed from other
+        # sizes.
         batches = (self.sampler if mixed_batches == 0 else self.mixed_sampler()).batches(epoch)
         return [
             [SampleKey(epoch, i, mixed_batches is None or number < mixed_batches) for i in indices]
@@ -141,19 +145,24 @@ class Loader:
         if self.settings.prefetch < 1:
             yield from map(self._load, keys)
             return
+        # One thread: decoding and resizing release the interpreter lock, while more threads would
+        # compete with the training step for the cores.
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dino-data")
         waiting: deque[Future[Batch]] = deque()
         try:
             for batch_keys in keys:
                 waiting.append(pool.submit(self._load, batch_keys))
+                # The first batches are submitted before any is waited for.
                 if len(waiting) > self.settings.prefetch:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            # Reached also where the consumer closes this generator in the middle of an epoch.
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _from_processes(self, keys: list[list[SampleKey]]) -> Iterator[Batch]:
+        # The sampler is read when the DataLoader is iterated, below.
         self._keys.keys = keys
         if self._process_loader is None:
             self._process_loader = DataLoader(
@@ -164,6 +173,7 @@ class Loader:
                 prefetch_factor=max(1, self.settings.prefetch),
                 pin_memory=self.settings.pin_memory,
                 persistent_workers=True,
+                # Forked processes would inherit threads and locks of torch in an unknown state.
                 multiprocessing_context="spawn",
                 # DataLoader draws a seed for its workers. Nothing uses it, but drawing it from the
                 # global generator would change the random numbers of the run.

@@ -71,6 +71,7 @@ class DatasetIndex:
         unread: What the source holds that this form has no place for, one sentence each;
             converters report it.
         set_apart: How "val" was made; None where the data has its own, or none.
+        named_splits: The splits that the data name, those included of which nothing could be read.
     """
 
     root: Path
@@ -80,6 +81,12 @@ class DatasetIndex:
     faults: tuple[Fault, ...] = field(default=())
     unread: tuple[str, ...] = field(default=())
     set_apart: SetApart | None = None
+    named_splits: frozenset[str] = frozenset()
+
+    @property
+    def lost_splits(self) -> frozenset[str]:
+        """The splits that the data name, but of which nothing could be read."""
+        return self.named_splits - self.splits.keys()
 
     @property
     def warnings(self) -> tuple[str, ...]:

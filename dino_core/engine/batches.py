@@ -34,11 +34,14 @@ def training_loader(
     settings = LoaderSettings(
         config.batch,
         seed=config.seed,
+        # As in the official code (ALGORITHM 26).
         drop_last=True,
         rank=rank(),
         world_size=world_size(),
         workers=config.workers,
         pin_memory=device.type == "cuda",
+        # A file that breaks during a run of days must not end it. `engine/trouble.py` counts such
+        # files.
         skip_unreadable=True,
     )
     return Loader(images, settings)
@@ -82,6 +85,7 @@ class BatchStream:
     def go_to(self, epoch: int, batch: int, mixed_batches: int | None) -> None:
         """Continue from another position."""
         self.epoch, self.batch, self.mixed_batches = epoch, batch, mixed_batches
+        # Whatever was prefetched for the old position is discarded.
         self._batches = None
 
     def stop_mixing(self) -> None:
@@ -95,6 +99,8 @@ class BatchStream:
         batch = next(self._batches)
         self.batch += 1
         if self.batch >= len(self._loader):
+            # The position moves with the batch that is handed out, so prefetching does not change
+            # it.
             self.epoch, self.batch, self._batches = self.epoch + 1, 0, None
             if self.mixed_batches is not None:
                 self.mixed_batches = 0

@@ -30,6 +30,7 @@ class RunClock:
         self.interrupts: Sequence[int] = ()
         self.stopping = False
         self._counters, self._device = counters, device
+        # What earlier sessions worked. A pause between sessions does not count.
         self._earlier_s = counters.elapsed_s
         self._started = 0.0
         self._evaluation_began_s = 0.0
@@ -45,15 +46,20 @@ class RunClock:
             KeyboardInterrupt: in every process, where a signal arrived in one of them.
         """
         now = self._earlier_s + time.monotonic() - self._started
+        # Rank 0's time and everybody's interrupts in one exchange: the others add 0.0, so the sum
+        # is the time.
         own = (float(bool(self.interrupts)), now if rank() == 0 else 0.0)
         stops, self.elapsed_s = sums(own, self._device)
         if stops:
             self.stopping = True
+            # At a point where no process is inside a step, so that all of them can save together.
             raise KeyboardInterrupt
 
     def evaluation_due(self, val_images: int, train_images: int) -> bool:
         """Whether evaluating now keeps evaluation within its share of the working time."""
         counters = self._counters
+        # The first evaluation has no measured cost yet, but forward passes take about a third of a
+        # training step, and the number of images seen so far is known.
         epochs_it_takes = val_images / train_images / max(1, counters.epoch)
         return evaluation_due(
             self.elapsed_s, counters.evaluating_s, counters.evaluation_s, epochs_it_takes

@@ -36,10 +36,12 @@ def check_compiler(device: torch.device) -> None:
 def compile_parts(model: Dino, backend: str = "inductor") -> None:
     """Let the repeating parts of `model` be compiled in place, at their first use."""
     for part in (*model.backbone.parts_to_compile(), *model.encoder.layers, *model.decoder.layers):
+        # With dynamic shapes, one compilation serves the batches of all image sizes.
         part.compile(dynamic=True, backend=backend)
 
 
 def is_compiler_error(error: BaseException) -> bool:
     """Whether an error comes from torch.compile rather than from the network."""
     compilers = ("torch._dynamo", "torch._inductor")
+    # The base classes count, too, since a backend may derive its own errors.
     return any(kind.__module__.startswith(compilers) for kind in type(error).__mro__)

@@ -44,6 +44,7 @@ class RunPlanned:
         trial: Result of the worst batch; None where it was not tried, as on resume.
         forecast: Steps and time at the speed of that trial.
         processes: Number of training processes, one per device.
+        data_warnings: What was left out or repaired when the data were read, a sentence per kind.
     """
 
     plan: Plan
@@ -64,6 +65,7 @@ class RunPlanned:
     trial: Trial | None
     forecast: Forecast | None
     processes: int
+    data_warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)

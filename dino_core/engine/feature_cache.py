@@ -60,9 +60,14 @@ class FeatureCache:
         Arguments are those of `Loader.batches`. With cached views no images are mixed, so
         `mixed_batches` changes nothing.
         """
+        # The loader makes the batches of a view as it makes those of epoch number `view`, so the
+        # same augmentation comes back every `views` passes.
         view = epoch % self.views
         rng = generator(self._seed, epoch)
+        # The order depends on the true epoch: only the content of a batch repeats.
         order = rng.permutation(len(self._loader))[skip_batches:].tolist()
+        # Determined once at the start of the pass. Batches come from the loader in the order of
+        # this list, which is how `next(loaded)` below finds the right one.
         missing = [number for number in order if not self._path((view, number)).exists()]
         loaded = self._loader.chosen_batches(view, missing)
         for number in order:
@@ -76,10 +81,13 @@ class FeatureCache:
         Raises:
             DinoError: the features cannot be written.
         """
+        # A blank batch stands for unreadable images, which may be readable in the next pass.
         if batch.features is not None or not batch.image_ids:
             return batch
+        # The backbone is frozen, so nothing would use a graph.
         with torch.no_grad():
             batch = replace(batch, features=tuple(backbone(batch.images.to(device))))
+        # An incomplete batch would otherwise stay incomplete for the whole run.
         if batch.place is not None and not batch.unreadable:
             try:
                 self._write(batch, batch.place)
@@ -99,6 +107,7 @@ class FeatureCache:
 
     def _write(self, batch: Batch, place: Place) -> None:
         assert batch.features is not None
+        # Boxes of all images go into one tensor, and the counts divide it again.
         counts = [len(target.labels) for target in batch.targets]
         tensors: dict[str, Tensor] = {
             "padding_mask": batch.padding_mask,
@@ -118,6 +127,7 @@ class FeatureCache:
         """A batch from disk, or from its images where the file is damaged."""
         try:
             tensors = safetensors.torch.load_file(self._path(place))
+        # A crash of the machine can leave a damaged file. Recomputing gives the same features.
         except (OSError, SafetensorError):
             return replace(self._loader.batch(*place), place=place)
         counts = tensors["counts"].tolist()
@@ -127,6 +137,7 @@ class FeatureCache:
         features = (tensors[f"features.{level}"].permute(0, 3, 1, 2) for level in range(levels))
         mask = tensors["padding_mask"]
         return Batch(
+            # Without pixels, but with the batch axis, which `Batch.split` cuts.
             images=torch.empty(len(mask), 3, 0, 0),
             padding_mask=mask,
             targets=[Target(*each) for each in zip(labels, boxes, strict=True)],

@@ -51,10 +51,12 @@ def run_events(request: RunRequest) -> Generator[Event, None, RunSummary]:
             f"{request.processes} training processes asked for, but there are {world_size()}",
             "start them with torchrun, or only plan the run",
         )
+    # Both must precede the first large tensor and the first oneDNN kernel.
     memory_kept = keep_freed_memory()
     keep_compiled_kernels()
     run = build_run(request)
     planned = run.planned(memory_kept)
+    # The caller can show or refuse the plan here: nothing has been written yet.
     yield planned
     with _interrupts() as run.clock.interrupts:
         run.begin()
@@ -70,6 +72,7 @@ def run_events(request: RunRequest) -> Generator[Event, None, RunSummary]:
             return summary
         except DinoError:  # raised on purpose: the state on disk is the one to resume from
             raise
+        # KeyboardInterrupt and GeneratorExit (the caller closes the generator) are no Exceptions.
         except BaseException:
             run.save_interrupted()
             raise
@@ -94,6 +97,7 @@ def _interrupts() -> AbstractContextManager[list[int]]:
 
 def _recorded(event: Event, run: Run, loggers: LoggerGroup) -> Iterator[Event]:
     """Write an event into the run folder and the loggers; their warnings come before it."""
+    # Recorded before the caller sees it: a caller that stops at an event leaves complete files.
     for happening in (*loggers.log(event), event):
         if rank() == 0:
             run.folder.record(happening)
@@ -109,11 +113,14 @@ def _train(run: Run) -> Iterator[Event]:
     check_not_diverged(run)
     if meter.steps:
         yield meter.report(run.counters, run.plan, 1.0, run.clock.elapsed_s)
+    # The model that ships must be scored, unless the evaluation after the last step has done so.
     if run.val_records and run.evaluated_step != run.counters.step:
         yield from validate(run)
     yield run.save()
+    # Without validation images the last weights are also the best ones.
     if not run.folder.best.exists():
         yield run.saver.save_best(run.meta())
+    # The features may take much space, and no other run can use them.
     if run.stepper.cache is not None:
         run.stepper.cache.remove()
     yield from run.album.finish(run.counters.step)
@@ -123,13 +130,16 @@ def _steps(run: Run, meter: StepMeter) -> Iterator[Event]:
     """Optimizer steps, with what is due between them, until the run has its length."""
     times: list[float] = []
     while not run.stopped_early:
+        # Here, between two steps, all processes agree on the time and on stopping.
         run.clock.read()
         if (progress := run.progress()) >= 1.0:
             return
+        # Noted before the step, which may begin a new pass.
         epoch, started = run.stream.epoch, time.monotonic()
         trouble = yield from _step(run, progress, meter)
         if trouble:
             yield roll_back(run, trouble)
+            # The measurements belong to steps that are done again.
             meter.clear()
             continue
         yield from _measured_speed(run, times, time.monotonic() - started)
@@ -138,6 +148,7 @@ def _steps(run: Run, meter: StepMeter) -> Iterator[Event]:
         if run.stream.epoch > epoch and validation_due(run):
             yield from validate(run)
             run.stopped_early = out_of_patience(run)
+        # After the evaluation, so that its result is part of the state that is written.
         if run.saver.due(run.config.checkpoint_every_steps):
             yield run.save()
 
@@ -145,12 +156,16 @@ def _steps(run: Run, meter: StepMeter) -> Iterator[Event]:
 def _step(run: Run, progress: float, meter: StepMeter) -> Generator[Event, None, str]:
     """One optimizer step. Returns why the run must return to its checkpoint, or ""."""
     started, counters = time.monotonic(), run.counters
+    # Mosaics look unlike any real image, so the last part of a run trains without them (YOLOX,
+    # arXiv 2107.08430, section 2.1).
     if progress >= run.config.mosaic_until:
         run.stream.stop_mixing()
     batches = run.stream.take(run.accumulate)
     result = yield from gradients_in_memory(run, batches, progress)
+    # `result.unreadable` is the same in all processes, as it must be before a collective operation.
     unreadable = newly_unreadable(run, batches) if result.unreadable else {}
     trouble = run.finish_step(result, unreadable)
+    # A step without an update has no meaningful loss or speed.
     if result.usable:
         meter.add(result, time.monotonic() - started)
     for message in unreadable.values():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+# Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TOP_PAD_BYTES = 256 * 2**20
 
@@ -38,6 +39,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
+    # No block comes from mmap, since such a block is returned when it is freed. The heap is never
+    # trimmed (-1 turns that off), and grows in steps of 256 MiB.
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD_BYTES))
     results = [mallopt(key, value) for key, value in settings]
     return all(result == 1 for result in results)
@@ -54,6 +57,7 @@ def keep_compiled_kernels() -> None:
 
 def peak_memory_mb() -> float:
     """The most memory that this process has held so far, in MiB."""
+    # Linux counts KiB, macOS bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 1024)
 
@@ -61,6 +65,7 @@ def peak_memory_mb() -> float:
 def resident_memory_mb() -> float:
     """What this process holds now, in MiB; its peak where the system does not report that."""
     try:
+        # The second number is the resident set, in pages.
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
         return peak_memory_mb()
@@ -77,10 +82,12 @@ def free_memory_mb(device: torch.device) -> float | None:
         import torch  # not at the top: prediction by ONNX Runtime uses this module without torch
 
         free, _ = torch.cuda.mem_get_info(device)
+        # Memory that PyTorch holds without using it is free for this process.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (free + cached) / 2**20
     if device.type != "cpu":
         return None
+    # A container may allow less than the machine has.
     amounts = [mb for mb in (_available_mb(), _container_mb()) if mb is not None]
     return min(amounts, default=None)
 

@@ -35,6 +35,7 @@ class StepMeter:
     def add(self, result: StepResult, seconds: float) -> None:
         """Take in one step that took `seconds`."""
         self.steps += 1
+        # An estimate from this process, which costs no exchange at each step.
         self._images += result.images * world_size()
         self._seconds += seconds
         self._last = result
@@ -64,6 +65,7 @@ class StepMeter:
     def _eta_s(self, counters: Counters, plan: Plan, progress: float, elapsed_s: float) -> float:
         if plan.steps is not None:
             return (plan.steps - counters.step) * self._seconds / self.steps
+        # With a time limit, progress is a share of the time.
         return elapsed_s / max(progress, 1e-6) - elapsed_s
 
     def _memory_mb(self) -> float:

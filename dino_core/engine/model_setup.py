@@ -32,6 +32,7 @@ def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     if config.dtype != "auto":
         return torch.bfloat16 if config.dtype == "bf16" else torch.float32
     if device.type == "cuda":
+        # Older GPUs emulate bfloat16, which is slower than float32.
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = device.type == "cpu" and cpu_multiplies_bf16()
@@ -40,6 +41,7 @@ def choose_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 def cpu_multiplies_bf16() -> bool:
     """Whether the processor has instructions that multiply bfloat16 numbers."""
+    # Other processors convert to float32 for each product, which costs more than it saves.
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
@@ -52,6 +54,8 @@ def freeze(model: Dino, part: FreezeName) -> None:
 
 def training_mode(model: Dino, frozen: FreezeName) -> None:
     """Set the model to training mode, except for its frozen part."""
+    # For stochastic depth, and because the decoder predicts from all layers in training mode only.
+    # Batch norms are frozen in either mode.
     model.train()
     if frozen == "backbone":
         model.backbone.eval()
@@ -68,5 +72,7 @@ def average_of(network: Dino, config: ResolvedConfig, device: torch.device) -> E
         if shadow is not None:
             shard(shadow, device)
     if config.compile:
+        # Only the live model: the average predicts a few times per run, less than its compilation
+        # costs.
         compile_parts(network)
     return None if shadow is None else Ema(network, config.ema_decay, shadow)

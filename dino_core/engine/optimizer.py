@@ -24,12 +24,14 @@ def build_optimizer(model: nn.Module, config: ResolvedConfig) -> torch.optim.Ada
     offsets: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            # A substring, as in the official code, so it holds for every wrapper's prefix.
             group = backbone if "backbone" in name else offsets if _OFFSETS in name else rest
             group.append(parameter)
     factors = (1.0, config.backbone_lr_factor, config.offsets_lr_factor)
     groups = [
         {"params": parameters, "lr": config.lr * factor, BASE_LR: config.lr * factor}
         for parameters, factor in zip((rest, backbone, offsets), factors, strict=True)
+        # A frozen backbone has no group.
         if parameters
     ]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)

@@ -76,13 +76,19 @@ class Run:
 
     @property
     def val_records(self) -> tuple[ImageRecord, ...]:
-        """The validation images, without those that turned out to be unreadable."""
+        """The validation images, without those that turned out to be unreadable.
+
+        Images none of which has a box are no validation split: every AP would be undefined.
+        """
         records = self.dataset.splits.get("val", ())
+        if not any(len(record.class_indices) for record in records):
+            return ()
         return tuple(r for r in records if str(r.path) not in self.counters.unreadable)
 
     def progress(self) -> float:
         """Fraction of the run that is done."""
         # Not `val_records`, which looks at every image: this is called at every step.
+        # In a run with a time limit the last evaluation must fit in, too.
         reserve = (self.counters.evaluation_s or 0.0) if self.dataset.splits.get("val") else 0.0
         return self.plan.progress(self.counters.step, self.clock.elapsed_s, reserve)
 
@@ -115,19 +121,24 @@ class Run:
             trial=self.trial,
             forecast=None if self.trial is None else self.forecast(self.trial.step_s, processes),
             processes=processes,
+            data_warnings=self.dataset.warnings,
         )
 
     def begin(self) -> None:
         """Start the clock; create the folder with a state to return to, or tidy up an old one."""
         self.clock.start()
         self.saver.begin()
+        # A resumed run may find files of steps after its state, which it will write again.
         if self.saver.saved_step >= 0:
             if rank() == 0:
                 self.folder.clear_up(self.resumed_step)
             return
         if rank() == 0:
             self._create_folder()
+        # A state before the first step, so that a run can return to it even if its first steps
+        # diverge.
         self.saver.save_state(self.meta())
+        # Only after the state, which a restarted process needs in order to resume.
         if rank() == 0 and started_by_torchrun():
             self.folder.mark_launch(launch_identity())
 
@@ -140,6 +151,7 @@ class Run:
         settings = RunSettings(self.config, self.start.model.config, self.start.preprocess, data)
         set_apart = self.val_records if self.dataset.set_apart is not None else ()
         self.folder.create(settings, [str(record.path) for record in set_apart])
+        self.folder.log_data(self.dataset.warnings)
 
     def meta(self) -> CheckpointMeta:
         """What files that are written now say about themselves."""
@@ -179,12 +191,18 @@ class Run:
             Why the run must return to its last checkpoint, or "".
         """
         counters, stepper = self.counters, self.stepper
+        # Between the update of the weights and that of the counters, an interrupt would save a
+        # state that belongs to no step, or lose one.
         with interrupts_deferred(), self.saver.weights_change():
             if result.usable:
                 stepper.update()
             else:
                 counters.skipped += 1
+            # A step that is left out counts as well: learning rate and data move on, or the same
+            # bad batch would come again.
             counters.step += 1
+            # Taken from the stream only now, not when the batch was loaded: one whose gradients an
+            # interrupt cut short must come again after a resume.
             counters.epoch, counters.batch = self.stream.epoch, self.stream.batch
             counters.mixed_batches = self.stream.mixed_batches
             counters.ema_updates = stepper.ema.updates if stepper.ema is not None else 0
@@ -198,8 +216,11 @@ class Run:
 
     def save_interrupted(self) -> None:
         """Save what an interrupt or an error left between two steps, where it is worth keeping."""
+        # With sharding, saving is a collective operation.
         if self.saver.sharded and not self.clock.stopping:
             return  # the weights can only be gathered where all processes stop together
+        # An exception from inside of a step leaves weights and counters apart, and a diverging run
+        # must not overwrite a good state.
         if self.saver.unsaved and self.saver.worth_saving():
             with interrupts_deferred():
                 self.save()
@@ -209,6 +230,8 @@ class Run:
 
     def roll_back(self) -> None:
         """Return to the saved state, continue from there more carefully, and save that."""
+        # Read from the disk by every process, which is simpler than sending it, and is the state
+        # that a resume would find.
         saved = load_state(self.folder.state)
         saved.counters.continue_with(world_size())
         with self.saver.weights_change():
@@ -217,8 +240,10 @@ class Run:
             place = saved.counters
             self.stream.go_to(place.epoch, place.batch, place.mixed_batches)
             self.apply_care()
+        # The tables must not show twice the steps that are done again.
         if rank() == 0:
             self.folder.forget_after(self.counters.step)
+        # The lower learning rate must survive a crash, or a restart would diverge in the same way.
         self.saver.save_state(self.meta())
 
     def apply_care(self) -> None:

@@ -151,6 +151,11 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"{self.root}: cannot be written ({error.strerror})") from error
 
+    def log_data(self, warnings: Sequence[str]) -> None:
+        """Begin the log with what was left out or repaired when the data were read."""
+        with self._writing(), self.log.open("a", encoding="utf-8") as file:
+            file.writelines(f"data: {sentence}\n" for sentence in warnings)
+
     def mark_launch(self, identity: Mapping[str, str]) -> None:
         """Note which launch of torchrun the run belongs to, for the processes after a restart."""
         with self._writing():
@@ -215,6 +220,7 @@ class RunFolder:
             file.write(_log_line(row) + "\n")
         if row["event"] == "warning":
             return
+        # Opening the file for appending creates it.
         new = not self.metrics_csv.exists()
         with self.metrics_csv.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
@@ -225,6 +231,7 @@ class RunFolder:
     def clear_up(self, step: int) -> None:
         """Remove what a killed run left: unfinished files, and rows of steps after `step`."""
         for folder in (self.root, self.state.parent, self.features, self.plots, self.samples):
+            # Names of files whose writing was cut off (`files.part_path`).
             for path in folder.glob(".*.part"):
                 path.unlink(missing_ok=True)
         with self._writing():
@@ -242,6 +249,7 @@ class RunFolder:
         if self.metrics_csv.exists():
             with self.metrics_csv.open(newline="", encoding="utf-8") as file:
                 header, *rows = list(csv.reader(file)) or [list(_COLUMNS)]
+            # The last row may be cut off where a process was killed.
             kept = [r for r in rows if len(r) == len(header) and int(r[0] or 0) <= step]
             text = "".join(",".join(row) + "\n" for row in [header, *kept])
             write_text(self.metrics_csv, text, durable=True)

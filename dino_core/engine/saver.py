@@ -20,6 +20,7 @@ from dino_core.errors import CheckpointError, DinoError
 from dino_core.metadata import CheckpointMeta
 from dino_core.models.dino import Dino
 
+# At most ten minutes of work are lost by a crash, also where steps are slow.
 _SAVE_EVERY_S = 600.0
 
 
@@ -55,6 +56,7 @@ class RunSaver:
         An error inside leaves them inconsistent for good, on purpose: the state on disk is then
         the better one.
         """
+        # No `try`: after an exception it must stay False.
         self._consistent = False
         yield
         self._consistent = True
@@ -66,6 +68,7 @@ class RunSaver:
 
     def due(self, every_steps: int) -> bool:
         """Whether it is time for a checkpoint, and the weights are good enough for one."""
+        # Time is read from the shared clock, so all processes answer alike.
         late = (
             self._counters.step - self.saved_step >= every_steps
             or self._clock.elapsed_s - self._saved_at_s > _SAVE_EVERY_S
@@ -78,6 +81,8 @@ class RunSaver:
 
     def weights_finite(self) -> bool:
         model, device = self._stepper.model, self._stepper.device
+        # With sharding each process sees its own part only. Whole models are equal in all
+        # processes.
         finite = all(bool(torch.isfinite(local(p)).all()) for p in model.parameters())
         return all_true(finite, device) if self.sharded else finite
 
@@ -96,14 +101,19 @@ class RunSaver:
 
     def save_state(self, meta: CheckpointMeta) -> None:
         """Write the training state. Raises DinoError as `save` does."""
+        # Evaluation and plots since the last step belong to the working time.
         self._counters.elapsed_s = self._clock.elapsed_s
         stepper = self._stepper
+        # With whole models the other processes have nothing to do, but sharded weights are gathered
+        # by all of them. Only rank 0 keeps the result, since every process on a machine holding the
+        # whole model would need the memory that sharding saves.
         if rank() == 0 or self.sharded:
             tensors = state_tensors(stepper.model, stepper.ema, stepper.optimizer)
             tensors = whole(tensors, keep=rank() == 0)
         if rank() == 0:
             with self._needs_explained():
                 save_state(self._folder.state, tensors, self._counters, meta)
+        # In every process, since `due` has to give the same answer in all of them.
         self.saved_step, self._saved_at_s = self._counters.step, self._clock.elapsed_s
 
     def _save_model(self, path: Path, meta: CheckpointMeta, best: bool) -> CheckpointSaved:
@@ -120,6 +130,9 @@ class RunSaver:
         shipped = self._stepper.shipped
         if not self.sharded:
             return shipped
+        # A sharded model gathers its weights in each forward pass, but in an evaluation the
+        # processes have different numbers of batches. So each gets a whole copy, folded like the
+        # live model.
         model = Dino(self._stepper.model.config)
         model.backbone.fold_batch_norm()
         model.load_state_dict(whole(shipped.state_dict(keep_vars=True)))

@@ -23,8 +23,10 @@ def lr_factor(config: TrainConfig, step: int, progress: float, warmup_steps: int
     progress = min(max(progress, 0.0), 1.0)
     warmup = 1.0
     if warmup_steps > 0:
+        # The larger of the two: in a short run the warm-up may not last longer than its share.
         warmup = min(1.0, max((step + 1) / warmup_steps, progress / WARMUP_SHARE))
     if config.schedule == "step":
+        # Each milestone that has passed multiplies once more.
         return warmup * config.step_gamma ** sum(progress >= m for m in config.step_milestones)
     end = config.final_lr_factor
     return warmup * (end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -65,6 +65,8 @@ class Sentinel:
 
     def after_rollback(self, rollbacks: int) -> Sentinel:
         """What this saved watch remembers in a run that has returned to it `rollbacks` times."""
+        # The saved losses are those of good steps. Counts of bad steps belong to the attempt that
+        # failed.
         return Sentinel(usual=self.usual, rollbacks=rollbacks)
 
     def see(self, loss: float, *, finite: bool, empty: bool) -> str:
@@ -78,6 +80,7 @@ class Sentinel:
         Returns:
             Why the run must return to its checkpoint, or "".
         """
+        # Without images there is no loss to judge, good or bad.
         if empty:
             self.unread += 1
             return ""
@@ -85,6 +88,7 @@ class Sentinel:
         if not finite:
             self.bad += 1
         elif len(self.usual) >= ENOUGH and loss > FAR * statistics.median(self.usual):
+            # High losses do not enter the window, or they would become the usual ones.
             self.bad, self.high = 0, self.high + 1
         else:
             self.bad = self.high = 0

@@ -74,6 +74,8 @@ class Counters:
 
         Where the numbers do not divide evenly, up to `processes - 1` batches are seen twice.
         """
+        # What the old processes have consumed together is divided among the new ones, rounded down:
+        # repeating a batch is harmless, skipping one is not.
         self.batch = self.batch * self.processes // processes
         if self.mixed_batches is not None:
             self.mixed_batches = self.mixed_batches * self.processes // processes
@@ -93,6 +95,7 @@ class Counters:
 def seed_everything(seed: int) -> None:
     """Seed the global generators: torch's (of all devices), numpy's and Python's."""
     torch.manual_seed(seed)
+    # NumPy's old interface takes 32 bits only.
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
@@ -111,11 +114,15 @@ def state_tensors(
     model: nn.Module, ema: Ema[Any] | None, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
     """Name in the file to tensor; of sharded tensors, the part that this process holds."""
+    # `keep_vars` keeps the parameters' identity, by which `whole` recognizes a tensor with two
+    # names.
     tensors = {f"model.{n}": t for n, t in model.state_dict(keep_vars=True).items()}
     if ema is not None:
         tensors |= {f"ema.{n}": t for n, t in ema.model.state_dict(keep_vars=True).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
+            # By name and not by position as in torch's own state dict, so that the order of the
+            # parameter groups may change between versions. Names hold no colon.
             tensors[f"optimizer.{name}:{key}"] = value
     return tensors
 
@@ -153,6 +160,7 @@ class SavedState:
             self._load(ema.model, "ema.")
             ema.updates = self.counters.ema_updates
         named = dict(model.named_parameters())
+        # The optimizer may have moments already, where a run returns to an earlier state.
         optimizer.state.clear()
         for key, tensor in self._part("optimizer.").items():
             name, _, slot = key.rpartition(":")
@@ -162,7 +170,10 @@ class SavedState:
                 )
             parameter = named[name]
             tensor = tensor.to(parameter.device)
+            # Moments have the parameter's shape and are sharded like it. The step count is a
+            # scalar.
             part = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            # A copy, so that the steps that follow do not write into the state that was read.
             optimizer.state[parameter][slot] = part.clone()
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
@@ -185,6 +196,8 @@ def load_state(path: Path) -> SavedState:
     tensors, metadata = read_tensors(path)
     try:
         numbers = json.loads(metadata[_COUNTERS_KEY])
+        # Unknown keys raise TypeError here, so a state of another version is refused instead of
+        # being half understood.
         sentinel = Sentinel(**numbers.pop("sentinel", {}))
         counters = Counters(**numbers, sentinel=sentinel)
         meta = from_json(metadata[METADATA_KEY], str(path))

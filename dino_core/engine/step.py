@@ -132,11 +132,16 @@ class Stepper:
         Raises:
             OutOfMemoryTogether: memory was short in one of several processes with a whole model.
         """
+        # Each attempt of a step begins from the same state: no gradients, the learning rate and the
+        # random numbers of this step. So a repetition after a memory shortage equals a first
+        # attempt.
         training_mode(self.model, self.config.freeze)
         self.optimizer.zero_grad(set_to_none=True)
         factor = lr_factor(self.config, step, progress, self.config.warmup_steps) * self.lr_scale
         set_lr(self.optimizer, factor)
         seed_step(self.config.seed, step, rank())
+        # The number of boxes has to be known over all processes and parts before the first backward
+        # pass, because every part's loss is divided by it.
         boxes, images, unreadable = self._counts(batches)
         losses, finite = self._accumulate(batches, boxes, step)
         norm = self._clip()
@@ -163,8 +168,11 @@ class Stepper:
 
         Several processes must do it together.
         """
+        # All processes must have the same number of parts, since each part is a round of
+        # collectives.
         if self.parts >= most(max(len(batch) for batch in batches), self.device):
             return False
+        # The gradients of the failed attempt are memory that the next one needs.
         self.parts *= 2
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
@@ -176,9 +184,12 @@ class Stepper:
         boxes = [float(sum(len(target.labels) for target in b.targets)) for b in batches]
         images = sum(len(batch.image_ids) for batch in batches)
         unreadable = sum(len(batch.unreadable) for batch in batches)
+        # One exchange for all the numbers, because each costs a round trip between the machines.
         *summed, total_images, total_unreadable = sums(
             [*boxes, float(images), float(unreadable)], self.device
         )
+        # The mean, not the sum: DDP averages gradients over the processes, which divides by their
+        # number a second time (ALGORITHM 24).
         return [count / world_size() for count in summed], total_images, total_unreadable
 
     def _accumulate(
@@ -191,10 +202,15 @@ class Stepper:
         """
         losses: dict[str, Tensor] = {}
         for part in self._parts(batches, boxes):
+            # Gradients of earlier parts stay in this process and are exchanged together with the
+            # last ones.
             with exchange(self._wrapped, part.last):
                 terms, finite = self._backward(part, step, len(batches))
             for name, value in terms.items():
+                # The parts of a batch add up to its loss, because each is divided by the boxes of
+                # the whole batch. Only the number of batches is left to divide by.
                 losses[name] = losses.get(name, torch.zeros_like(value)) + value / len(batches)
+            # The step will not be used. The remaining parts would only add NaN to the gradients.
             if not finite:
                 return losses, False
         return losses, True
@@ -220,9 +236,11 @@ class Stepper:
         Returns:
             Its detached loss terms, and whether they are finite in all processes.
         """
+        # The two checks below are one exchange, in every process, whatever happened in this one.
         losses = self._losses_if_memory_suffices(part, step)
         finite = losses is not None and bool(torch.isfinite(losses.total))
         short, infinite = sums([float(losses is None), float(not finite)], self.device)
+        # Raised in the processes that had enough memory, too: they must repeat the step as well.
         if losses is None or short:
             raise OutOfMemoryTogether("out of memory in one of several processes")
         # A blank part takes part, because the other processes wait for it, but with weight 0.
@@ -247,11 +265,13 @@ class Stepper:
 
     def _losses(self, part: _Part, step: int) -> Losses:
         batch = part.batch.to(self.device)
+        # The seed is the step's, not the attempt's, so that repeating a step gives the same noise.
         with self._autocast():
             noise = noise_generator(self.config.seed, step, part.number)
             output = self._wrapped(
                 batch.images, batch.padding_mask, batch.targets, noise, features=batch.features
             )
+        # Outside of autocast: matching and losses are computed in float32.
         losses: Losses = self.criterion(output, batch.targets, part.boxes)
         return losses
 
@@ -260,6 +280,8 @@ class Stepper:
 
     def _clip(self) -> float:
         """Clip the gradients. Returns their norm before that."""
+        # The norm is that of the gradient averaged over all processes, as in a single one. A norm
+        # that is not finite makes all gradients not finite, and such a step is not used.
         norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
         full = getattr(norm, "full_tensor", None)  # sharded gradients give a part of the norm each
         return float(norm if full is None else full())
@@ -273,5 +295,7 @@ def noise_generator(seed: int, step: int, number: int) -> torch.Generator:
         step: Optimizer steps done before this one.
         number: Position of the part in the step.
     """
+    # A generator on the CPU, so that a run on a GPU has the noise of a run on a CPU. The rank makes
+    # the noise of the processes differ.
     words = np.random.SeedSequence((seed, step, number, rank())).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))

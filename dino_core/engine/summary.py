@@ -40,6 +40,7 @@ class RunSummary:
         last: Model file with the last weights.
         best_per_class: Class name to its numbers at the best evaluation. Only rank 0 has them.
         metrics: The last evaluation of this session; None without one.
+        data_warnings: What was left out or repaired when the data were read, a sentence per kind.
     """
 
     out: Path
@@ -62,6 +63,7 @@ class RunSummary:
     last: Path
     best_per_class: Mapping[str, ClassMetrics] | None
     metrics: Metrics | None
+    data_warnings: tuple[str, ...] = ()
 
     def class_values(self) -> dict[str, dict[str, Any]]:
         """`best_per_class` as plain values; empty where there are none."""
@@ -76,6 +78,7 @@ class RunSummary:
             "schema": 1,
             **values,
             "unreadable_images": list(self.unreadable_images),
+            "data_warnings": list(self.data_warnings),
             "best": str(self.best),
             "last": str(self.last),
             "best_per_class": None if self.best_per_class is None else self.class_values(),
@@ -107,6 +110,7 @@ def summarize(run: Run) -> RunSummary:
         last=run.folder.last,
         best_per_class=_best_per_class(run),
         metrics=run.metrics,
+        data_warnings=run.dataset.warnings,
     )
 
 

@@ -23,17 +23,22 @@ def gradients_in_memory(
     Raises:
         DinoError: a single image at a time does not fit, or torch.compile failed.
     """
+    # Each turn halves what goes through at a time, down to single images.
     while True:
         try:
             return run.stepper.gradients(batches, run.counters.step, progress)
         except Exception as error:
             if is_compiler_error(error):
                 raise DinoError(
+                    # The first line names the failing operation; the rest is the compiler's own
+                    # traceback.
                     f"torch.compile failed: {str(error).strip().splitlines()[0]}",
                     f"dino train --resume {run.folder.root} --set train.compile=false",
                 ) from error
             if not is_out_of_memory(error):
                 raise
+            # With several processes, only an error that all of them raised can be handled: a
+            # process that was alone with it would repeat the step without the others.
             together = not is_distributed() or isinstance(error, OutOfMemoryTogether)
         # Outside of the `except` block, where the error would keep the tensors of the pass alive.
         if not (together and run.stepper.halve(batches)):
@@ -62,6 +67,7 @@ def roll_back(run: Run, reason: str) -> RolledBack:
         )
     from_step = run.counters.step
     run.roll_back()
+    # `roll_back` has counted this return already, so the scale is the lowered one.
     lr = run.config.lr * run.stepper.lr_scale
     return RolledBack(run.counters.step, from_step, reason, lr)
 
@@ -85,6 +91,7 @@ def newly_unreadable(run: Run, batches: Sequence[Batch]) -> dict[str, str]:
 def merged(run: Run, own: Mapping[str, str]) -> dict[str, str]:
     """The findings of all processes, the same in each of them."""
     texts = gather_texts(json.dumps(own), run.stepper.device)
+    # Sent as JSON text, since collectives exchange tensors only.
     return {path: what for text in texts for path, what in json.loads(text).items()}
 
 
@@ -92,6 +99,8 @@ def check_readable(run: Run) -> None:
     """Raises DataError where so many images are unreadable that training makes no sense."""
     records, counters = run.dataset.splits["train"], run.counters
     failed = sum(str(record.path) in counters.unreadable for record in records)
+    # A few bad files are an accident of the data. Half of them, or ten steps without a single
+    # image, mean that a disk is gone.
     if 2 * failed <= len(records) and counters.sentinel.unread < BAD_STEPS:
         return
     example = next(reversed(counters.unreadable.values()))

@@ -25,6 +25,7 @@ def validation_due(run: Run) -> bool:
 def validate(run: Run) -> Iterator[Event]:
     """Score the model that would be shipped now, and save it where it is the best so far."""
     counters, clock = run.counters, run.clock
+    # Set before the work, so a run that ends here does not evaluate the same weights twice.
     run.evaluated_step = counters.step
     clock.begin_evaluation()
     try:
@@ -34,6 +35,8 @@ def validate(run: Run) -> Iterator[Event]:
         result = _scored(run)
     run.metrics = result.metrics
     seconds = clock.evaluation_s()
+    # Without any object of a known class there is no AP. Counting it as 0 keeps the comparison
+    # going.
     score = run.metrics.ap if run.metrics.ap is not None else 0.0
     better = counters.best is None or score > counters.best
     best = better or score == counters.best  # on ties keep the checkpoint that trained longer
@@ -64,6 +67,7 @@ def _scored(run: Run) -> EvaluationResult:
             run.val_records,
             run.dataset.classes,
             run.start.preprocess,
+            # Where training had to split its batches, evaluation takes no more images at a time.
             batch=max(1, run.config.batch // run.stepper.parts),
             device=run.stepper.device,
             # Not the data type of training: `dino eval` must report the same for the saved model.
@@ -71,6 +75,7 @@ def _scored(run: Run) -> EvaluationResult:
             interrupted=lambda: bool(run.clock.interrupts),
         )
     except KeyboardInterrupt:
+        # All processes have learned of the interrupt inside, so they stop together and can save.
         run.clock.stopping = is_distributed()
         raise
 
@@ -83,6 +88,7 @@ def _leave_out_unreadable(run: Run) -> Iterator[Event]:
     """
     records = run.val_records
     unread: dict[str, str] = {}
+    # Every process reads all images itself: files may be missing on one machine only.
     for record in records:
         try:
             load_image(record.path)

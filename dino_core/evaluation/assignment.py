@@ -57,7 +57,9 @@ def assign_detections(
         share_inside(boxes, record.boxes_xyxy_px),
         box_iou(boxes, record.boxes_xyxy_px),
     )  # (N, G)
+    # pycocotools has the same limit, so that a threshold of 1 accepts equal boxes despite rounding.
     pairs = (overlap >= min(iou_threshold, 1 - 1e-10)) & (labels[:, None] == record.class_indices)
+    # Real objects first. A crowd region is never used up: any number of detections may lie in it.
     objects = take_in_order(overlap, pairs & ~record.is_crowd)
     in_crowd = (objects == NO_OBJECT) & (pairs & record.is_crowd).any(axis=1)
     scores = np.asarray(predicted.scores, np.float64)[kept]
@@ -92,6 +94,7 @@ def _counted(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[
         return order
     by_class = order[np.argsort(labels[order], kind="stable")]
     starts = np.searchsorted(labels[by_class], labels[by_class], side="left")
+    # `by_class` is sorted by class and, within a class, still by score.
     place = np.arange(len(by_class)) - starts  # rank within its class
     rank = np.empty(len(order), np.int64)
     rank[by_class] = place

@@ -74,6 +74,8 @@ class Metrics:
         per_class: Class name to its numbers, in class order.
         images: Images evaluated.
         ms_per_image: Milliseconds of prediction per image; None where it was not timed.
+        warnings: What was left out of the data, and classes that the model lacks, one sentence
+            each; `evaluate` fills them in, and they are not part of `to_dict`.
     """
 
     ap: float | None
@@ -91,10 +93,12 @@ class Metrics:
     per_class: dict[str, ClassMetrics]
     images: int
     ms_per_image: float | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values with the keys of `dino eval --json` (which adds model, data, split)."""
         values = dataclasses.asdict(self)
+        del values["warnings"]
         return {"images": values.pop("images"), **values}
 
 
@@ -115,6 +119,7 @@ def coco_metrics(
     """
     if len(records) != len(predictions):
         raise ValueError(f"{len(records)} images but {len(predictions)} predictions")
+    # pycocotools prints its progress and table on stdout, which belongs to our own output.
     with contextlib.redirect_stdout(io.StringIO()):
         stats, precision = _run_cocoeval(records, predictions, classes)
     numbers = {name: _fraction(v) for name, v in zip(_STATS, stats.tolist(), strict=True)}
@@ -123,6 +128,7 @@ def coco_metrics(
         per_class=_per_class(records, classes, precision),
         images=len(records),
         ms_per_image=ms_per_image,
+        warnings=(),
     )
 
 
@@ -204,6 +210,7 @@ def _found_rows(predictions: Sequence[PredictedBoxes]) -> Iterator[dict[str, Any
                 "category_id": index,
                 "bbox": box,
                 "score": score,
+                # COCO sorts detections into small, medium and large by the area of their boxes.
                 "area": box[2] * box[3],
                 "iscrowd": 0,
             }
@@ -223,6 +230,8 @@ def _per_class(
     result = {}
     for index, name in enumerate(classes.names):
         if name:
+            # Axes: IoU, recall, class, area range, limit of detections. The first area range is
+            # "all".
             table = precision[:, :, index, 0, -1]  # all areas, 100 detections: (10, 101)
             result[name] = ClassMetrics(
                 _mean(table), _mean(table[0]), int(images[index]), int(boxes[index])
@@ -242,6 +251,7 @@ def _fraction(value: float) -> float | None:
 
 def _xywh(boxes_xyxy_px: NDArray[np.float32]) -> NDArray[np.float64]:
     """Corner boxes as x, y, width, height, subtracted in float64."""
+    # In float32 the difference of two large coordinates would change the last digits of an IoU.
     boxes = np.asarray(boxes_xyxy_px, np.float64).reshape(-1, 4).copy()
     boxes[:, 2:] -= boxes[:, :2]
     return boxes

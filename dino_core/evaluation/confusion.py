@@ -52,12 +52,14 @@ def confusion_matrix(
     true positives at this threshold. What is left on both sides is then paired regardless of class,
     best score first, by the greatest IoU. Detections in crowd regions do not count.
     """
+    # One more row and column than classes, for background.
     size = len(classes)
     counts = np.zeros((size + 1, size + 1), np.int64)
     for record, predicted in zip(records, predictions, strict=True):
         truth, found = _pairs(record, assign_detections(record, predicted, iou), threshold, iou)
         np.add.at(counts, (np.where(truth < 0, size, truth), np.where(found < 0, size, found)), 1)
     named = [index for index, name in enumerate(classes.names) if name]
+    # Unnamed classes are unused columns of the official heads (ALGORITHM 29).
     kept = [*named, size]
     names = tuple(classes.names[index] for index in named)
     return ConfusionMatrix(names, counts[np.ix_(kept, kept)], threshold, iou)
@@ -69,6 +71,7 @@ def _pairs(
     """True and predicted class of each pair; -1 on the side that has no partner."""
     counted = (assigned.scores >= threshold) & ~assigned.in_crowd
     objects, labels = assigned.objects[counted].copy(), assigned.class_indices[counted]
+    # Objects that a detection of their own class has found are no longer to be had for others.
     free = ~record.is_crowd
     free[objects[objects != NO_OBJECT]] = False
     overlap = box_iou(assigned.boxes_xyxy_px[counted], record.boxes_xyxy_px)  # (N, G)

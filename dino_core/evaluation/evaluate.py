@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,7 @@ def evaluate(
         DataError: the data cannot be read, has no such split, or shares no class with the model.
     """
     evaluation = start_evaluation(model, data, split, batch=batch, device=device, dtype=dtype)
-    return evaluation.finish().metrics
+    return dataclasses.replace(evaluation.finish().metrics, warnings=evaluation.warnings)
 
 
 def start_evaluation(
@@ -179,7 +180,7 @@ def start_evaluation(
 
     Arguments and errors are those of `evaluate`.
     """
-    from dino_core.data.load import load_dataset
+    from dino_core.data.load import load_dataset, require_split
     from dino_core.inference.detector import Detector
 
     dataset = data if isinstance(data, DatasetIndex) else load_dataset(data, val_split=0.0)
@@ -188,7 +189,7 @@ def start_evaluation(
     )
     if not isinstance(data, DatasetIndex):
         dataset = with_val_of_training(dataset, detector.meta)
-    records = split_records(dataset, split)
+    records = require_split(dataset, split)
     columns, warnings = match_classes(detector.classes, dataset.classes)
     return Evaluation(
         detector.pipeline,
@@ -225,21 +226,6 @@ def with_val_of_training(dataset: DatasetIndex, model: CheckpointMeta) -> Datase
             "add a val split to the data",
         )
     return with_val(dataset, how)
-
-
-def split_records(dataset: DatasetIndex, split: str) -> tuple[ImageRecord, ...]:
-    """Return the images of a split.
-
-    Raises:
-        DataError: the split is missing or empty.
-    """
-    records = dataset.splits.get(split, ())
-    if not records:
-        found = ", ".join(f"{name} ({len(r)})" for name, r in dataset.splits.items()) or "none"
-        raise DataError(
-            f"{dataset.root}: no images in split '{split}'", f"splits with images: {found}"
-        )
-    return records
 
 
 def match_classes(

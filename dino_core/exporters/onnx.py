@@ -60,6 +60,7 @@ def write_onnx(model: Dino, meta: CheckpointMeta, out: Path, settings: ExportSet
         ExportError: torch cannot trace the model, or cannot write the operator set.
     """
     (height, width), batch = settings.input_hw, settings.batch
+    # The size is fixed by these tensors: the sizes of the levels are constants of the graph.
     example = (
         torch.zeros(batch, 3, height, width),
         torch.zeros(batch, height, width, dtype=torch.bool),
@@ -67,6 +68,7 @@ def write_onnx(model: Dino, meta: CheckpointMeta, out: Path, settings: ExportSet
     proto = _trace(_Outputs(model).eval(), example, settings.opset)
     proto.producer_name, proto.producer_version = "dino-detector", meta.version
     entry = proto.metadata_props.add()
+    # With its metadata inside, the file alone is enough for prediction.
     entry.key, entry.value = METADATA_KEY, to_json(meta)
     with atomic_file(out) as file:
         file.write(proto.SerializeToString())
@@ -75,10 +77,12 @@ def write_onnx(model: Dino, meta: CheckpointMeta, out: Path, settings: ExportSet
 def _trace(model: nn.Module, example: tuple[Tensor, Tensor], opset: int | None) -> Any:
     """Return the model as an ONNX ModelProto."""
     try:
+        # The compiled operator has no counterpart in ONNX, while grid_sample has one.
         with use_backend("reference"), _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 model,
                 example,
+                # The exporter that is based on torch.export, which replaces the one of TorchScript.
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
@@ -93,6 +97,7 @@ def _trace(model: nn.Module, example: tuple[Tensor, Tensor], opset: int | None) 
         ) from error
     assert program is not None
     proto = program.model_proto
+    # torch may write another opset than asked for where its conversion fails, and then only warns.
     found = max(entry.version for entry in proto.opset_import if entry.domain == "")
     if found != opset:
         raise ExportError(f"torch wrote ONNX opset {found} instead of {opset}")
@@ -169,6 +174,7 @@ def _with_tokens(path: Path) -> bytes:
     except Exception as error:  # protobuf's exceptions among them, which have no type stubs
         raise ExportError(f"{path}: cannot be read as ONNX: {error}") from error
     # Query selection is the only top-k of a DINO; its second output are the indices.
+    # Node names differ between versions of the exporter, but the operator does not.
     selections = [node for node in proto.graph.node if node.op_type == "TopK"]
     if len(selections) != 1:
         raise ExportError(f"{path}: found {len(selections)} TopK nodes, expected 1 as in a DINO")

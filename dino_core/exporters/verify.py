@@ -197,6 +197,7 @@ def _compare(
 ) -> ImageParity:
     pipeline = Pipeline(runtime.run, runtime.meta.preprocess, runtime.input_hw)
     prepared = pipeline.prepare(load_image(path))
+    # A file with a fixed batch gets the same image several times; row 0 is compared below.
     images, mask = pipeline.collate([prepared] * runtime.batch)
     logits, boxes, tokens = runtime.run_with_tokens(images, mask)
     # `free` picks its own tokens. `forced` takes the artifact's, so that each row of its output
@@ -206,6 +207,7 @@ def _compare(
         free: DinoOutput = model(*given)
         forced: DinoOutput = model(*given, forced_tokens=torch.from_numpy(tokens))
     free_output = RawOutput(free.logits[0].numpy(), free.boxes_cxcywh[0].numpy(), prepared.size_hw)
+    # A detection just below the threshold on one side may be just above it on the other.
     lowest = tolerance.threshold - tolerance.score
     own = free_output.decode(threshold=lowest)
     theirs = RawOutput(logits[0], boxes[0], prepared.size_hw).decode(threshold=lowest)
@@ -246,8 +248,9 @@ def compare_detections(own: Decoded, theirs: Decoded, tolerance: Tolerance) -> A
         tolerance: Its threshold and score distance decide which detections must have a partner.
     """
     overlap = box_iou(own.boxes_xyxy_px, theirs.boxes_xyxy_px)  # (N, M)
-    overlap[own.class_indices[:, None] != theirs.class_indices[None]] = 0.0
+    overlap[own.class_indices[:, None] != theirs.class_indices[None]] = 0.0  # never a pair
     pairs: list[tuple[int, int, float]] = []
+    # Greedy, and independent of the order of the detections, which near-ties may exchange.
     while overlap.size and overlap.max() > 0.5:
         row, column = np.unravel_index(int(overlap.argmax()), overlap.shape)
         pairs.append((int(row), int(column), float(overlap[row, column])))
@@ -273,4 +276,5 @@ def compare_detections(own: Decoded, theirs: Decoded, tolerance: Tolerance) -> A
 def _largest(difference: NDArray[np.float32]) -> float:
     """Largest absolute value; NaN on either side counts as infinite."""
     largest = float(np.abs(difference).max())
+    # NaN differs from itself. Every comparison with NaN is false, so it would pass any tolerance.
     return largest if largest == largest else float("inf")

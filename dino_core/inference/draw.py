@@ -70,18 +70,21 @@ def text_color(background: Color) -> Color:
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
-def draw_detections(image: UInt8Image, detections: Detections) -> UInt8Image:
+def draw_detections(
+    image: UInt8Image, detections: Detections, *, enlarge: bool = True
+) -> UInt8Image:
     """A copy of `image` with the boxes, labels and scores of `detections`; see `draw_boxes`.
 
     Args:
         image: (H, W, 3) RGB uint8.
         detections: Boxes in pixels of `image`.
+        enlarge: As for `draw_boxes`.
     """
     texts = [
         f"{label} {score:.2f}"
         for label, score in zip(detections.labels, detections.scores, strict=True)
     ]
-    return draw_boxes(image, detections.boxes_xyxy_px, detections.labels, texts)
+    return draw_boxes(image, detections.boxes_xyxy_px, detections.labels, texts, enlarge=enlarge)
 
 
 def draw_boxes(
@@ -89,28 +92,33 @@ def draw_boxes(
     boxes_xyxy_px: NDArray[np.float32],
     labels: Sequence[str],
     texts: Sequence[str] | None = None,
+    *,
+    enlarge: bool = True,
 ) -> UInt8Image:
     """A copy of `image` with boxes in the colors of their classes.
-
-    An image whose long side is below 400 pixels is first enlarged by an integer factor, so that
-    labels are readable.
 
     Args:
         image: (H, W, 3) RGB uint8.
         boxes_xyxy_px: (N, 4) in pixels of `image`, the most important first: it is drawn on top.
         labels: N class names.
         texts: N texts to write; None writes the class names.
+        enlarge: First enlarge an image whose long side is below 400 pixels by an integer factor, so
+            that labels are readable.
     """
-    factor = max(1, math.ceil(_SMALLEST_SIDE / max(image.shape[:2])))
+    factor = max(1, math.ceil(_SMALLEST_SIDE / max(image.shape[:2]))) if enlarge else 1
     canvas = Image.fromarray(image)
     if factor > 1:
         canvas = canvas.resize((canvas.width * factor, canvas.height * factor))
     pen = ImageDraw.Draw(canvas)
+    # Line width and font follow the geometric mean of the sides: a panorama's long side alone would
+    # make them too large.
     typical = math.sqrt(canvas.width * canvas.height)
     line = max(1, round(typical / 300))
     size = max(_SMALLEST_FONT, round(typical / 36))
+    # Text higher or wider than the image would hide all of it.
     size = min(size, max(6, int(canvas.height * 0.8)), max(6, canvas.width // 4))
     boxes = [tuple(float(v) * factor for v in box) for box in boxes_xyxy_px]
+    # Later drawings cover earlier ones, so the most important box is drawn last.
     for box, label in reversed(list(zip(boxes, labels, strict=True))):
         _draw_box(pen, box, class_color(label), line, canvas.size)
     # Labels are placed best first, so that the best ones get the best places, and drawn in the
@@ -152,6 +160,7 @@ def _draw_box(
     size: tuple[int, int],
 ) -> None:
     """Draw an outline inwards, so that it stays inside the image and shows even if it is tiny."""
+    # At least one pixel is inside of the image, also of a box at its very edge.
     x1, y1 = min(box[0], size[0] - 1), min(box[1], size[1] - 1)
     x2, y2 = (
         min(max(box[2] - 1, x1 + line), size[0] - 1),
@@ -192,7 +201,11 @@ def _place_label(
         (x2 - width, y2 - height),
     ]
     best: tuple[float, Rect] | None = None
+    # In order of preference: above, inside the top, the same at the right, below, inside the
+    # bottom.
     for x, y in corners:
+        # Sideways a label may always be moved into the image; vertically it would cover another
+        # object, so the next corner is tried instead.
         x = max(0.0, min(x, size[0] - width))
         if not 0 <= y <= size[1] - height:
             continue
@@ -227,6 +240,7 @@ def _font_for(text: str, size: int) -> tuple[Font, str]:
         font = _system_font(name, size)
         if font is not None and not any(_lacks(name, char) for char in text):
             return font, text
+    # NFKD separates letters from their accents, which the encoding then drops.
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return _ascii_font(size), plain if plain[:1].strip() else f"?{plain}"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-_FORBIDDEN = re.compile(r'[<>:"\\|?*\x00-\x1f]')  # what some file systems refuse
+# What some file systems refuse, and bytes that are not UTF-8, which Python keeps as surrogates.
+_FORBIDDEN = re.compile(r'[<>:"\\|?*\x00-\x1f\x7f\ud800-\udfff]')
 
 
 class NameBook:

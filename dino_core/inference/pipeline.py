@@ -128,6 +128,7 @@ class Pipeline:
         size_hw = (image.shape[0], image.shape[1])
         resized_hw = resized_size(size_hw, self.preprocess)
         if self.input_hw is not None:
+            # A fixed input cannot grow. A very long image is shrunk further until it fits.
             resized_hw = fit_size(resized_hw, self.input_hw)
         pixels = preprocess(image, self.preprocess, resized_hw)
         return PreparedImage(pixels, size_hw, _ms_since(start))
@@ -144,10 +145,13 @@ class Pipeline:
         Images of several shapes would need padding, so without a fixed input size each of them is
         run alone.
         """
+        # Padding would change the predictions (module docstring), so a mixture costs speed and not
+        # accuracy.
         if self.input_hw is None and len({image.pixels.shape for image in images}) > 1:
             return [output for image in images for output in self.outputs([image])]
         start = time.perf_counter()
         logits, boxes = self.run(*self.collate(images))
+        # The time of the batch cannot be divided more exactly.
         ms = _ms_since(start) / len(images)
         return [
             RawOutput(logits[row], boxes[row], image.size_hw, ms)
@@ -166,8 +170,10 @@ class Pipeline:
             groups: What to read; each group is one batch.
             read: Reads one image as (H, W, 3) RGB uint8. Its exceptions are raised here.
         """
+        # A whole group, so the next batch is complete when the network has finished this one.
         ahead = max((len(group) for group in groups), default=1)
         prepared = (self.prepare(read(item)) for group in groups for item in group)
+        # `closing` ends the thread where the consumer stops early or an image raises.
         with closing(prefetched(prepared, ahead)) as images:
             for group in groups:
                 yield self.outputs(list(islice(images, len(group))))

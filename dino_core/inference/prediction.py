@@ -78,6 +78,8 @@ class Prediction(Detections):
         Raises:
             AttributeError, KeyError, TypeError, ValueError: the record is malformed.
         """
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {record['schema']!r}, expected {SCHEMA}")
         found = record["detections"]
         boxes = np.array([row["box"] for row in found], np.float32).reshape(len(found), 4)
         return cls(
@@ -97,14 +99,16 @@ class Prediction(Detections):
         )
 
     def drawn(self) -> UInt8Image:
-        """The image with boxes and labels; a very small one is enlarged so that they are readable.
+        """The image with boxes and labels.
+
+        A very small image is enlarged so that they are readable, but a frame of a video is not.
 
         Raises:
             DinoError: there are no pixels to draw on.
         """
         if self.image is None:
             raise DinoError(f"{self.source}: there is no image to draw on", self.error or "")
-        return draw_detections(self.image, self)
+        return draw_detections(self.image, self, enlarge=self.frame is None)
 
     def draw(self, path: str | Path) -> None:
         """Save the image with boxes and labels; the suffix decides the format.

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+# Within this time the thread notices that its consumer has stopped.
 _POLL_S = 0.1
 
 
@@ -52,8 +53,11 @@ def prefetched(items: Iterator[T], ahead: int) -> Generator[T, None, None]:
                 put(_Item(item))
                 if stop.is_set():
                     break
+        # Also KeyboardInterrupt and SystemExit: an exception that ended in this thread would be
+        # lost, and the consumer would wait forever.
         except BaseException as raised:
             error = raised
+        # Through the same queue, so it arrives behind the items that were made before it.
         put(_End(error))
 
     # A daemon, since a read that blocks forever (stdin, webcam) must not keep the process alive.
@@ -68,4 +72,5 @@ def prefetched(items: Iterator[T], ahead: int) -> Generator[T, None, None]:
                 return
             yield entry.value
     finally:
+        # Reached on every way out: the end, an error, or `close()` of the generator.
         stop.set()

@@ -51,6 +51,7 @@ class TorchRuntime:
         self.dtype = resolve_dtype(dtype)
         backbone = model.backbone
         self.model = model.eval().to(self.device)
+        # Once here, instead of at each call for each convolution.
         self.model.to(memory_format=backbone.memory_format(self.device))
         backbone.fold_batch_norm(keep=True)
         self.input_hw: tuple[int, int] | None = None
@@ -79,7 +80,7 @@ def open_torch(model: str | Path, device: str, dtype: str) -> tuple[TorchRuntime
     resolve_device(device)
     resolve_dtype(dtype)
     checkpoint = load(model)
-    return TorchRuntime(build_model(checkpoint), device, dtype), checkpoint.meta
+    return TorchRuntime(build_model(checkpoint, model), device, dtype), checkpoint.meta
 
 
 def run_model(
@@ -96,6 +97,7 @@ def run_model(
     change, so that a model in training can be evaluated.
     """
     autocast = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+    # Autocast instead of `.half()`: the layers that need float32 keep it.
     with torch.inference_mode(), autocast:
         output = model(
             torch.from_numpy(images).to(device), torch.from_numpy(padding_mask).to(device)

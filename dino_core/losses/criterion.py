@@ -66,6 +66,8 @@ class Losses:
     def terms(self) -> dict[str, Tensor]:
         """What people watch: the last layer's and the encoder's losses, detached."""
         values = {"total": self.total.detach()}
+        # The encoder's proposals are the last group of `matching`, so the last decoder layer is at
+        # -2. Denoising queries exist in decoder layers only.
         for prefix, group, index in (("", self.matching, -2), ("dn_", self.denoising, -1)):
             if group is not None:
                 values[f"{prefix}class"] = group.classes[index].detach()
@@ -94,11 +96,15 @@ class Criterion(nn.Module):
             num_boxes: What the losses are divided by: the number of boxes, which the caller
                 averages over the ranks. By default that of this batch.
         """
+        # A batch without boxes still has a loss, since every query must learn to be background. The
+        # lower limit keeps it from being divided by zero (ALGORITHM 24).
         boxes = float(sum(len(t.labels) for t in targets)) if num_boxes is None else num_boxes
         boxes = max(boxes, 1.0)
+        # The encoder's group must be last: `match` and `terms` rely on it. Each group is matched by
+        # itself, because a query may describe another object in another layer (ALGORITHM 23).
         logits = [*output.layer_logits, output.encoder.logits]
         all_boxes = [*output.layer_boxes_cxcywh, output.encoder.boxes_cxcywh]
-        stacked_logits, stacked_boxes = torch.stack(logits), torch.stack(all_boxes)
+        stacked_logits, stacked_boxes = torch.stack(logits), torch.stack(all_boxes)  # (G, B, Q, C)
         matches = match(stacked_logits, stacked_boxes, targets, self.loss)
         # With several proposals per box the encoder's loss keeps its weight, since it is divided by
         # the number of matches (H-DETR, arXiv 2207.13080, section 3).
@@ -116,6 +122,8 @@ class Criterion(nn.Module):
                 output.denoising.boxes_cxcywh,
                 fixed,
                 targets,
+                # Each box is in every group as a positive once, so there are `groups` times as many
+                # (ALGORITHM 24).
                 stacked_logits.new_full((len(output.layer_logits),), boxes * layout.groups),
             )
             total = total + denoising.weighted(self.loss)
@@ -139,6 +147,8 @@ class Criterion(nn.Module):
             num_boxes: (G,) what the losses of each group are divided by.
         """
         groups = logits.shape[0]
+        # Boxes are numbered within their image, but the targets are concatenated. This adds to each
+        # number the count of all boxes in the images before.
         # Row of each matched box in the concatenated ground truth.
         first = torch.tensor([0] + [len(t.labels) for t in targets[:-1]]).cumsum(0)
         row = first.to(logits.device)[matches.image] + matches.box
@@ -150,10 +160,12 @@ class Criterion(nn.Module):
         predicted = boxes_cxcywh[where]  # (T, 4)
         l1 = functional.l1_loss(predicted, wanted, reduction="none")
         corners = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted)
-        giou = generalized_iou(*corners)
+        giou = generalized_iou(*corners)  # (T,)
         if self.class_loss == "focal":
             absent, present = focal_background, focal_foreground(positive, self.loss)
         else:
+            # The IoU is a target here and must not have a gradient. With one, a worse box would
+            # lower the class loss wherever the score is too low.
             quality = iou(corners[0].detach(), corners[1])
             absent, present = mal_background, mal_foreground(positive, quality, self.loss)
         # Every logit counts as an absent class; at the T positive ones that is then replaced. So
@@ -165,6 +177,8 @@ class Criterion(nn.Module):
             return values.new_zeros(groups).index_add(0, matches.group, values) / num_boxes
 
         return GroupLosses(
+            # `background` is the sum of each group already, while the other values belong to single
+            # pairs.
             classes=background / num_boxes + per_group(correction),
             bbox=per_group(l1.sum(dim=-1)),
             giou=per_group(1 - giou),
@@ -215,10 +229,12 @@ def denoising_matches(layers: int, layout: DenoisingLayout, targets: Sequence[Ta
         layout: Groups and slots of the queries.
         targets: Ground truth of the batch.
     """
+    # A group has 2 * slots queries: its positives, then its negatives. Only the positives'
+    # positions are generated, and every decoder layer has the same ones.
     image, box = image_and_slot(targets)
     device = box.device
     group = torch.arange(layout.groups, device=device)
-    query = (group[:, None] * 2 * layout.slots + box[None, :]).flatten()
+    query = (group[:, None] * 2 * layout.slots + box[None, :]).flatten()  # (groups * N,)
     per_layer = len(query)
     return Matches(
         group=torch.arange(layers, device=device).repeat_interleave(per_layer),

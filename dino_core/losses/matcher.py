@@ -15,6 +15,7 @@ from dino_core.boxes import cxcywh_to_xyxy, generalized_iou
 from dino_core.config import LossConfig
 from dino_core.targets import Target, image_and_slot
 
+# The official matcher's value. Scores that have saturated at 0 or 1 would otherwise cost infinity.
 LOG_EPS = 1e-8
 
 
@@ -56,12 +57,17 @@ def matching_cost(
         predicted = predicted[image]  # (N, G, Q, 4)
     p = logits[:, image, :, labels].sigmoid()  # (N, G, Q), of each box's own class
     alpha, gamma = loss.focal_alpha, loss.focal_gamma
+    # This is the focal loss of a query as an object of this class minus that of the same query as
+    # background, so the cost is how much the class loss changes by the assignment. It is evaluated
+    # for the box's own class only, not for all C classes.
     negative = (1 - alpha) * p**gamma * -torch.log(1 - p + LOG_EPS)
     positive = alpha * (1 - p) ** gamma * -torch.log(p + LOG_EPS)
     # Coordinate by coordinate, so that no tensor (N, G, Q, 4) of differences is made.
     sides = zip(predicted.unbind(-1), wanted.unbind(-1), strict=True)
     l1 = cast(Tensor, sum((a - b).abs() for a, b in sides))
-    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+    giou = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))  # (N, G, Q)
+    # The loss has 1 - GIoU. The constant is the same for every pair, so it does not affect the
+    # assignment.
     return loss.cost_class * (positive - negative) + loss.cost_bbox * l1 - loss.cost_giou * giou
 
 
@@ -81,6 +87,8 @@ def match(
         loss: Weights of the costs.
     """
     counts = [len(target.labels) for target in targets]
+    # Without a box there is nothing to concatenate or to assign, and the device need not be waited
+    # for.
     if not any(counts):
         return Matches(*torch.zeros(4, 0, dtype=torch.int64, device=logits.device))
     # Image by image the costs stay in a CPU's cache. A GPU gets the whole batch at once, since
@@ -96,8 +104,12 @@ def match(
     for image, part in enumerate(per_image):
         for group, of_boxes in enumerate(part.numpy().transpose(1, 2, 0)):  # (Q, N)
             repeats = loss.encoder_repeats if group == last else 1
+            # scipy's solver takes rectangular costs and assigns as many pairs as the shorter side
+            # has, so an image with more boxes than queries does not fail: its surplus boxes get no
+            # query.
             # Repeated columns let a box be assigned several times, and modulo finds it again.
             query, column = linear_sum_assignment(np.tile(of_boxes, repeats))
+            # The divisor is at least 1 because an image without boxes has no columns.
             where = np.full_like(query, group), np.full_like(query, image)
             pairs.append(np.stack([*where, query, column % max(1, of_boxes.shape[1])]))
     found = torch.from_numpy(np.concatenate(pairs, axis=1))  # (4, T)

@@ -105,6 +105,8 @@ class DecoderLayer(nn.Module):
         padding_mask: Tensor | None,
         blocked: Tensor | None,
     ) -> Tensor:
+        # The values are computed outside of the raised precision on purpose: there are many more
+        # tokens than queries, so that this projection is a large share of the layer's work.
         value = self.cross_attn.value(memory, padding_mask)
         with _query_precision(x, self.training):
             x = self.norm2(x + self.self_attn(x, position, blocked))
@@ -120,10 +122,14 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim, layers = config.hidden_dim, config.decoder_layers
+        # The official code registers one head under every layer's name, so that its files have six
+        # equal copies. Here a shared head is stored once (ALGORITHM 17).
         heads = 1 if config.tied_heads else layers
         self.box_eps = config.box_eps
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
+        # The encoding of a box has dim / 2 channels for each of its four coordinates, 2 * dim in
+        # all.
         self.ref_point_head = Mlp(2 * dim, dim, dim, 2)
         self.class_embed = nn.ModuleList(Linear(dim, config.num_classes) for _ in range(heads))
         self.bbox_embed = nn.ModuleList(Mlp(dim, dim, 4, 3) for _ in range(heads))
@@ -150,26 +156,34 @@ class Decoder(nn.Module):
         # Look forward twice (paper 3.5): a layer samples around the boxes of the layer before it
         # without their gradient, but predicts relative to them with their gradient, so that its
         # loss also trains that layer. Deformable DETR detaches them in both places.
-        base = anchors_logit.sigmoid()
+        base = anchors_logit.sigmoid()  # (B, Q, 4)
         x, dim, last = content, content.shape[-1], len(self.layers) - 1
         # Boxes are relative to the image, and become relative to each padded level by this factor.
         scale = geometry.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
         shapes, mask = geometry.spatial_shapes, geometry.token_mask
         logits, boxes = [], []
         for index, layer in enumerate(self.layers):
+            # `base` keeps its gradient for the prediction below; everything that samples uses
+            # `reference`.
             reference = base.detach()
             scaled = reference[:, :, None] * scale  # (B, Q, L, 4)
             with _query_precision(x, self.training):
+                # The encoding uses the box relative to level 0 with its padding, as in the official
+                # code. In an unpadded image this is the box itself (ALGORITHM 13).
                 position = self.ref_point_head(query_position_encoding(scaled[:, :, 0], dim))
             x = layer(x, position, scaled, memory, shapes, mask, blocked)
             if all_layers or index == last:
+                # A layer's prediction passes through the shared norm, while the box for the next
+                # layer is made from `x` without it. The published weights depend on this asymmetry
+                # (ALGORITHM 15, 16).
                 normed = self.norm(x)
                 with _query_precision(x, self.training):
                     logits.append(self._head(self.class_embed, index)(normed).float())
                 boxes.append(self._moved(index, normed, base, self.box_eps))
+            # Nothing would read the refinement of the last layer.
             if index < last:
                 base = self._moved(index, x, reference)
-        return DecoderOutput(torch.stack(logits), torch.stack(boxes))
+        return DecoderOutput(torch.stack(logits), torch.stack(boxes))  # (N, B, Q, C), (N, B, Q, 4)
 
     def _head(self, heads: nn.ModuleList, index: int) -> nn.Module:
         return heads[index if len(heads) > 1 else 0]
@@ -177,6 +191,9 @@ class Decoder(nn.Module):
     def _moved(self, index: int, x: Tensor, boxes_cxcywh: Tensor, eps: float = 1e-3) -> Tensor:
         """Boxes (B, Q, 4) moved by layer `index`'s box head, in float32 even under autocast."""
         with torch.autocast(x.device.type, enabled=False):
+            # Between 0.5 and 1 neighboring bfloat16 numbers are 1/256 apart, which is several
+            # pixels of an image.
             delta = self._head(self.bbox_embed, index)(x.float())
+        # The box is moved in logit space, so that the sum always maps back into [0, 1].
         moved: Tensor = (delta + inverse_sigmoid(boxes_cxcywh, eps)).sigmoid()
         return moved

@@ -74,6 +74,8 @@ def denoising_layout(counts: Sequence[int], dn_number: int) -> DenoisingLayout:
         counts: Number of boxes of each image.
         dn_number: Half the number of denoising queries.
     """
+    # All images of the batch share one layout, which the fullest image decides. The others leave
+    # slots empty, so what a batch computes depends on which images are together (ALGORITHM 21).
     slots = max(counts, default=0)
     if slots == 0:
         return DenoisingLayout(groups=1, slots=0)
@@ -91,9 +93,14 @@ def draw_noise(
         config: Supplies the label noise ratio and the number of classes.
         generator: Source of randomness, whose device holds the result; None for torch's on the CPU.
     """
+    # The order of the draws matters: with the official order, recorded draws of the official code
+    # can be compared with ours number by number (tests/golden).
     rows = 2 * layout.groups * num_boxes
     device = torch.device("cpu") if generator is None else generator.device
     chance = torch.rand(rows, generator=generator, device=device)
+    # A random label may be the true one, so with a ratio r slightly fewer than r / 2 of the labels
+    # change (ALGORITHM 20). Their number must be known here, which costs nothing on the CPU, where
+    # training has its generator, and would be a wait on a GPU.
     flips = int((chance < config.dn_label_noise_ratio * 0.5).sum())
     return NoiseDraws(
         label_chance=chance,
@@ -123,6 +130,8 @@ def denoising_queries(
     """
     counts = [len(t.labels) for t in targets]
     layout = denoising_layout(counts, config.dn_number)
+    # Below, every per-box tensor is repeated R = 2 * groups times along its first axis: (R * N,
+    # ...).
     labels = torch.cat([t.labels for t in targets])  # (N,)
     boxes = torch.cat([t.boxes_cxcywh for t in targets])  # (N, 4)
     if draws is None:
@@ -130,6 +139,8 @@ def denoising_queries(
     device, repeats = labels.device, 2 * layout.groups
     flipped = draws.label_chance.to(device) < config.dn_label_noise_ratio * 0.5
     noised_labels = labels.repeat(repeats).masked_scatter(flipped, draws.new_labels.to(device))
+    # The clamp in the inverse sigmoid also catches the negative sides that a negative may have, so
+    # no logarithm sees a number below 1e-3.
     anchors_logit = inverse_sigmoid(_noised_boxes(boxes, layout.groups, draws, config))
 
     # All repeats of all boxes are one list. Repeat r belongs to half r: even ones are the positives
@@ -141,6 +152,7 @@ def denoising_queries(
     embedded = label_embedding(noised_labels)
     content = embedded.new_zeros(batch, queries, embedded.shape[-1])
     return DenoisingQueries(
+        # Empty slots stay zero, which the decoder treats as queries like others (ALGORITHM 21).
         content=content.index_put(where, embedded),
         anchors_logit=boxes.new_zeros(batch, queries, 4).index_put(where, anchors_logit),
         labels=labels.new_full((batch, queries), -1).index_put(where, noised_labels),
@@ -158,11 +170,13 @@ def _noised_boxes(
     height, as in the official code.
     """
     device, count = boxes_cxcywh.device, len(boxes_cxcywh)
+    # One row for each repeat: half of a group has shifts in [0, 1), the other half in [1, 2).
     negative = torch.tensor([0.0, 1.0], device=device).repeat(groups).repeat_interleave(count)
     size = draws.box_size.to(device) + negative[:, None]
     shift = size * (draws.box_sign.to(device) * 2 - 1)
     half_side = boxes_cxcywh[:, 2:].repeat(2 * groups, 2) / 2
     corners = cxcywh_to_xyxy(boxes_cxcywh).repeat(2 * groups, 1)
+    # Clamped, since a box outside of the image has no logit.
     corners = (corners + shift * half_side * config.dn_box_noise_scale).clamp(0, 1)
     return xyxy_to_cxcywh(corners)
 
@@ -176,9 +190,12 @@ def attention_mask(layout: DenoisingLayout, num_matching: int, device: torch.dev
     Returns: (P + Q, P + Q) bool, True = the row may not attend to the column.
     """
     queries = layout.num_queries
+    # Positives and negatives of one group have the same number here and so may see each other.
     group = torch.arange(queries, device=device) // max(1, 2 * layout.slots)
     blocked = torch.zeros(queries + num_matching, queries + num_matching, dtype=torch.bool)
     blocked = blocked.to(device)
+    # Rows attend, columns are attended to. The lower left part keeps the ground truth from matching
+    # queries, which would otherwise simply copy it. The upper right part stays open.
     blocked[queries:, :queries] = True
     blocked[:queries, :queries] = group[:, None] != group[None, :]
     return blocked

@@ -94,12 +94,15 @@ class Dino(nn.Module):
         dim = config.hidden_dim
         self.backbone = Backbone(config)
         self.neck = Neck(self.backbone.channels, dim, config.num_levels, config.neck_bias)
-        self.level_embed = nn.Parameter(torch.empty(config.num_levels, dim))
+        self.level_embed = nn.Parameter(torch.empty(config.num_levels, dim))  # (L, hidden)
         self.encoder = Encoder(config)
         self.query_selection = QuerySelection(config)
         self.tgt_embed = nn.Embedding(config.num_queries, dim)
+        # One row more than there are classes, as in the official code. No label looks it up, but
+        # published files contain it (ALGORITHM 19).
         self.label_enc = nn.Embedding(config.num_classes + 1, dim)
         self.decoder = Decoder(config)
+        # A cache and therefore no buffer: it is not saved and does not move with the model.
         self._last_geometry: tuple[Tensor, Geometry] | None = None
         self._reset_parameters()
 
@@ -107,6 +110,9 @@ class Dino(nn.Module):
         """Initialize as ALGORITHM 27 says; on the meta device not at all, as values come later."""
         if self.level_embed.is_meta:
             return
+        # The official code intends a normal distribution for tgt_embed, and then overwrites it by
+        # this rule. The published weights were trained that way, so it stays in the list (ALGORITHM
+        # 27).
         for part in (self.encoder, self.query_selection, self.tgt_embed, self.decoder):
             for parameter in part.parameters():
                 if parameter.dim() > 1:
@@ -116,6 +122,8 @@ class Dino(nn.Module):
             if isinstance(module, MultiScaleDeformableAttention):
                 module.reset_parameters()
         self.neck.reset_parameters()
+        # Without a prior of 0.01, all Q * C scores would begin at 0.5, and the loss of the
+        # background would dominate the first steps (focal loss, section 3.3).
         nn.init.normal_(self.level_embed)
         nn.init.normal_(self.label_enc.weight)
         bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
@@ -163,6 +171,8 @@ class Dino(nn.Module):
         maps = self.neck(self.backbone(images) if features is None else features)
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # (B, S, hidden)
         geometry = self._geometry(padding_mask, [(m.shape[-2], m.shape[-1]) for m in maps])
+        # The sine encoding is the same on all levels at the same relative position, so tokens of
+        # different levels at one place can only be distinguished by this embedding.
         positions = geometry.positions + self.level_embed[geometry.levels]
         memory = self.encoder(tokens, positions, geometry)
 
@@ -194,13 +204,17 @@ class Dino(nn.Module):
         A matching query has the anchor of a selected token but a learned content (section 3.4).
         """
         batch, count = chosen.logits.shape[:2]  # the count is below Q if there are fewer tokens
-        content = self.tgt_embed.weight[:count].expand(batch, -1, -1)
+        # Query k has content k whatever the image shows: the learned contents are tied to the rank
+        # of a token and not to the token itself (ALGORITHM 11).
+        content = self.tgt_embed.weight[:count].expand(batch, -1, -1)  # (B, Q, hidden)
         if targets is None:
             return _Queries(content, chosen.anchors_logit, None, None)
         if self.config.dn_number == 0:
             return _Queries(self._touched(content), chosen.anchors_logit, None, None)
         noised = denoising_queries(targets, self.label_enc, self.config, generator, noise)
         return _Queries(
+            # The denoising queries come first. The attention mask, `_output` and the layout all
+            # count on it.
             content=self._touched(torch.cat([noised.content, content], dim=1)),
             anchors_logit=torch.cat([noised.anchors_logit, chosen.anchors_logit], dim=1),
             blocked=attention_mask(noised.layout, count, content.device),
@@ -227,8 +241,12 @@ class Dino(nn.Module):
         same = last is not None and last[1].spatial_shapes == spatial_shapes
         if last is None or not same or not torch.equal(last[0], padding_mask):
             geometry = Geometry.of(padding_mask, spatial_shapes, self.config)
+            # Without padding there is nothing to mask, which saves a pass over the values in each
+            # layer. Looking at the mask costs a GPU a synchronization, hence only here.
             if not padding_mask.any():
                 geometry = replace(geometry, token_mask=None)
+            # The caller may write the next batch's mask into the same memory, which would make any
+            # mask look like the cached one.
             last = self._last_geometry = (padding_mask.clone(), geometry)
         return last[1]
 
@@ -237,6 +255,7 @@ def _output(
     decoded: DecoderOutput, layout: DenoisingLayout | None, chosen: SelectedQueries
 ) -> DinoOutput:
     """The predictions, those of the denoising queries apart from the others."""
+    # The second axis of the stacked predictions is the batch, the third one the P + Q queries.
     split = 0 if layout is None else layout.num_queries
     logits, boxes = decoded.logits[:, :, split:], decoded.boxes_cxcywh[:, :, split:]
     denoising = None

@@ -50,6 +50,9 @@ class EncoderLayer(nn.Module):
         """
         recompute = self.gradient_checkpointing
         args = (tokens, positions, references, spatial_shapes, padding_mask)
+        # Post-norm as in the original transformer: the norm follows the residual sum. Dropout is
+        # left out because the published recipe sets it to 0. Only the attention is wrapped here,
+        # since the feed-forward network recomputes its own hidden activations.
         tokens = self.norm1(tokens + recomputed(self._attend, *args, enabled=recompute))
         hidden = feed_forward(tokens, self.linear1, self.linear2, recompute)
         out: Tensor = self.norm2(tokens + hidden)
@@ -63,6 +66,8 @@ class EncoderLayer(nn.Module):
         spatial_shapes: Sequence[tuple[int, int]],
         padding_mask: Tensor | None,
     ) -> Tensor:
+        # Positions influence where a token looks and with what weight, but are not part of what is
+        # read (ALGORITHM 6).
         value = self.self_attn.value(tokens, padding_mask)
         out: Tensor = self.self_attn(tokens + positions, references, value, spatial_shapes)
         return out
@@ -91,6 +96,8 @@ class Encoder(nn.Module):
         Returns: (B, S, hidden).
         """
         shapes, mask = geometry.spatial_shapes, geometry.token_mask
+        # The sum of sine encoding and level embedding is added again in each layer, to queries
+        # only.
         for layer in self.layers:
             tokens = layer(tokens, positions, geometry.references, shapes, mask)
         return tokens

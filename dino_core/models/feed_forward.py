@@ -18,6 +18,8 @@ from torch.nn import functional
 from dino_core.models.recompute import recomputed
 from dino_core.ops.linear import Linear, is_plain_cpu, product, to_autocast_dtype
 
+# Large enough that each product runs at full speed, and small next to the 140 MiB that the hidden
+# activations of one 800x1066 image take in float32.
 _BLOCK_BYTES = 64 * 2**20  # of hidden activations in one block
 
 
@@ -28,8 +30,11 @@ def feed_forward(
 
     With `recompute` the hidden activations are not kept for the backward pass, but recomputed.
     """
+    # A GPU gains nothing from blocks, and tracing (torch.compile, ONNX) needs plain operations.
     if not is_plain_cpu(x):
         return recomputed(_plain, x, linear1, linear2, enabled=recompute)
+    # A custom autograd function runs without autocast, so the casts are made here. Being part of
+    # the graph, they also return gradients in the dtype of the parameters.
     x, *parameters = to_autocast_dtype(
         x, linear1.weight, linear1.bias, linear2.weight, linear2.bias
     )
@@ -56,6 +61,7 @@ def _forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: 
 
 def _blocks(x: Tensor, width: int) -> list[slice]:
     """Ranges of the rows of x whose hidden activations, `width` per row, fit into a block."""
+    # At least 64 rows, so that a very wide layer does not end up with products of a few rows.
     size = max(64, _BLOCK_BYTES // (width * x.element_size()))
     return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
 
@@ -77,6 +83,8 @@ class _Blocked(torch.autograd.Function):
         bias2: Tensor,
     ) -> Tensor:
         hidden = None if recompute else product(x, weight1, bias1, relu=True)
+        # ReLU needs no mask of its own in the backward pass: its output is positive exactly where
+        # the gradient passes.
         ctx.save_for_backward(x, weight1, bias1, weight2, hidden)
         if hidden is None:
             return _forward(x, weight1, bias1, weight2, bias2)
@@ -86,6 +94,7 @@ class _Blocked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight1, bias1, weight2, hidden = ctx.saved_tensors
+        # It may be expanded, e.g. after a sum, and the products below need rows in memory.
         grad = grad.contiguous()
         grad_x = torch.empty_like(x)
         grad1, grad2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
@@ -96,6 +105,7 @@ class _Blocked(torch.autograd.Function):
             inner = product(part, weight2.t(), None)
             inner = torch.ops.aten.threshold_backward(inner, kept, 0)  # the gradient of ReLU
             grad_x[rows] = product(inner, weight1.t(), None)
+            # Gradients of the weights are sums over all rows, so the blocks accumulate into them.
             grad1.addmm_(inner.t(), x[rows])
             grad2.addmm_(part.t(), kept)
             grad_bias1 += inner.sum(0)

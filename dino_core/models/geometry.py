@@ -57,7 +57,7 @@ class Geometry:
         positions = [
             image_position_encoding(
                 mask, config.hidden_dim, config.position_temperature, config.position_offset
-            ).flatten(1, 2)
+            ).flatten(1, 2)  # (B, H * W, hidden)
             for mask in masks
         ]
         levels = torch.cat(
@@ -79,6 +79,8 @@ class Geometry:
 
 def level_mask(padding_mask: Tensor, height: int, width: int) -> Tensor:
     """(B, H, W) bool -> (B, height, width) bool by nearest interpolation (ALGORITHM 3)."""
+    # Each level's mask comes from the full image's mask and not from the level before it. The
+    # conversion to bool is exact because nearest interpolation gives only 0 and 1.
     resized = functional.interpolate(padding_mask[:, None].float(), size=(height, width))
     return resized[:, 0].to(torch.bool)
 
@@ -92,6 +94,8 @@ def valid_ratio(mask: Tensor) -> Tensor:
     Returns: (B, 2) float32.
     """
     height, width = mask.shape[-2:]
+    # The padding is a rectangle at the bottom and right, so the first row and column determine it.
+    # The official code looks at nothing else either (ALGORITHM 7).
     valid_w = (~mask[:, 0, :]).sum(dim=1).to(torch.float32) / width
     valid_h = (~mask[:, :, 0]).sum(dim=1).to(torch.float32) / height
     return torch.stack([valid_w, valid_h], dim=-1)
@@ -116,7 +120,9 @@ def reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Te
         # differ in the last bits, which decide between near-ties of the query selection.
         size_wh = torch.tensor([width, height], device=device, dtype=torch.float32)
         per_level.append(grid.reshape(1, -1, 2) / (valid_ratios[:, None, level] * size_wh))
-    return torch.cat(per_level, dim=1)[:, :, None] * valid_ratios[:, None]
+    # Dividing by the valid size of the token's own level gives its place in the image. Multiplying
+    # by the ratio of each other level gives the same place in that level with its padding.
+    return torch.cat(per_level, dim=1)[:, :, None] * valid_ratios[:, None]  # (B, S, L, 2)
 
 
 def anchor_proposals(level_masks: Sequence[Tensor]) -> Tensor:
@@ -136,9 +142,14 @@ def anchor_proposals(level_masks: Sequence[Tensor]) -> Tensor:
         x = torch.arange(width, device=mask.device, dtype=torch.float32) + 0.5
         cy = (y[None, :, None] / valid_h[:, None, None]).expand(batch, height, width)
         cx = (x[None, None, :] / valid_w[:, None, None]).expand(batch, height, width)
+        # A prior of 5 % of the image on the finest level, twice that on each coarser one, whatever
+        # the shape of the image: a proposal is square only in relative units.
         size = torch.full_like(cx, BASE_SIZE * 2.0**level)
         boxes = torch.stack([cx, cy, size, size], dim=-1)  # (B, H, W, 4)
+        # On the coarsest levels the prior itself may exceed the limit: 0.05 * 2**5 > 0.99, so that
+        # a sixth level would have no valid proposal.
         valid = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(dim=-1) & ~mask
+        # The logarithm of an invalid box may be NaN, which the fill below replaces.
         logit = torch.log(boxes / (1 - boxes))
         per_level.append(logit.masked_fill(~valid[..., None], float("inf")).flatten(1, 2))
     return torch.cat(per_level, dim=1)

@@ -22,6 +22,8 @@ class Neck(nn.Module):
             )
             for channels in in_channels
         )
+        # The first extra level reads the backbone's raw last map, 2048 channels in a ResNet, and
+        # each further one the level before it (ALGORITHM 2).
         channels = in_channels[-1]
         for _ in range(num_levels - len(in_channels)):
             conv = nn.Conv2d(channels, hidden_dim, 3, stride=2, padding=1, bias=bias)
@@ -33,6 +35,8 @@ class Neck(nn.Module):
             assert isinstance(projection, nn.Sequential)
             conv = projection[0]
             assert isinstance(conv, nn.Conv2d)
+            # A convolution's default in PyTorch is Kaiming; the official code chose Xavier
+            # (ALGORITHM 27).
             nn.init.xavier_uniform_(conv.weight)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)

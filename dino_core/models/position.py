@@ -7,14 +7,19 @@ import math
 import torch
 from torch import Tensor
 
+# As in DAB-DETR and the original transformer. Image positions have a temperature of their own, 20
+# in the official configuration.
 QUERY_TEMPERATURE = 10000.0
 
 
 def _sine(positions: Tensor, num_feats: int, temperature: float) -> Tensor:
     """(...) angles -> (..., num_feats): sines on even channels, cosines on odd ones."""
     channel = torch.arange(num_feats, dtype=torch.float32, device=positions.device)
+    # Channels 2i and 2i + 1 share one period: the first is a sine and the second a cosine.
     period = temperature ** (2 * torch.div(channel, 2, rounding_mode="floor") / num_feats)
     angles = positions[..., None] / period
+    # Stacking before flattening interleaves the channels as the published weights expect, instead
+    # of putting all sines before all cosines.
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
 
 
@@ -36,17 +41,21 @@ def image_position_encoding(
     """
     batch, height, width = padding_mask.shape
     half = hidden_dim // 2
-    y, x = (
+    # Only one line of each axis is encoded and then expanded, instead of all H * W pixels.
+    y, x = (  # each (B, H or W, half)
         _sine(_normalized(~line, offset), half, temperature)
         for line in (padding_mask[:, :, 0], padding_mask[:, 0, :])
     )
     whole = (batch, height, width, half)
+    # y comes before x, here and in the encoding of queries.
     return torch.cat([y[:, :, None].expand(whole), x[:, None].expand(whole)], dim=-1)
 
 
 def _normalized(valid: Tensor, offset: float) -> Tensor:
     """(B, N) bool -> (B, N) angles: the number of valid pixels up to here, as a share of 2 pi."""
     count = valid.to(torch.float32).cumsum(dim=1)
+    # The last count is the number of valid pixels, since padded ones add nothing. 1e-6 is the
+    # official eps; it also protects a line that is padding only.
     return (count + offset) / (count[:, -1:] + 1e-6) * (2 * math.pi)
 
 
@@ -59,5 +68,6 @@ def query_position_encoding(boxes_cxcywh: Tensor, hidden_dim: int) -> Tensor:
 
     Returns: (B, Q, 2 * hidden_dim), coordinates in the order y, x, w, h.
     """
+    # From x, y, w, h to y, x, w, h, the order in which the position MLP was trained.
     coordinates = boxes_cxcywh[..., [1, 0, 2, 3]] * (2 * math.pi)
     return _sine(coordinates, hidden_dim // 2, QUERY_TEMPERATURE).flatten(-2)

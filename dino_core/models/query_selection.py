@@ -37,6 +37,8 @@ class QuerySelection(nn.Module):
         super().__init__()
         dim = config.hidden_dim
         self.num_queries = config.num_queries
+        # These heads are copies of the decoder's in shape only: they are trained by the encoder's
+        # own loss and share no weights with the decoder (ALGORITHM 10).
         self.enc_output = Linear(dim, dim)
         self.enc_output_norm = nn.LayerNorm(dim)
         self.class_embed = Linear(dim, config.num_classes)
@@ -66,14 +68,24 @@ class QuerySelection(nn.Module):
             tokens = self.enc_output_norm(self.enc_output(usable))
             scores = self.class_embed(tokens)  # (B, S, C)
             if forced_tokens is None:
+                # An image under about 200 pixels has fewer tokens than queries. The official code
+                # fails there.
                 count = min(self.num_queries, memory.shape[1])
+                # The best score over all classes, so one token gives one query, whatever number of
+                # classes it fits. Scores of unusable tokens take part unmasked (ALGORITHM 9).
                 chosen = scores.amax(dim=-1).topk(count, dim=1).indices
             else:
                 chosen = forced_tokens
-            picked = chosen[..., None]
+            picked = chosen[..., None]  # (B, K, 1)
+            # Only the K chosen tokens need boxes. The official code computes them for all S tokens
+            # and picks afterwards, with the same result.
             deltas = self.bbox_embed(tokens.gather(1, picked.expand(-1, -1, tokens.shape[-1])))
+        # An unusable token has the proposal +inf, and its sigmoid is the box (1, 1, 1, 1) of
+        # ALGORITHM 9.
         boxes_logit = deltas + proposals.gather(1, picked.expand(-1, -1, 4))
         return SelectedQueries(
+            # The decoder's loss must not reach the encoder through the anchors, or it would train
+            # the proposals twice (ALGORITHM 11).
             anchors_logit=boxes_logit.detach(),
             logits=scores.gather(1, picked.expand(-1, -1, scores.shape[-1])),
             boxes_cxcywh=boxes_logit.sigmoid(),

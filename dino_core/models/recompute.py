@@ -15,5 +15,7 @@ def recomputed(function: Callable[..., Tensor], *args: object, enabled: bool) ->
     """
     if not (enabled and is_grad_enabled()):
         return function(*args)
+    # The reentrant variant gives no gradients where none of the inputs needs one. The generators'
+    # states are not saved because the functions draw nothing.
     result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return result

@@ -32,7 +32,11 @@ def _load(library: Path) -> str | None:
     if not library.exists():
         return f"{library.name} was not built"
     try:
+        # Libraries of the stable ABI register their operators when they are loaded; there is no
+        # Python module to import.
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+    # A library built against another torch may miss symbols. The reference then does the work, and
+    # `dino env` shows this text.
     except OSError as error:
         return f"{library.name} does not load under torch {torch.__version__}: {error}"
     return None
@@ -44,6 +48,8 @@ def _load_extension() -> Extension:
     if problem is not None:
         return Extension(frozenset(), problem, "needs the CPU library")
     cpu = f"loaded {_CPU_LIBRARY.name}"
+    # A CPU build of torch lacks the CUDA libraries that this one links to, whether or not there is
+    # a GPU.
     if torch.version.cuda is None:
         return Extension(frozenset({"cpu"}), cpu, "this torch has no CUDA")
     problem = _load(_CUDA_LIBRARY)

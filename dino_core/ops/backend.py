@@ -17,6 +17,8 @@ Backend = Literal["compiled", "reference"]
 
 VARIABLE = "DINO_OPS"
 
+# Set by `use_backend` only, and stronger than DINO_OPS: an export must be traced through the
+# reference.
 _override: Backend | None = None
 
 
@@ -75,6 +77,8 @@ def backend_report(device: str = "cpu") -> BackendReport:
     why = "inside use_backend" if _override else f"{VARIABLE}={forced}"
     if forced == "reference":
         return BackendReport(device, "reference", why)
+    # Tensors without values are traced through the operators' fake implementations, which are
+    # registered where the CPU library is.
     kind = "cpu" if device == "meta" else device
     if kind in EXTENSION.devices:
         found = EXTENSION.cuda if kind == "cuda" else EXTENSION.cpu

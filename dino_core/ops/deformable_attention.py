@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dino_core.ops._extension import EXTENSION
+from dino_core.ops._registration import check_one_device, refuse_second_derivative
 from dino_core.ops.backend import choose_backend
 from dino_core.ops.ms_deform_attn import ms_deform_attn
 
@@ -41,7 +42,7 @@ def deformable_attention(
 
     Raises:
         ValueError: Shapes or devices do not fit together.
-        RuntimeError: The compiled operator found the same.
+        RuntimeError: The compiled operator found the same, or a second derivative is asked of it.
     """
     # The kernel has no gradient for references, which the decoder detaches, and no float16 on CPUs.
     fused = (
@@ -60,6 +61,8 @@ def deformable_attention(
             attention_logits.contiguous(),
         )
         return cast(Tensor, result)
+    # The softmax runs over levels and points together: a query divides its attention among all L *
+    # P samples of a head.
     locations = sampling_locations(spatial_shapes, references, sampling_offsets)
     weights = attention_logits.to(locations.dtype).flatten(-2).softmax(-1)
     return ms_deform_attn(value, spatial_shapes, locations, weights.view(attention_logits.shape))
@@ -77,19 +80,28 @@ def sampling_locations(
     """
     precise = torch.float64 if sampling_offsets.dtype == torch.float64 else torch.float32
     offsets, references = sampling_offsets.to(precise), references.to(precise)
-    centers = references[:, :, None, :, None, :2]
+    centers = references[:, :, None, :, None, :2]  # (B, Q, 1, L, 1, 2)
     if references.shape[-1] == 2:
+        # Shapes are (height, width), offsets are (x, y).
         size_wh = torch.tensor(
             [(w, h) for h, w in spatial_shapes], dtype=precise, device=offsets.device
         )
         return torch.addcdiv(centers, offsets, size_wh[None, None, None, :, None, :])
-    step = references[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])
+    # An offset of P reaches the edge of the box: P * 0.5 / P of its side, measured from the center.
+    step = references[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])  # (B, Q, 1, L, 1, 2)
     return torch.addcmul(centers, offsets, step)
 
 
 def _fake(
     value: Tensor, spatial_shapes: list[int], references: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
+    check_one_device(
+        "deformable_attention",
+        value=value,
+        references=references,
+        sampling_offsets=offsets,
+        attention_logits=logits,
+    )
     batch, _, heads, channels = value.shape
     return value.new_empty((batch, offsets.shape[1], heads * channels))
 
@@ -102,21 +114,36 @@ def _fake_backward(
     offsets: Tensor,
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(
+        "deformable_attention_backward",
+        value=value,
+        references=references,
+        sampling_offsets=offsets,
+        attention_logits=logits,
+        grad_output=grad_output,
+    )
     return torch.empty_like(value), torch.empty_like(offsets), torch.empty_like(logits)
 
 
 def _setup_context(
     ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor, Tensor], output: Tensor
 ) -> None:
+    # Locations and weights are computed again in the backward kernel. Only its inputs are kept.
     value, ctx.spatial_shapes, *rest = inputs
     ctx.save_for_backward(value, *rest)
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor, Tensor]:
+    if ctx.needs_input_grad[2]:  # never from `deformable_attention`, which composes such calls
+        raise RuntimeError(
+            "deformable_attention: the compiled operator has no gradient of references; detach "
+            "them, or call dino_core.ops.deformable_attention.deformable_attention instead"
+        )
     value, *rest = ctx.saved_tensors
     grad_value, grad_offsets, grad_logits = torch.ops.dino.deformable_attention_backward(
         grad_output.contiguous(), value, ctx.spatial_shapes, *rest
     )
+    # References have no gradient here; a call that needs one takes the composed path above.
     return grad_value, None, None, grad_offsets, grad_logits
 
 
@@ -126,3 +153,4 @@ if EXTENSION.devices:
     torch.library.register_autograd(
         "dino::deformable_attention", _backward, setup_context=_setup_context
     )
+    refuse_second_derivative("deformable_attention_backward", "deformable_attention")

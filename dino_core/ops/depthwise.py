@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dino_core.ops._extension import EXTENSION
+from dino_core.ops._registration import check_one_device, refuse_second_derivative
 from dino_core.ops.backend import choose_backend
 
+# Those of EfficientNet-Lite. ConvNeXt's 7 x 7 kernels stay with PyTorch.
 _KERNEL_SIZES = (3, 5)
 
 
@@ -32,13 +34,17 @@ def depthwise_conv2d(
 
     Returns: (B, C, H_out, W_out).
     """
+    # The compiled operator has a float32 CPU kernel only.
     suits = (
         x.device.type == "cpu"
         and choose_backend(x) == "compiled"
         and x.dtype == weight.dtype == torch.float32
         and weight.shape[-1] == weight.shape[-2]
         and weight.shape[-1] in _KERNEL_SIZES
+        and padding < weight.shape[-1]
     )
+    # The forward pass is PyTorch's in both cases; only a gradient of the weight is worth the
+    # detour.
     if suits and weight.requires_grad and torch.is_grad_enabled():
         result: Tensor = _DepthwiseConv2d.apply(x, weight, bias, stride, padding)
         return result
@@ -61,23 +67,28 @@ class _DepthwiseConv2d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         stride, padding = ctx.stride, ctx.padding
+        # The kernel runs along the channels, which must be next to each other in memory.
         grad = grad.contiguous(memory_format=torch.channels_last)
+        # The compiled operator has no derivative, so a gradient that is to be differentiated again
+        # is PyTorch's own.
+        compiled = needs_weight and not torch.is_grad_enabled()
+        wanted = [needs_x, needs_weight and not compiled, False]
         grad_x = grad_weight = None
-        if needs_x:
-            grad_x = torch.ops.aten.convolution_backward(
+        if any(wanted):
+            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
                 grad,
                 x,
                 weight,
-                None,
+                None,  # the bias has no influence on these gradients
                 [stride, stride],
                 [padding, padding],
-                [1, 1],
+                [1, 1],  # dilation
                 False,
-                [0, 0],
+                [0, 0],  # output padding, which only transposed convolutions have
                 x.shape[1],
-                [True, False, False],
-            )[0]
-        if needs_weight:
+                wanted,
+            )
+        if compiled:
             grad_weight = torch.ops.dino.depthwise_weight_grad(
                 x.contiguous(memory_format=torch.channels_last),
                 grad,
@@ -104,8 +115,10 @@ def _fake_weight_grad(
     x: Tensor, grad: Tensor, kernel_size: int, stride: int, padding_top: int, padding_left: int
 ) -> Tensor:
     """Shape and dtype of the weight's gradient, for torch.compile."""
+    check_one_device("depthwise_weight_grad", input=x, grad_output=grad)
     return x.new_empty(x.shape[1], 1, kernel_size, kernel_size)
 
 
 if EXTENSION.devices:
     torch.library.register_fake("dino::depthwise_weight_grad", _fake_weight_grad)
+    refuse_second_derivative("depthwise_weight_grad", "depthwise_conv2d")

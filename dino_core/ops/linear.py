@@ -28,13 +28,17 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         rows = x.numel() // self.in_features
+        # Small products and traced ones stay with PyTorch. The others have a gradient of their own
+        # below, because the fused operator has none.
         if not is_plain_cpu(x) or rows * self.weight.numel() < _WORTHWHILE:
             return functional.linear(x, self.weight, self.bias)
+        # A custom autograd function is not autocast. The casts are part of the graph, so gradients
+        # come back in the parameters' own dtype.
         x, weight, bias = to_autocast_dtype(x, self.weight, self.bias)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias)):
             result: Tensor = _Linear.apply(x.reshape(-1, self.in_features), weight, bias)
         else:
-            result = product(x.reshape(-1, self.in_features), weight, bias)
+            result = product(x.reshape(-1, self.in_features), weight, bias)  # (rows, out)
         return result.view(*x.shape[:-1], self.out_features)
 
 
@@ -65,6 +69,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) 
 
     Returns: (N, out).
     """
+    # The backward pass calls this with other shapes than the forward pass, so the size is checked
+    # again.
     if len(x) * weight.numel() >= _WORTHWHILE and _onednn_takes(x.dtype):
         activation = "relu" if relu else "none"
         fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
@@ -84,6 +90,7 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
     found = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if found is None or str(found.default._schema) != _SCHEMA:
         return False
+    # This depends on the processor, while float32 works on any of them.
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dino_core.ops._extension import EXTENSION
+from dino_core.ops._registration import check_one_device, refuse_second_derivative
 from dino_core.ops.backend import choose_backend
 from dino_core.ops.reference import ms_deform_attn_reference
 
@@ -44,6 +45,7 @@ def ms_deform_attn(
     Raises:
         ValueError: Shapes or devices do not fit together.
         TypeError: A tensor does not hold floating-point numbers.
+        RuntimeError: The compiled operator refused sizes or memory, or a second derivative.
         ExtensionError: DINO_OPS asks for the compiled operators and they are not available.
     """
     if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # sizes are tensors
@@ -55,6 +57,8 @@ def ms_deform_attn(
         and torch.is_autocast_enabled(kind)
     ):
         value = value.to(torch.get_autocast_dtype(kind))
+    # float64 is kept for gradcheck. bfloat16 would not do for a coordinate: its numbers between 0.5
+    # and 1 are 1/256 apart, which is several pixels.
     precise = torch.float64 if value.dtype == torch.float64 else torch.float32
     sampling_locations = sampling_locations.to(precise)
     attention_weights = attention_weights.to(precise)
@@ -67,7 +71,11 @@ def ms_deform_attn(
     if dtype == torch.float16 and kind == "cpu":
         value = value.float()  # no CPU kernel reads float16; nothing is lost
     result = torch.ops.dino.ms_deform_attn(
-        value.contiguous(), flat, sampling_locations.contiguous(), attention_weights.contiguous()
+        # The kernels compute addresses from the shapes alone.
+        value.contiguous(),
+        flat,
+        sampling_locations.contiguous(),
+        attention_weights.contiguous(),
     )
     return cast(Tensor, result.to(dtype))
 
@@ -118,9 +126,16 @@ def _check(
         )
 
 
+# Shapes without values, from which torch.compile and torch.export infer the rest of the graph.
 def _fake(
     value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
+    check_one_device(
+        "ms_deform_attn",
+        value=value,
+        sampling_locations=sampling_locations,
+        attention_weights=attention_weights,
+    )
     batch, _, heads, channels = value.shape
     return value.new_empty((batch, sampling_locations.shape[1], heads * channels))
 
@@ -132,6 +147,13 @@ def _fake_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(
+        "ms_deform_attn_backward",
+        value=value,
+        sampling_locations=sampling_locations,
+        attention_weights=attention_weights,
+        grad_output=grad_output,
+    )
     return (
         torch.empty_like(value),
         torch.empty_like(sampling_locations),
@@ -142,6 +164,8 @@ def _fake_backward(
 def _setup_context(
     ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor
 ) -> None:
+    # The samples are not kept: the backward kernel reads `value` again, since L * P samples per
+    # query would be the largest tensors of the network.
     value, spatial_shapes, sampling_locations, attention_weights = inputs
     ctx.save_for_backward(value, sampling_locations, attention_weights)
     ctx.spatial_shapes = spatial_shapes
@@ -152,10 +176,13 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tens
     grad_value, grad_locations, grad_weights = torch.ops.dino.ms_deform_attn_backward(
         grad_output.contiguous(), value, ctx.spatial_shapes, sampling_locations, attention_weights
     )
+    # None stands for the shapes, which are integers.
     return grad_value, None, grad_locations, grad_weights
 
 
+# Without the library the operators do not exist, and nothing may be registered for them.
 if EXTENSION.devices:
     torch.library.register_fake("dino::ms_deform_attn", _fake)
     torch.library.register_fake("dino::ms_deform_attn_backward", _fake_backward)
     torch.library.register_autograd("dino::ms_deform_attn", _backward, setup_context=_setup_context)
+    refuse_second_derivative("ms_deform_attn_backward", "ms_deform_attn")

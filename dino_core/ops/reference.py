@@ -54,8 +54,9 @@ def ms_deform_attn_reference(
         samples.append(
             F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         )
-        start += height * width
+        start += height * width  # of the next level's tokens
+    # One row of weights serves all channels of a head: (B * M, 1, Q, L * P).
     weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
     stacked = torch.stack(samples, dim=-2).flatten(-2)  # (B * M, D, Q, L * P)
-    summed = (stacked * weights).sum(-1).view(batch, heads * channels, queries)
+    summed = (stacked * weights).sum(-1).view(batch, heads * channels, queries)  # (B, M * D, Q)
     return summed.transpose(1, 2).to(value.dtype)  # (B, Q, M * D)

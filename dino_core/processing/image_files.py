@@ -65,6 +65,7 @@ _SIGNATURE_BYTES = 12
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SUPPORTED = "supported are JPEG, PNG, WebP, AVIF, BMP, TIFF, GIF, JPEG 2000, PPM and TGA"
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+HEIC_SUFFIXES = (".heic", ".heif")
 HEIC_REMEDY = (
     "convert HEIC to JPEG first, e.g. `heif-convert a.heic a.jpg` or `sips -s format jpeg`"
 )
@@ -136,13 +137,13 @@ def open_image(source: Path | bytes, where: str = "") -> Iterator[Image.Image]:
         ImageFileError: there is no regular file, it is empty, no image, damaged or too large.
     """
     where = where or str(source) if isinstance(source, Path) else where
-    if isinstance(source, Path):
-        require_regular_file(source)
-    elif not source:
+    if not source:
         raise ImageFileError(where, "the file is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of unusual files that it can read.
         try:
+            if isinstance(source, Path):
+                require_regular_file(source)
             file = source if isinstance(source, Path) else io.BytesIO(source)
             with Image.open(file, formats=_decoders()) as image:
                 _require_memory(image, where)

@@ -50,6 +50,7 @@ def decode(
         threshold: Minimum score.
         allowed_classes: Class indices to choose from; None allows all.
     """
+    # Chosen before the selection, so that other classes do not use up the places.
     columns = np.arange(logits.shape[1]) if allowed_classes is None else np.array(allowed_classes)
     columns = columns.astype(np.int64)
     scores = _sigmoid(logits[:, columns].astype(np.float32)).reshape(-1)
@@ -60,6 +61,7 @@ def decode(
         kth = np.partition(scores[candidates], -num_select)[-num_select]
         candidates = candidates[scores[candidates] >= kth]
     order = candidates[np.argsort(-scores[candidates], kind="stable")][:num_select]
+    # The scores were flattened with the classes as the inner axis (ALGORITHM 29).
     query, column = np.divmod(order, max(1, columns.size))
     boxes = _to_pixels(boxes_cxcywh[query].astype(np.float32), size_hw)
     limit = np.array([size_hw[1], size_hw[0]] * 2, np.float32)

@@ -265,6 +265,7 @@ def resized_size(size_hw: tuple[int, int], config: PreprocessConfig) -> tuple[in
     if config.rounding == "nearest":
         scale = min(config.short_side / short, config.max_side / long)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    # The rule of the official code, including its order of rounding.
     new_short = config.short_side
     if long / short * new_short > config.max_side:
         new_short = round(config.max_side * short / long)
@@ -284,6 +285,7 @@ def at_image_size(config: PreprocessConfig, image_size: int | None) -> Preproces
     """
     if image_size is None or image_size == config.max_side:
         return config
+    # The ratio of the two limits is part of what the model was trained with, so both scale.
     short = max(1, round(config.short_side * image_size / config.max_side))
     canvas = None
     if config.canvas is not None:
@@ -380,6 +382,7 @@ def collate(
                 f"an image of {height}x{width} (height x width) does not fit into {size_hw}"
             )
         height, width = size_hw
+    # All padding until proven otherwise: the loop below clears the mask under each image.
     batch = np.zeros((len(images), 3, height, width), np.float32)
     mask = np.ones((len(images), height, width), np.bool_)
     for index, image in enumerate(images):

@@ -21,7 +21,7 @@ from dino_core.checkpoints.io import (
     write_tensors,
 )
 from dino_core.detections import ClassMap
-from dino_core.errors import CheckpointError, DinoError
+from dino_core.errors import CheckpointError
 from dino_core.metadata import METADATA_KEY, CheckpointMeta, from_json, to_json
 from dino_core.models.dino import Dino
 
@@ -99,7 +99,7 @@ class TestMetadata:
         [
             ({"format": 99}, "format 99"),
             ({"format": None}, "no format version"),
-            ({"classes": None}, "does not fit"),
+            ({"classes": None}, "classes must be lists"),
             ({"model": {"hidden_dims": 3}}, "hidden_dims"),
             ({"classes": {"names": ["a"], "source_ids": [1]}}, "1 class names"),
         ],
@@ -138,15 +138,15 @@ class TestBadFiles:
             load_checkpoint(path)
 
     def test_not_a_model_at_all(self, tmp_path: Path) -> None:
-        path = tmp_path / "photo.safetensors"
-        path.write_bytes(b"\xff\xd8\xff\xe0" * 1000)
+        path = tmp_path / "noise.safetensors"
+        path.write_bytes(b"\xff\xd8\xfe\xe0" * 1000)
         with pytest.raises(CheckpointError, match="not a safetensors file") as error:
             load_checkpoint(path)
         assert "dino models import" in error.value.hint
 
     def test_somebody_elses_safetensors(self, tmp_path: Path) -> None:
         safetensors.torch.save_file({"w": torch.zeros(2)}, tmp_path / "other.safetensors")
-        with pytest.raises(CheckpointError, match="not one of dino's"):
+        with pytest.raises(CheckpointError, match="without the metadata of a dino model"):
             load_checkpoint(tmp_path / "other.safetensors")
 
     def test_newer_format(self, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from dino_core.checkpoints.io import write_tensors
-from dino_core.errors import CheckpointError, DinoError
+from dino_core.errors import CheckpointError
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     write_tensors(Path(sys.argv[1]), {"w": torch.zeros(100_000)}, {})
@@ -207,26 +207,87 @@ def test_weights_stay_on_disk_until_they_are_used(tmp_path: Path) -> None:
     assert resident() - before > 100 << 20
 
 
+def changed(path: Path, part: str, setting: str, value: object) -> Path:
+    """Set one value of the metadata of a model file; `value` may be JSON as text."""
+    tensors, metadata = read_tensors(path)
+    described = json.loads(metadata[METADATA_KEY])
+    described[part][setting] = "@"
+    text = value.decode() if isinstance(value, bytes) else json.dumps(value)
+    text = json.dumps(described).replace('"@"', text)
+    write_tensors(path, tensors, {METADATA_KEY: text})
+    return path
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        ("encoder_layers", 10**9, "claims 1000000000 layers"),
+        ("encoder_layers", 10**9, "encoder_layers is 1000000000"),
+        ("encoder_layers", -1, "encoder_layers is -1"),
+        ("decoder_layers", 0, "decoder_layers is 0"),
         ("backbone", "hf-hub:someone/model", "is a location"),
         ("backbone", "no_such_net", "no_such_net"),
-        ("num_queries", 10**12, "do not fit"),
+        ("backbone_out_indices", [], r"backbone_out_indices is \[\]"),
+        ("backbone_out_indices", [2, 2], r"backbone_out_indices is \[2, 2\]"),
+        ("backbone_out_indices", [-1, 2], r"backbone_out_indices is \[-1, 2\]"),
+        ("backbone_frozen_stages", -9, "backbone_frozen_stages is -9"),
+        ("num_queries", 10**12, "num_queries is 1000000000000"),
+        ("num_queries", -1, "num_queries is -1"),
+        ("num_heads", 0, "num_heads is 0"),
+        ("num_points", -1, "num_points is -1"),
+        ("ffn_dim", -1, "ffn_dim is -1"),
+        ("ffn_dim", 2**61, "ffn_dim is 2305843009213693952"),
+        ("ffn_dim", b"1" * 5000, "a number is too long"),
+        ("position_temperature", b"NaN", "position_temperature is nan"),
+        ("position_temperature", 0, "position_temperature is 0"),
+        ("position_temperature", 10**400, "position_temperature: expected a number"),
+        ("box_eps", b"Infinity", "box_eps is inf"),
+        ("variant", b'"\\ud800"', "which is no character"),
         ("hidden_dim", 64, "do not fit"),
     ],
 )
 def test_a_file_that_claims_another_network(
     tmp_path: Path, setting: str, value: object, words: str
 ) -> None:
-    path = tiny_checkpoint(tmp_path / "m.safetensors")
-    tensors, metadata = read_tensors(path)
-    told = json.loads(metadata[METADATA_KEY])
-    told["model"][setting] = value
-    write_tensors(path, tensors, {METADATA_KEY: json.dumps(told)})
-    with pytest.raises(DinoError, match=words):
-        build_model(load_checkpoint(path))
+    path = changed(tiny_checkpoint(tmp_path / "m.safetensors"), "model", setting, value)
+    with pytest.raises(CheckpointError, match=words) as error:
+        build_model(load_checkpoint(path), path)
+    assert str(path) in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "value", "words"),
+    [
+        ("preprocess", "max_side", 0, "max_side is 0"),
+        ("preprocess", "max_side", 60_000, "max_side is 60000"),
+        ("preprocess", "canvas", [0, 0], r"canvas is \[0, 0\]"),
+        ("preprocess", "canvas", [32, 200_000], r"canvas is \[32, 200000\]"),
+        ("preprocess", "std", [1, 1, -1], r"std is \[1.0, 1.0, -1.0\]"),
+        ("preprocess", "mean", b"[NaN, 0, 0]", r"mean is \[nan, 0.0, 0.0\]"),
+        ("classes", "source_ids", b"[Infinity, 1]", "a class id is inf"),
+        ("classes", "source_ids", [10**30, 1], "a class id is 1000000000000000000000000000000"),
+        ("classes", "source_ids", ["1", 2], "a class id is '1'"),
+        ("classes", "source_ids", [1, 1], "class ids are not unique"),
+        ("classes", "names", [["a"], "b"], r"a class name is \['a'\]"),
+        ("classes", "names", ["", ""], "no class has a name"),
+        ("classes", "names", b'["\\udcff", "b"]', "which is no character"),
+    ],
+)
+def test_a_file_that_claims_another_input_or_impossible_classes(
+    tmp_path: Path, part: str, setting: str, value: object, words: str
+) -> None:
+    path = changed(tiny_checkpoint(tmp_path / "m.safetensors"), part, setting, value)
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_checkpoint(path)
+    assert str(path) in error.value.message
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.bool])
+def test_weights_that_are_no_floats(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors, metadata = read_tensors(tiny_checkpoint(tmp_path / "m.safetensors"))
+    tensors["level_embed"] = tensors["level_embed"].to(dtype)
+    write_tensors(tmp_path / "x.safetensors", tensors, metadata)
+    with pytest.raises(CheckpointError, match=f"level_embed has values of {dtype}"):
+        build_model(load_checkpoint(tmp_path / "x.safetensors"))
 
 
 def test_metadata_in_endless_brackets(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from dino_cli import errors
-from dino_cli.app import COMMANDS, run
+from dino_cli import errors, foreign
+from dino_cli.app import COMMANDS, app, run
 from dino_core.errors import (
     CheckpointError,
     ConfigError,
@@ -110,6 +111,66 @@ def test_unknown_names_suggest_the_nearest(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ("predict a.jpg --conf 0.3", "it is called --threshold here"),
+        ("predict a.jpg --conf-thres 0.3", "it is called --threshold here"),
+        ("predict a.jpg --imgsz 640", "it is called --image-size here"),
+        ("predict a.jpg --img_size 640", "it is called --image-size here"),
+        ("predict a.jpg --weights x.pt", "it is called --model here"),
+        ("predict --source a.jpg", "SOURCE is given without an option: dino predict SOURCE"),
+        ("predict a.jpg --save-txt", "it is called --save yolo here"),
+        ("train --data data", "DATA is given without an option: dino train DATA"),
+        ("train data --imgsz 640", "it is called --image-size here"),
+        ("train data --batch-size 4", "it is called --batch here"),
+        ("train data --project x", "it is called --out here"),
+        ("train data epochs=20", "write --epochs 20"),
+        ("train data imgsz=640", "write --image-size 640"),
+        ("train data=data.yaml epochs=20", "write data.yaml"),
+        ("predict source=a.jpg conf=0.3", "write a.jpg"),
+        ("predict a.jpg conf=0.3", "write --threshold 0.3"),
+        ("predict a.jpg mode=predict", "leave it out"),
+        ("export m.safetensors half=True", "write --dtype fp16"),
+        ("detect a.jpg", "it is called 'predict' here"),
+        ("val data", "it is called 'eval' here"),
+    ],
+)
+def test_names_of_other_tools_get_the_one_here(
+    arguments: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments.split()) == errors.USAGE
+    assert capsys.readouterr().err.splitlines()[-1] == f"hint: {hint}"
+
+
+def test_every_foreign_name_leads_to_an_option_that_exists() -> None:
+    commands = [typer.main.get_command(app).get_command(None, name) for name in COMMANDS]
+    options = {o for c in commands for p in getattr(c, "params", ()) for o in p.opts}
+    arguments = {str(p.metavar) for c in commands for p in getattr(c, "params", ())}
+    for target in foreign.OPTIONS.values():
+        assert target == "" or target.split()[0] in options | arguments
+    assert set(foreign.COMMANDS.values()) <= COMMANDS.keys()
+
+
+def test_an_equals_sign_in_a_value_or_a_file_is_no_foreign_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("conf=0.3").write_bytes(b"PK")
+    for arguments in (["train", "nowhere", "--set", "epochs=20"], ["predict", "--", "conf=0.4"]):
+        assert run(arguments) in (errors.USAGE, errors.BAD_DATA)
+        assert "two dashes" not in capsys.readouterr().err
+    assert run(["predict", "conf=0.3", "--model", "nowhere.onnx"]) == errors.BAD_MODEL
+
+
+def test_control_characters_are_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", "a\x1b31m\u202eb.jpg"]) == errors.BAD_DATA
+    assert run(["predict", "a.jpg", "--x\x1b[31m"]) == errors.USAGE
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and "\u202e" not in err
+    assert "a\\x1b31m\\u202eb.jpg: no such file" in err
+
+
+@pytest.mark.parametrize(
     ("error", "code"),
     [
         (ConfigError("m", "h"), 2),
@@ -156,6 +217,25 @@ def test_a_usage_error_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["error"] == 2
     assert "MODEL" in answer["message"]
     assert answer["hint"] == "see `dino eval --help`"
+
+
+@pytest.mark.parametrize(
+    "module", ["dino_cli.app", "typer", "dino_core.inference.sources", "numpy"]
+)
+def test_an_interrupt_during_an_import_is_one_line(module: str) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from dino_cli.__main__ import main\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.argv = ['dino', 'predict', 'a.jpg']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:

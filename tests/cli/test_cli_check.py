@@ -14,12 +14,6 @@ from dino_cli.app import run
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
 def clean(tmp_path: Path) -> Path:
     """Drawn shapes, rare classes and small boxes and all: notes, no warnings."""

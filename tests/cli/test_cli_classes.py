@@ -36,10 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_ids_and_origin_go_all_the_way(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_ids_and_origin_go_all_the_way(data: Path, tmp_path: Path, capsys: Capture) -> None:
     # A model with other classes, another order and other ids.
     start = tiny_checkpoint(tmp_path / "start.safetensors", ClassMap(("Discs", "square"), (3, 90)))
     command = ["train", str(data), "--model", str(start), *SHORT]
@@ -90,10 +87,7 @@ def test_ids_and_origin_go_all_the_way(
     assert sha256_of(start) in capsys.readouterr().out
 
 
-def test_an_alias_is_taken_when_asked_for(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_an_alias_is_taken_when_asked_for(data: Path, tmp_path: Path, capsys: Capture) -> None:
     start = tiny_checkpoint(tmp_path / "start.safetensors", ClassMap(("Discs", "square"), (3, 90)))
     command = ["train", str(data), "--model", str(start), *SHORT, "--plan"]
     assert run([*command, "--class-alias", "disc=Discs"]) == 0

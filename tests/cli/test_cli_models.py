@@ -24,7 +24,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileServ
     monkeypatch.delenv("DINO_OFFLINE", raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("DINO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
     with running_server() as server:
         source = tiny_checkpoint(tmp_path / "source")
         server.files["/tiny.safetensors"] = source.read_bytes()

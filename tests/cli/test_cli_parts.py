@@ -69,8 +69,7 @@ def test_wrong_settings_files(text: str, words: str, tmp_path: Path) -> None:
         resolve_settings(file, {}, [])
 
 
-def test_folders_count_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_folders_count_up() -> None:
     made = []
     for _ in range(3):
         with output.output_folder(None, "predict") as folder:

@@ -7,15 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_coco_dataset, tiny_checkpoint
+from factories import make_coco_dataset
 from PIL import Image
 
 from dino_cli.app import run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +24,8 @@ def plan_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def test_json_and_nothing_written(
-    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     answer = plan_of(capsys, str(data), "--model", str(model), "--device", "cpu", "--epochs", "3")
     assert list(tmp_path.iterdir()) == []
     assert (answer["schema"], answer["device"], answer["devices"]) == (1, "cpu", 1)

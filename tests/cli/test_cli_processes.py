@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import make_coco_dataset, tiny_checkpoint
+from factories import make_coco_dataset
 from processes import environment
+from runs import STATE, assert_same_state, logged_steps
 
 from dino_core.checkpoints.io import read_tensors
 from dino_core.engine.state import load_state
 from dino_core.evaluation.evaluate import evaluate
 
-STATE = "state/training.safetensors"
 RECIPE = {
     "steps": 6, "batch": 2, "checkpoint_every_steps": 2, "log_every_steps": 1,
     "probe": "false", "augment": '"strong"', "dtype": '"fp32"', "device": '"cpu"',
+    "plots": "false", "loggers": '["csv"]',
 }  # fmt: skip
 
 # `dino` in which, at the first start, process 1 does something in its nth training pass.
@@ -49,11 +50,6 @@ def training_pass(module, args):
 torch.nn.modules.module.register_module_forward_pre_hook(training_pass)
 main(sys.argv[3:])
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +92,10 @@ def whole(data: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return here / "runs" / "train-2"
 
 
-def assert_same_weights(a: Path, b: Path) -> None:
-    ours, theirs = read_tensors(a / STATE)[0], read_tensors(b / STATE)[0]
-    assert ours.keys() == theirs.keys() and any(n.startswith("optimizer.") for n in ours)
-    assert not [n for n in ours if not torch.equal(ours[n], theirs[n])]
-    rows = [json.loads(x) for x in (b / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows if r["event"] == "step"] == [1, 2, 3, 4, 5, 6]
+def assert_same_run(whole: Path, parts: Path) -> None:
+    assert_same_state(whole, parts)
+    assert any(name.startswith("optimizer.") for name in read_tensors(parts / STATE)[0])
+    assert logged_steps(parts) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
@@ -128,7 +122,7 @@ def test_killed_process_is_restarted_and_the_run_goes_on(
     assert done.returncode == 0, done.stderr
     assert "resumed   after step 3" in done.stderr  # what process 0 had, not the 2 of the last save
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["train"]
-    assert_same_weights(whole, tmp_path / "runs" / "train")
+    assert_same_run(whole, tmp_path / "runs" / "train")
 
 
 @pytest.mark.slow
@@ -155,7 +149,7 @@ def test_ended_run_goes_on_with_devices(
         ["-m", "dino_cli", "train", "--resume", "runs/train", "--devices", "2"], tmp_path
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert_same_weights(whole, tmp_path / "runs" / "train")
+    assert_same_run(whole, tmp_path / "runs" / "train")
 
 
 @pytest.mark.slow
@@ -191,7 +185,6 @@ def test_wrong_numbers_of_processes(
 ) -> None:  # fmt: skip
     from dino_cli.app import run
 
-    monkeypatch.chdir(tmp_path)
     if not torch.cuda.is_available():
         assert run([*command(data, model, "--set=train.device=cuda", "--devices", "2")]) == 2
         assert "0 CUDA GPUs" in capsys.readouterr().err

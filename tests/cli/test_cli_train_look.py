@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from factories import make_coco_dataset, tiny_checkpoint
 
 from dino_cli.app import run
 
 
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    root = tmp_path_factory.mktemp("look")
-    model = tiny_checkpoint(root / "tiny.safetensors")
-    data = make_coco_dataset(root / "data")
+@pytest.fixture
+def arguments(data: Path, model: Path) -> list[str]:
     return ["train", str(data), "--model", str(model), "--steps", "2", "--batch", "2"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from datasets import coco_table, image_file, text_file
 from PIL import Image
 
-from dino_core.data.load import load_dataset
+from dino_core.data.load import load_dataset, require_split
 from dino_core.data.records import ImageRecord
 from dino_core.data.save import save_dataset
 from dino_core.data.split import stratified_split
@@ -234,3 +234,17 @@ def test_split_of_very_few() -> None:
 def test_split_of_images_without_boxes() -> None:
     train, val = stratified_split([record(i, []) for i in range(10)], 0.3, 1, seed=1)
     assert (len(train), len(val)) == (7, 3)
+
+
+def test_a_named_validation_split_that_is_lost_is_not_replaced(tmp_path: Path) -> None:
+    """Else scores on training images would pass for those of the split that is meant."""
+    for split, names in (("train", "abcdefgh"), ("val", "x")):
+        for name in names:
+            image_file(tmp_path / f"images/{split}/{name}.jpg")
+            text_file(tmp_path / f"labels/{split}/{name}.txt", "0 0.5 0.5 0.2 0.2\n")
+    text_file(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
+    (tmp_path / "images/val/x.jpg").write_bytes(b"")
+    index = load_dataset(tmp_path)
+    assert (set(index.splits), index.lost_splits) == ({"train"}, {"val"})
+    with pytest.raises(DataError, match=r"no images in split 'val': .*images/val/x\.jpg"):
+        require_split(index, "val")

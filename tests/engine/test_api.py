@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import make_coco_dataset, tiny_checkpoint
 
-from dino_core import fit, load_dataset, train
+from dino_core import fit, train
 from dino_core.checkpoints.io import load_checkpoint
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.events import EvaluationDone, RunFinished, RunPlanned
@@ -24,17 +23,8 @@ KEYS = [
     "schema", "model", "start", "data", "train_images", "val_images", "steps", "epochs", "seconds",
     "seconds_evaluating", "skipped_steps", "rollbacks", "unreadable_images", "stopped_early",
     "best_ap", "best_step", "best", "last", "best_per_class", "metrics",
+    "data_warnings",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
-    return load_dataset(make_coco_dataset(tmp_path_factory.mktemp("coco")))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("start") / "tiny.safetensors"))
 
 
 def test_train_and_fit_are_the_same_run(tmp_path: Path, data: DatasetIndex, start: str) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import TINY_INPUT, make_coco_dataset, tiny_checkpoint, tiny_config
+from factories import TINY_INPUT, tiny_config
 
 from dino_core.checkpoints.io import load_checkpoint
 from dino_core.config import TrainConfig
-from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.events import (
     CheckpointSaved,
@@ -29,23 +28,14 @@ from dino_core.engine.step import noise_generator
 from dino_core.errors import CheckpointError, ConfigError, DataError, DinoError
 
 RECIPE = TrainConfig(
-    steps=4, batch=2, log_every_steps=2, dtype="fp32", device="cpu", lr=1e-3, augment="none"
-)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
-    return load_dataset(make_coco_dataset(tmp_path_factory.mktemp("coco")))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("start") / "tiny.safetensors"))
+    steps=4, batch=2, log_every_steps=2, dtype="fp32", device="cpu", lr=1e-3, augment="none",
+    plots=False,
+)  # fmt: skip
 
 
 def test_events_and_files_of_a_run(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     out = tmp_path / "run"
-    events = list(run_events(RunRequest(RECIPE, data, out, model=start)))
+    events = list(run_events(RunRequest(replace(RECIPE, plots=True), data, out, model=start)))
     planned, finished = events[0], events[-1]
     assert isinstance(planned, RunPlanned)
     assert (planned.train_images, planned.val_images, planned.plan.steps) == (6, 3, 4)
@@ -187,7 +177,7 @@ def test_the_plan_alone_writes_nothing(tmp_path: Path, data: DatasetIndex, start
 def test_failed_starts_leave_no_folder(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     out = tmp_path / "run"
     empty = replace(data, splits={"train": ()})
-    with pytest.raises(DataError, match="no training images"):
+    with pytest.raises(DataError, match="no images in split"):
         list(run_events(RunRequest(RECIPE, empty, out, model=start)))
     with pytest.raises(CheckpointError, match="no such file"):
         list(run_events(RunRequest(RECIPE, data, out, model=str(tmp_path / "gone.safetensors"))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from factories import make_coco_dataset, tiny_checkpoint
+from factories import make_coco_dataset
+from runs import assert_same_state, logged_steps
 
-from dino_core.checkpoints.io import load_checkpoint, read_tensors
+from dino_core.checkpoints.io import load_checkpoint
 from dino_core.config import TrainConfig
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
@@ -29,8 +28,9 @@ from dino_core.errors import CheckpointError, ConfigError
 from dino_core.inference.runtimes import read_metadata
 
 RECIPE = TrainConfig(
-    steps=6, batch=2, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3, augment="strong"
-)
+    steps=6, batch=2, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3, augment="strong",
+    plots=False,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(folder: Path) -> DatasetIndex:
     return load_dataset(folder)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("start") / "tiny.safetensors"))
 
 
 def train(
@@ -59,15 +54,6 @@ def stop_after(events: Generator[Event, None, RunSummary], step: int) -> None:
         if isinstance(event, StepDone) and event.step == step:
             events.close()
             return
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    for name in ("last.safetensors", "state/training.safetensors"):
-        ours, _ = read_tensors(a / name)
-        theirs, _ = read_tensors(b / name)
-        assert ours.keys() == theirs.keys()
-        different = [n for n in ours if not torch.equal(ours[n], theirs[n])]
-        assert not different, (name, different[:5])
 
 
 @pytest.mark.parametrize(("accumulate", "mosaic"), [(1, 0.0), (2, 0.0), (1, 0.5), (2, 0.5)])
@@ -86,15 +72,13 @@ def test_stop_and_resume_is_exact(
     assert isinstance(planned, RunPlanned) and planned.resumed_step == 3
     steps = [e.step for e in events if isinstance(e, StepDone)]
     assert steps == [4, 5, 6]
-    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
     resumed = read_metadata(tmp_path / "parts" / "last.safetensors").provenance
     whole = read_metadata(tmp_path / "whole" / "last.safetensors").provenance
     assert (
         resumed == {**whole, "run": "parts"} and resumed["history"][0]["file"] == Path(start).name
     )
-    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(x) for x in lines]
-    assert [r["step"] for r in rows if r["event"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert logged_steps(tmp_path / "parts") == [1, 2, 3, 4, 5, 6]
 
 
 KILLED = """
@@ -135,9 +119,8 @@ def test_kill_and_resume_is_exact(
     recipe = replace(RECIPE, checkpoint_every_steps=2)
     list(train(recipe, data, out, start, resume=True))
     list(train(recipe, data, tmp_path / "whole", start))
-    assert_same_weights(tmp_path / "whole", out)
-    rows = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows if r["event"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert_same_state(tmp_path / "whole", out)
+    assert logged_steps(out) == [1, 2, 3, 4, 5, 6]
 
 
 def test_closing_leaves_a_checkpoint_that_loads(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from factories import TINY_INPUT, make_coco_dataset, tiny_checkpoint, tiny_config
+from factories import TINY_INPUT, make_coco_dataset, tiny_config
+from runs import STATE, assert_same_state, logged_steps
 
-from dino_core.checkpoints.io import load_checkpoint, read_tensors
+from dino_core.checkpoints.io import load_checkpoint
 from dino_core.config import ResolvedConfig, TrainConfig
 from dino_core.data.dataset import DetectionDataset
 from dino_core.data.load import load_dataset
@@ -30,11 +30,10 @@ from dino_core.engine.summary import RunSummary
 from dino_core.errors import DataError, DinoError
 from dino_core.models.dino import Dino
 
-STATE = "state/training.safetensors"
 # Without the probe: trouble comes in passes that are counted.
 RECIPE = ResolvedConfig(
     steps=6, batch=2, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3, augment="none",
-    probe=False,
+    probe=False, plots=False,
 )  # fmt: skip
 Events = Generator[Event, None, RunSummary]
 
@@ -42,11 +41,6 @@ Events = Generator[Event, None, RunSummary]
 @pytest.fixture
 def data(tmp_path: Path) -> DatasetIndex:
     return load_dataset(make_coco_dataset(tmp_path / "coco", (("train", 8), ("val", 3))))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("start") / "tiny.safetensors"))
 
 
 def train(
@@ -73,13 +67,6 @@ def warnings(events: list[Event]) -> list[str]:
 def summary(events: list[Event]) -> RunSummary:
     assert isinstance(events[-1], RunFinished)
     return events[-1].summary
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    for name in ("last.safetensors", STATE):
-        ours, theirs = read_tensors(a / name)[0], read_tensors(b / name)[0]
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[n], theirs[n]) for n in ours), name
 
 
 @contextmanager
@@ -158,15 +145,14 @@ def test_spoilt_weights_send_the_run_back_and_it_ends_well(
     assert steps == [*range(1, 6), *range(5, 17)]
     assert (summary(events).steps, summary(events).rollbacks) == (16, 1)
     assert "back to step 4" in (tmp_path / "whole/log.txt").read_text()
-    rows = [json.loads(x) for x in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows if r["event"] == "step"] == list(range(1, 17))
+    assert logged_steps(tmp_path / "whole") == list(range(1, 17))
     weights = load_checkpoint(tmp_path / "whole/last.safetensors").state_dict
     assert all(bool(torch.isfinite(t).all()) for t in weights.values())
 
     with at_training_passes(spoil):  # stopped after the return: the care is part of the state
         stop_after(train(recipe, data, tmp_path / "parts", start), 7)
     list(train(recipe, data, tmp_path / "parts", start, resume=True))
-    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_loss_that_explodes_sends_the_run_back(
@@ -234,7 +220,7 @@ def test_short_memory_halves_the_batches(
         stop_after(train(recipe, data, tmp_path / "parts", start), 2)
         again = list(train(recipe, data, tmp_path / "parts", start, resume=True))
     assert warnings(again) == []  # it is remembered
-    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_memory_that_is_too_short_for_one_image(
@@ -298,7 +284,7 @@ def test_a_damaged_image_is_left_out_and_listed(
     stop_after(train(recipe, data, tmp_path / "parts", start), 3)
     again = list(train(recipe, data, tmp_path / "parts", start, resume=True))
     assert summary(again).unreadable_images == outcome.unreadable_images
-    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

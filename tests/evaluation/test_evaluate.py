@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dino_core.config import PreprocessConfig, TrainConfig
-from dino_core.data.load import load_dataset
+from dino_core.data.load import load_dataset, require_split
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.engine.fit import run_events
@@ -27,7 +27,6 @@ from dino_core.evaluation.evaluate import (
     evaluate,
     match_classes,
     shape_groups,
-    split_records,
     start_evaluation,
     with_val_of_training,
 )
@@ -257,9 +256,9 @@ def test_no_class_in_common_is_an_error() -> None:
 
 def test_a_missing_split_names_those_there(records: list[ImageRecord]) -> None:
     dataset = DatasetIndex(Path("set"), "coco", CLASSES, {"train": tuple(records), "val": ()})
-    assert len(split_records(dataset, "train")) == 5
+    assert len(require_split(dataset, "train")) == 5
     with pytest.raises(DataError, match=r"split 'val'.*train \(5\), val \(0\)"):
-        split_records(dataset, "val")
+        require_split(dataset, "val")
 
 
 def test_a_model_file_on_a_data_set(tmp_path: Path) -> None:

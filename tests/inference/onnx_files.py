@@ -64,3 +64,39 @@ def write_onnx(
         helper.set_model_props(model, {"dino": text})
     onnx.save(model, str(path))
     return path
+
+
+def write_constant_onnx(
+    path: Path,
+    logits: tuple[int, ...] = (1, 5, 2),
+    boxes: tuple[int, ...] = (1, 5, 4),
+    images: tuple[int | str, ...] = (1, 3, 8, 16),
+    mask: tuple[int | str, ...] | None = None,
+    declared: bool = True,
+    logits_type: int = TensorProto.FLOAT,
+) -> Path:
+    """Write a file whose outputs are constants of any shape, which it declares or not."""
+    constants = {"logits": (logits, logits_type), "boxes": (boxes, TensorProto.FLOAT)}
+    nodes = [helper.make_node("Identity", [f"{name}_value"], [name]) for name in constants]
+    values = [
+        numpy_helper.from_array(
+            np.full(shape, 0.5, helper.tensor_dtype_to_np_dtype(kind)), f"{name}_value"
+        )
+        for name, (shape, kind) in constants.items()
+    ]
+    mask = (images[0], *images[2:]) if mask is None else mask
+    inputs = [
+        helper.make_tensor_value_info("images", TensorProto.FLOAT, images),
+        helper.make_tensor_value_info("padding_mask", TensorProto.BOOL, mask),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(
+            name, kind, shape if declared else [f"{name}{i}" for i in range(len(shape))]
+        )
+        for name, (shape, kind) in constants.items()
+    ]
+    graph = helper.make_graph(nodes, "constant", inputs, outputs, values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {"dino": to_json(META)})
+    onnx.save(model, str(path))
+    return path

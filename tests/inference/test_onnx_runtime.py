@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from inference.onnx_files import META, write_onnx
+from inference.onnx_files import META, write_constant_onnx, write_onnx
+from onnx import TensorProto
 
 from dino_core.errors import CheckpointError, ConfigError
 from dino_core.inference.onnx_runtime import OnnxRuntime
@@ -60,6 +61,78 @@ def test_foreign_onnx_files(tmp_path: Path) -> None:
         OnnxRuntime(write_onnx(tmp_path / "a.onnx", metadata="{"))
     with pytest.raises(CheckpointError, match=r"inputs x, padding_mask"):
         OnnxRuntime(write_onnx(tmp_path / "a.onnx", names=("x", "padding_mask")))
+
+
+def answer(path: Path) -> list[int]:
+    """Open a file, run it on one image of its size, and return the shape of the logits."""
+    runtime = OnnxRuntime(path)
+    height, width = runtime.input_hw or (8, 16)
+    images = np.zeros((1, 3, height, width), np.float32)
+    return list(runtime.run(images, np.zeros((1, height, width), np.bool_))[0].shape)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize(
+    ("logits", "boxes"),
+    [
+        ((1, 5, 7), (1, 5, 4)),  # other classes than in the metadata
+        ((1, 5, 1), (1, 5, 4)),
+        ((5, 2), (1, 5, 4)),
+        ((1, 5, 2), (1, 5, 3)),
+        ((1, 5, 2), (1, 3, 4)),  # fewer boxes than queries
+        ((1, 0, 2), (1, 0, 4)),
+        ((0, 5, 2), (0, 5, 4)),
+        ((2, 5, 2), (2, 5, 4)),  # for one image
+    ],
+)
+def test_outputs_that_contradict_the_metadata(
+    tmp_path: Path, logits: tuple[int, ...], boxes: tuple[int, ...], declared: bool
+) -> None:
+    assert answer(write_constant_onnx(tmp_path / "a.onnx", declared=declared)) == [1, 5, 2]
+    path = write_constant_onnx(tmp_path / "b.onnx", logits, boxes, declared=declared)
+    with pytest.raises(CheckpointError, match=r"b\.onnx: its output is not that of a detector"):
+        answer(path)
+
+
+def test_outputs_that_are_no_floats(tmp_path: Path) -> None:
+    assert answer(write_constant_onnx(tmp_path / "a.onnx", logits_type=TensorProto.DOUBLE))
+    path = write_constant_onnx(tmp_path / "b.onnx", logits_type=TensorProto.INT64)
+    with pytest.raises(CheckpointError, match=r"logits \[1, 5, 2\] tensor\(int64\)"):
+        OnnxRuntime(path)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ((10**9, 3, 32, 32), "more than 4096 pixels a side or 512 MiB"),
+        ((10**9, 3, "h", "w"), "more than 4096 pixels a side or 512 MiB"),
+        ((1, 3, 10**9, 10**9), "more than 4096 pixels a side or 512 MiB"),
+        (("b", 3, 5000, 32), "more than 4096 pixels a side"),
+        ((0, 3, 32, 32), "its input is not that of a detector"),
+        ((1, 3, 0, 32), "its input is not that of a detector"),
+        ((1, 4, 32, 32), "its input is not that of a detector"),
+        ((1, 3, 32), "its input is not that of a detector"),
+    ],
+)
+def test_inputs_that_no_image_fits(
+    tmp_path: Path, images: tuple[int | str, ...], words: str
+) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        OnnxRuntime(write_constant_onnx(tmp_path / "a.onnx", images=images))
+
+
+def test_mask_of_another_size(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="its input is not that of a detector"):
+        OnnxRuntime(write_constant_onnx(tmp_path / "a.onnx", mask=(1, 8, 8)))
+
+
+def test_errors_of_onnxruntime_name_no_codes(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"not onnx")
+    with pytest.raises(CheckpointError, match=r"\(Protobuf parsing failed\.\)"):
+        OnnxRuntime(tmp_path / "a.onnx")
+    runtime = OnnxRuntime(write_onnx(tmp_path / "b.onnx"))
+    with pytest.raises(CheckpointError, match=r"cannot run it for images of shape \(1, 3, 4, 4\)"):
+        runtime.run(np.zeros((1, 3, 4, 4), np.float32), np.zeros((1, 4, 4), np.bool_))
 
 
 def test_devices(tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dino_core.errors import DataError
+from dino_core.errors import ConfigError, DataError
 from dino_core.inference.sources import Frame, Sources, open_sources
-from dino_core.inference.video import VideoFile
+from dino_core.inference.video_file import VideoFile
+from dino_core.processing.preprocess import load_image
 
 
 def picture(path: Path, value: int = 100) -> Path:
@@ -73,14 +75,16 @@ def test_list_file(tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text(f"in side.png\n\n{outside}\n")
     assert [f.source for f in open_sources([listing])] == [str(inside), str(outside)]
-    listing.write_text("in side.png\nin sid.png\n")
-    with pytest.raises(DataError, match=r"list\.txt line 2: in sid\.png: no such file"):
-        open_sources([listing])
+    listing.write_text("in sid.png\nin side.png\n-\n")
+    missing, fine, refused = open_sources([listing])
+    assert missing.error is not None
+    assert "list.txt line 1: in sid.png: no such file" in missing.error.message
+    assert fine.source == str(inside) and fine.image is not None
+    assert refused.error is not None and "line 3: '-' is not allowed" in refused.error.message
+    listing.write_bytes(b"\xff\xfe" + "in side.png\r\n".encode("utf-16-le"))
+    assert [f.error for f in open_sources([listing])] == [None]
     listing.write_text("\n")
     with pytest.raises(DataError, match="the list is empty"):
-        open_sources([listing])
-    listing.write_text("-\n")
-    with pytest.raises(DataError, match="line 1: '-' is not allowed"):
         open_sources([listing])
     listing.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read"):
@@ -188,8 +192,11 @@ def test_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_broken_video(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"not a video at all")
-    with pytest.raises(DataError, match=r"a\.mp4: the video cannot be decoded"):
-        open_sources([tmp_path / "a.mp4"])
+    picture(tmp_path / "b.png")
+    broken, fine = open_sources([tmp_path])
+    assert broken.error is not None
+    assert "a.mp4: the video cannot be decoded" in broken.error.message
+    assert fine.image is not None
 
 
 def test_url_while_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,13 +205,145 @@ def test_url_while_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         open_sources(["https://example.com/a.jpg"])
 
 
-def test_url_without_host() -> None:
-    with pytest.raises(DataError, match="has no host"):
-        open_sources(["https:///a.jpg"])
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https:///a.jpg", "has no host"),
+        ("http:/example.com/a.jpg", "has no host"),
+        ("http://[::1/x.jpg", "malformed"),
+        ("http://example.com:99999/x.jpg", "malformed"),
+        ("http://example.com:port/x.jpg", "malformed"),
+        ("http://a..b/x.jpg", "malformed"),
+        ("http://exa mple.com/x.jpg", "a space or control character"),
+        ("http://me:secret@example.com/x.jpg", "user name"),
+    ],
+)
+def test_malformed_addresses_are_wrong_usage(url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as raised:
+        open_sources([url])
+    assert "secret" not in str(raised.value)
 
 
-def test_webcam_that_is_not_there() -> None:
-    sources = open_sources(["97"])
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("rtsp://127.0.0.1:9/cam", "rtsp streams are not read.*ffmpeg -i"),
+        ("RTMP://host/live", "rtmp streams are not read"),
+        ("ftp://host/a.jpg", "ftp addresses are not read, only http and https"),
+        ("s3://bucket/a.jpg", "s3 addresses are not read"),
+        ("file:///data/my%20photo.jpg", "give the path: /data/my photo.jpg"),
+    ],
+)
+def test_other_addresses_are_named_with_the_way_out(address: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        open_sources([address])
+
+
+def test_archives_are_named(tmp_path: Path) -> None:
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    (tmp_path / "data.tar.gz").write_bytes(b"")
+    for name in ("data.zip", "data.tar.gz"):
+        (frame,) = open_sources([tmp_path / name])
+        assert frame.error is not None and "is an archive" in frame.error.message
+        assert "unpack it first" in frame.error.hint
+    with pytest.raises(DataError, match=r"contains the archive data\.tar\.gz: unpack it first"):
+        open_sources([tmp_path])
+
+
+def test_one_bad_file_does_not_stop_the_rest(tmp_path: Path) -> None:
+    good = picture(tmp_path / "c.png")
+    (tmp_path / "a.jpg").symlink_to("gone.jpg")
+    (tmp_path / "b.jpg").symlink_to("b.jpg")
+    (tmp_path / "d.mp4").symlink_to("gone.mp4")
+    os.mkfifo(tmp_path / "e.png")
+    os.mkfifo(tmp_path / "f.mp4")
+    (tmp_path / "g.png").symlink_to("/dev/zero")
+    latin = os.fsdecode(os.fsencode(tmp_path) + b"/h\xe9.png")
+    Path(latin).write_bytes(good.read_bytes())
+    for given in ([tmp_path], [f"{tmp_path}/*"], sorted(tmp_path.iterdir())):
+        frames = list(open_sources(given))
+        reasons = {f.name: f.error.message if f.error else "" for f in frames}
+        assert list(reasons.values())[2] == list(reasons.values())[7] == ""
+        assert "the link leads to gone.jpg, which does not exist" in reasons["a.jpg"]
+        assert "levels of symbolic links" in reasons["b.jpg"]
+        assert "gone.mp4" in reasons["d.mp4"]
+        for name, kind in (
+            ("e.png", "a named pipe"),
+            ("f.mp4", "a named pipe"),
+            ("g.png", "a dev"),
+        ):
+            assert f"not a regular file but {kind}" in reasons[name]
+
+
+def test_lists_and_pipes_with_names_that_are_not_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Path(os.fsdecode(name)).write_bytes(picture(tmp_path / "a.png").read_bytes())
+    (tmp_path / "list.txt").write_bytes(name + b"\n")
+    (frame,) = open_sources([tmp_path / "list.txt"])
+    assert frame.image is not None and os.fsencode(frame.source) == name
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(name + b"\nzero\0byte\n")))
+    fine, bad = open_sources(["-"])
+    assert fine.image is not None and os.fsencode(fine.source) == name
+    assert bad.error is not None and "zero\\x00byte: no such file" in bad.error.message
+
+
+def test_a_list_that_is_a_pipe_or_device_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    for name in ("pipe.txt", "zero.txt"):
+        with pytest.raises(DataError, match="not a regular file"):
+            open_sources([tmp_path / name])
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_stdin_without_a_path(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(content))
+    with pytest.raises(DataError, match="no path was given"):
+        list(open_sources(["-"]))
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(DataError, match="it is closed"):
+        list(open_sources(["-"]))
+
+
+def test_stdin_without_an_end_of_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/zero", encoding="utf-8") as zeros:
+        monkeypatch.setattr("sys.stdin", zeros)
+        with pytest.raises(DataError, match="a line is longer than 65,536 bytes"):
+            list(open_sources(["-"]))
+
+
+def test_links_between_folders_are_followed_once(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "sub" / "a.png")
+    (tmp_path / "in" / "sub" / "up").symlink_to("..")
+    (tmp_path / "in" / "again").symlink_to("sub")
+    picture(tmp_path / "other" / "b.png")
+    (tmp_path / "in" / "far").symlink_to("../other")
+    (tmp_path / "other" / "back").symlink_to("../in")
+    found = open_sources([tmp_path / "in"], recursive=True)
+    assert names(found) == ["far/b.png", "sub/a.png"]
+
+
+def test_an_unreadable_folder_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "z.png")
+    picture(tmp_path / "locked" / "a.png")
+    scandir = os.scandir
+
+    def refusing(path: str | Path) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    locked, fine = open_sources([tmp_path], recursive=True)
+    assert locked.error is not None and "the folder cannot be read" in locked.error.message
+    assert fine.image is not None
+
+
+@pytest.mark.parametrize("source", ["97", "/dev/video97"])
+def test_webcam_that_is_not_there(source: str) -> None:
+    sources = open_sources([source])
     assert sources.items[0].kind == "webcam" and sources.total is None
     (frame,) = sources
     assert frame.error is not None and "webcam 97: cannot be opened" in frame.error.message
@@ -220,3 +359,13 @@ def test_nothing_given() -> None:
 def test_a_path_that_cannot_be_one() -> None:
     with pytest.raises(DataError):
         open_sources(["a" * 5000])
+
+
+def test_a_folder_of_heic_files_names_the_remedy(tmp_path: Path) -> None:
+    for name in ("a.HEIC", "b.heic"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match="contains no image or video") as error:
+        open_sources([tmp_path])
+    assert error.value.hint.startswith("it contains 2 HEIC files: convert HEIC to JPEG first")
+    with pytest.raises(DataError, match="an image in HEIC format, which is not read"):
+        load_image(tmp_path / "a.HEIC")

@@ -99,6 +99,14 @@ def test_mixed_devices_are_refused() -> None:
         ms_deform_attn(on_gpu.value, on_gpu.spatial_shapes, on_cpu.locations, on_gpu.weights)
 
 
+@pytest.mark.parametrize("size", ["batch", "queries", "heads", "channels", "points"])
+def test_zero_sizes_give_zeros(size: str) -> None:
+    for found in results(make_inputs(device="cuda", **{size: 0}), "compiled"):
+        assert not found.any()
+    for found in raw_results(deformable_attention, on_gpu(raw_inputs(**{size: 0}))):
+        assert not found.any()
+
+
 COMMON = {"shapes": ((9, 7), (5, 4), (3, 3), (1, 2)), "heads": 8}  # the kernels made for D=32, P=4
 
 

@@ -214,7 +214,7 @@ def special(folder: Path, kind: str) -> Path:
 def test_pipes_and_devices_are_not_read(tmp_path: Path, kind: str, found: str) -> None:
     path = special(tmp_path, kind)
     for read in (load_image, image_header):
-        with pytest.raises(DataError, match=rf"a\.jpg: is {found}, expected a regular file"):
+        with pytest.raises(DataError, match=rf"a\.jpg: not a regular file but {found}"):
             read(path)
     assert upright_size(path) is None
     assert examine(path).problem == "unreadable-image"

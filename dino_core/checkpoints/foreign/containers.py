@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dino_core.checkpoints.foreign.pickle_machine import Inert
+from dino_core.checkpoints.foreign_kinds import of_another_project, project_of_class
 from dino_core.errors import CheckpointError
+from dino_core.limits import shown
 
 _KEYS = ("model", "state_dict", "ema_model", "ema_state", "ema_state_dict")
 _DDP_PREFIX = "module."
@@ -79,7 +82,7 @@ def find_weights(content: object, path: Path, ema: bool | None = None) -> Weight
         CheckpointError: The file has no weights, or not those that `ema` asks for.
     """
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds no weights")
+        raise _no_weights(content, path)
     parts = {key: content[key] for key in _KEYS if isinstance(content.get(key), Mapping)}
     read = {key: _tensors(part, path) for key, part in parts.items()}
     sets = {key: tensors for key, tensors in read.items() if tensors}
@@ -93,9 +96,9 @@ def find_weights(content: object, path: Path, ema: bool | None = None) -> Weight
         )
     tensors = _tensors(content, path) if key is None else sets[key]
     if not tensors:
-        raise CheckpointError(f"{path}: holds no weights")
+        raise _no_weights(content, path)
     return Weights(
-        tensors,
+        {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()},
         key or "",
         averaged_too=keys.averaged not in (None, key),
         config_text=_config_text(content),
@@ -103,27 +106,47 @@ def find_weights(content: object, path: Path, ema: bool | None = None) -> Weight
     )
 
 
+def _no_weights(content: object, path: Path) -> CheckpointError:
+    """The error for a file without tensors by name, which is often a whole model as an object."""
+    values = list(content.values()) if isinstance(content, Mapping) else [content]
+    kinds = [value.kind for value in values if isinstance(value, Inert)]
+    project = next(filter(None, map(project_of_class, kinds)), None)
+    if project is not None:
+        return of_another_project(path, project)
+    if kinds:
+        return CheckpointError(
+            f"{path}: holds no weights but an object of the class {shown(kinds[0])}, which is not "
+            "created",
+            "load it where that class is defined, and write torch.save(model.state_dict(), FILE)",
+        )
+    return CheckpointError(
+        f"{path}: holds no weights", "give the file that has them, e.g. checkpoint.pth"
+    )
+
+
 def _tensors(content: Mapping[object, object], path: Path) -> dict[str, Tensor]:
-    """The tensors of a mapping by name without prefix; floating-point ones as float32."""
+    """The tensors of a mapping by name without prefix."""
     result: dict[str, Tensor] = {}
     for given, value in content.items():
         tensor = _tensor(value)
         if tensor is None or given == _AVERAGING_STEPS:
             continue
         name = str(given).removeprefix(_DDP_PREFIX)
-        if name in result and not torch.equal(result[name], tensor):
+        if name in result and not _same(result[name], tensor):
             raise CheckpointError(f"{path}: '{name}' and '{_DDP_PREFIX}{name}' differ")
         result[name] = tensor
     return result
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _tensor(value: object) -> Tensor | None:
     """A tensor, or an array as detectron2's `.pkl` files have them. None for anything else."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         value = torch.from_numpy(np.array(value, np.float32 if value.dtype.kind == "f" else int))
-    if not isinstance(value, Tensor):
-        return None
-    return value.float() if value.is_floating_point() else value
+    return value if isinstance(value, Tensor) else None
 
 
 def _meta(content: Mapping[object, object]) -> Mapping[object, object]:
@@ -141,5 +164,6 @@ def _class_names(content: Mapping[object, object]) -> tuple[str, ...]:
     meta = _meta(content).get("dataset_meta")
     for key, names in meta.items() if isinstance(meta, Mapping) else ():
         if str(key).lower() == "classes" and isinstance(names, (tuple, list)):
-            return tuple(map(str, names))
+            known = all(isinstance(name, str) and name.isprintable() for name in names)
+            return tuple(names) if known else ()
     return ()

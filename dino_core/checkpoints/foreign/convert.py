@@ -73,6 +73,7 @@ def import_checkpoint(
         layout, path.name, weights.config_text, position_temperature, position_offset
     )
     given = official_state(weights.tensors, layout, path)
+    # The architecture is inferred from names and shapes, since most files do not state it.
     config = _adapted(network_of(given, path), layout, position)
     state, config = our_state(given, config, layout, path)
     provenance = {
@@ -124,6 +125,8 @@ def our_state(
     heads = {name: m for name in state if (m := _HEAD_OF_LAYER.fullmatch(name))}
     others = {name: f"{m[1]}.0.{m[3]}" for name, m in heads.items() if m[2] != "0"}
     if layout is OFFICIAL:
+        # Compared by value and not by identity: a file that was loaded and saved again may have six
+        # copies.
         tied = all(
             first in state and torch.equal(state[name], state[first])
             for name, first in others.items()
@@ -148,6 +151,7 @@ def _label_rows(given: Tensor | None, config: ModelConfig, path: Path) -> Tensor
         raise CheckpointError(
             f"{path}: label_enc.weight has {rows} rows, fewer than the {classes} classes"
         )
+    # A copy, so that the rows that are cut off do not stay in memory.
     if rows > classes:
         return given[: classes + 1].clone()
     return torch.cat([given, given.new_zeros(1, *given.shape[1:])])
@@ -156,6 +160,7 @@ def _label_rows(given: Tensor | None, config: ModelConfig, path: Path) -> Tensor
 def _classes(layout: Layout, config: ModelConfig, names: tuple[str, ...], path: Path) -> ClassMap:
     """The classes of the heads' columns: from the file, or COCO's if there are as many."""
     count = config.num_classes
+    # COCO's own names get COCO's category ids below, which names alone do not state.
     if len(names) == count and names != tuple(COCO_NAMES.values()):
         try:
             return ClassMap.from_names(names)
@@ -180,9 +185,9 @@ def _notes(layout: Layout, weights: Weights, position: Position) -> list[str]:
 
 
 def _check(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None:
-    """Raises CheckpointError unless names and shapes are exactly the model's."""
+    """Raises CheckpointError unless names, shapes and dtypes are exactly the model's."""
     model = model_without_values(config)
-    expected = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    expected = {n: (tuple(t.shape), t.dtype) for n, t in model.state_dict().items()}
     missing = sorted(expected.keys() - state.keys())
     extra = sorted(state.keys() - expected.keys())
     if missing or extra:
@@ -190,9 +195,12 @@ def _check(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None
         parts += [f"{len(extra)} without a place: {some(extra)}"] if extra else []
         raise CheckpointError(f"{path}: tensors do not match {config.variant}: {'; '.join(parts)}")
     wrong = [
-        f"{n} is {tuple(t.shape)}, expected {expected[n]}"
+        f"{n} is {tuple(t.shape)}, expected {expected[n][0]}"
         for n, t in state.items()
-        if tuple(t.shape) != expected[n]
+        if tuple(t.shape) != expected[n][0]
     ]
     if wrong:
         raise CheckpointError(f"{path}: {len(wrong)} tensors of another shape: {some(wrong)}")
+    odd = [f"{n} of {t.dtype}" for n, t in state.items() if t.dtype != expected[n][1]]
+    if odd:
+        raise CheckpointError(f"{path}: {len(odd)} tensors of another type: {some(odd)}")

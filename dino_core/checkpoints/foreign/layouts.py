@@ -16,7 +16,9 @@ from torch import Tensor
 
 from dino_core.checkpoints.foreign.keymaps import detrex, mmdet, official
 from dino_core.checkpoints.foreign.keymaps.rules import Rules, renamed
+from dino_core.checkpoints.foreign_kinds import of_another_project, project_of_tensors
 from dino_core.errors import CheckpointError
+from dino_core.limits import readable
 
 SHOWN = 8  # names in a message
 
@@ -74,6 +76,9 @@ def recognize(tensors: Mapping[str, Tensor], path: Path) -> Layout:
     for layout in LAYOUTS:
         if all(mark in tensors for mark in layout.marks):
             return layout
+    project = project_of_tensors(tensors)
+    if project is not None:
+        raise of_another_project(path, project)
     raise CheckpointError(
         f"{path}: not a checkpoint of DINO as the official code, detrex or mmdet write it "
         f"(it has {some(sorted(tensors))})"
@@ -139,4 +144,4 @@ def pixels_apart(tensor: Tensor) -> Tensor:
 def some(names: list[str]) -> str:
     """The first of the names, and the number of the others."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
+    return ", ".join(map(readable, names[:SHOWN])) + rest

@@ -14,9 +14,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MAX_STEPS = 5_000_000  # a few seconds; a checkpoint with its optimizer has tens of thousands
+MAX_STEPS = 2_000_000  # a few seconds; a checkpoint with its optimizer has tens of thousands
 _MAX_INDEX = 1 << 32
 _MAX_KEY = 1 << 63
+# The newest protocol that Python has written so far.
 _PROTOCOL = 5
 
 PureFunction = Callable[..., Any]
@@ -97,7 +98,10 @@ class PickleMachine:
             Malformed, or another exception that a malformed pickle can cause: ValueError,
             IndexError, KeyError, TypeError, OverflowError, UnicodeError.
         """
+        # A legacy file holds several pickles, each with a memo of its own. The number of steps is
+        # counted over all of them.
         self._stack, self._memo = [], {}
+        # `genops` only decodes: it creates numbers, texts and bytes, and imports nothing.
         for opcode, argument, _ in pickletools.genops(file):
             self._steps += 1
             if self._steps > MAX_STEPS:
@@ -118,7 +122,7 @@ class PickleMachine:
         raise Malformed("no end")  # pragma: no cover - genops raises by itself
 
     def _pop(self) -> Any:
-        value = self._stack.pop()
+        value = self._stack.pop()  # IndexError where it is empty, which the caller handles
         if value is _MARK:
             raise Malformed("a mark where a value belongs")
         return value
@@ -172,6 +176,8 @@ class PickleMachine:
 
     def _extend_last(self, values: list[Any]) -> None:
         target = self._stack[-1]
+        # The exact type: the machine creates no subclasses, so anything else is malformed or an
+        # `Inert`.
         if type(target) is list:
             target.extend(values)
         elif type(target) is not Inert:
@@ -234,10 +240,13 @@ class PickleMachine:
         self._stack.append(_Name(f"{module}.{name}"))
 
     def _reduce(self, _: Any) -> None:
+        # This is the instruction by which a malicious pickle runs code. Here it is a look-up in a
+        # table.
         arguments, function = self._pop(), self._pop()
         self._stack.append(self._made(function, arguments))
 
     def _new_object_with_keywords(self, _: Any) -> None:
+        # The keywords, which no function of the table needs.
         self._pop()
         self._reduce(None)
 
@@ -254,6 +263,8 @@ class PickleMachine:
         """What a call would return: the result of a pure function, or something inert."""
         if not isinstance(function, Inert):
             raise Malformed("a call of what is no function")
+        # Only a name of the file itself may be called. An `Inert` that a call has returned may not,
+        # whatever its kind says.
         pure = self._functions.get(function.kind) if type(function) is _Name else None
         if pure is None:
             return Inert(function.kind)
@@ -270,6 +281,7 @@ class PickleMachine:
     def _build(self, _: Any) -> None:
         state = self._pop()
         target = self._stack[-1]
+        # Python would call `__setstate__` or fill `__dict__` with values of the file's choice.
         builder = self._builders.get(type(target))
         if builder is not None:
             builder(target, state)
@@ -285,6 +297,8 @@ def _key(key: Any) -> Any:
     """`key` if hashing it takes no time, or else an `Inert` in its place."""
     if type(key) is tuple and all(_is_plain(part) for part in key):
         return key
+    # Python's integers hash to themselves, so large ones could be chosen to collide, and tuples of
+    # tuples take exponential time to hash where they share parts.
     return key if _is_plain(key) or isinstance(key, Inert) else Inert("key")
 
 

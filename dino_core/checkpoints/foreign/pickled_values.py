@@ -27,8 +27,11 @@ STORAGE_DTYPES = {
 }  # fmt: skip
 
 _COPIES = 16  # all values together may take this multiple of the file's size
+# A tiny but honest file may need more than 16 times its size, because Python objects have overhead.
 _SMALL_FILE = 1 << 20
-_ALWAYS = 4 << 30  # bytes that expanded tensors may take, however small the file
+_VIEWS = 8  # all tensors together may have this multiple of the file's size as float32
+_ALWAYS = 256 << 20  # bytes that expanded tensors may take, however small the file
+_WIDTH = 4  # bytes of a number when it is used: half precision is converted to float32
 _PLAIN_DTYPE = re.compile(r"[<>|=]?(?:\?|b1|[iuf][1248]|c8|c16)")
 _MAX_DIMENSIONS = 64
 
@@ -43,7 +46,7 @@ class Budget:
     def __init__(self, size: int) -> None:
         self._size = size
         self._copies = _COPIES * max(size, _SMALL_FILE)
-        self._views = _COPIES * size + _ALWAYS
+        self._views = _VIEWS * size + _ALWAYS
 
     def copy(self, count: int, what: str) -> None:
         """Raises Malformed if `count` more bytes of memory are too many."""
@@ -51,10 +54,10 @@ class Budget:
         self._check(self._copies, count, what)
 
     def view(self, count: int, what: str) -> None:
-        """Raises Malformed if another tensor of `count` bytes is too much.
+        """Raises Malformed if another tensor that takes `count` bytes in use is too much.
 
-        It takes no memory yet, but would if it were copied: an expanded tensor has more elements
-        than its storage.
+        It takes no memory yet, but does when it is converted or copied: an expanded tensor has more
+        elements than its storage.
         """
         self._views -= count
         self._check(self._views, count, what)
@@ -84,6 +87,7 @@ def storage_of(buffer: Any, offset: int, nbytes: int, dtype: torch.dtype) -> Sto
     if nbytes == 0:
         return Storage(torch.empty(0).untyped_storage(), dtype)
     data = torch.frombuffer(buffer, dtype=torch.uint8, count=nbytes, offset=offset)
+    # torch requires aligned memory, and zip files of other writers do not align their parts.
     if data.data_ptr() % max(dtype.itemsize, 1):
         data = data.clone()
     return Storage(data.untyped_storage(), dtype)
@@ -116,6 +120,7 @@ def tensor_in(storage: Any, offset: Any, size: Any, stride: Any, budget: Budget)
     if 0 in shape:
         return torch.empty(shape, dtype=storage.dtype)
     width, there = storage.dtype.itemsize, storage.untyped.nbytes()
+    # The index of the element that is farthest from the beginning; strides are not negative.
     last = offset + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
     nbytes = math.prod(shape) * width
     if (last + 1) * width > there:
@@ -123,7 +128,7 @@ def tensor_in(storage: Any, offset: Any, size: Any, stride: Any, budget: Budget)
             f"a tensor of {_shape(shape)} claims {amount(nbytes)} and reaches beyond its storage "
             f"of {amount(there)}"
         )
-    budget.view(nbytes, f"a tensor of {_shape(shape)}")
+    budget.view(math.prod(shape) * max(width, _WIDTH), f"a tensor of {_shape(shape)}")
     return torch.empty(0, dtype=storage.dtype).set_(storage.untyped, offset, shape, steps)
 
 
@@ -162,6 +167,7 @@ class _Values:
             "torch._tensor._rebuild_from_type_v2": self.tensor_of_subclass,
             "numpy.dtype": self.dtype,
         }
+        # The module was renamed, and files keep the name of the version that wrote them.
         for core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
             table[f"{core}.multiarray._reconstruct"] = self.new_array
             table[f"{core}.multiarray.scalar"] = self.scalar
@@ -175,6 +181,7 @@ class _Values:
         pairs = _list(items)
         if not all(type(p) in (list, tuple) and len(p) == 2 and type(p[0]) is str for p in pairs):
             raise Malformed("an OrderedDict of what is no pairs")
+        # About what an entry of a dictionary takes.
         self._budget.copy(100 * len(pairs), "an OrderedDict")
         return OrderedDict(pairs)
 
@@ -205,6 +212,7 @@ class _Values:
         return tensor_in(storage, offset, size, stride, self._budget)
 
     def tensor_of_subclass(self, function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+        # The function comes from the file, so it may only be one that is in the table anyway.
         if function not in (self.tensor, self.first) or type(arguments) is not tuple:
             raise Malformed("a tensor of an unknown kind")
         return function(*arguments)
@@ -225,8 +233,11 @@ class _Values:
         if type(state) is not tuple or len(state) != 5:
             raise Malformed("an array without content")
         _, shape, dtype, fortran, raw = state
+        # An array of dtype object: its elements are whatever the pickle holds.
         if type(raw) is list:
             return
+        # Checked and copied by our own code first. `__setstate__` then gets only values that are
+        # consistent.
         filled = self.array(raw, dtype, shape, "F" if fortran is True else "C")
         state = (1, filled.shape, filled.dtype, fortran is True, filled.tobytes("A"))
         array.__setstate__(state)

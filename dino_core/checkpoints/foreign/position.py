@@ -15,6 +15,7 @@ from dino_core.checkpoints.foreign.layouts import DETREX, MMDET, OFFICIAL, Layou
 from dino_core.errors import CheckpointError, ConfigError
 
 _PUBLISHED = {DETREX.name: detrex.PUBLISHED_POSITIONS, MMDET.name: mmdet.PUBLISHED_POSITIONS}
+# The configuration is Python source as text. It is searched and never evaluated.
 _DESCRIBED = re.compile(r"positional_encoding\s*=\s*dict\(([^()]*)\)")
 _NUMBER = r"\b{}\s*=\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)"
 
@@ -70,6 +71,7 @@ def _found(layout: Layout, file_name: str, config_text: str) -> Position:
         return Position(*published, "as published under this name")
     if layout is OFFICIAL:
         return Position(*layout.position, "as published")
+    # A guess, so the source is stated in the notes of the imported model.
     return Position(*layout.position, f"{layout.name}'s usual one, as the file does not state it")
 
 
@@ -79,6 +81,7 @@ def _described(arguments: str, file_name: str) -> Position:
         raise CheckpointError(
             f"{file_name}: its positions are not normalized, which no published DINO has"
         )
+    # mmdet's own defaults for what its configuration leaves out.
     values = list(mmdet.UNSTATED_POSITION)
     for index, name in enumerate(("temperature", "offset")):
         stated = re.search(_NUMBER.format(name), arguments)

@@ -35,6 +35,7 @@ from dino_core.checkpoints.foreign.pickled_values import (
     tensor_in,
     whole_number,
 )
+from dino_core.checkpoints.foreign_kinds import looks_like_safetensors
 from dino_core.checkpoints.header import check_file
 from dino_core.errors import CheckpointError
 
@@ -79,9 +80,16 @@ def check_pickled(path: Path) -> None:
 def _guarded(path: Path, read: Callable[[mmap.mmap], Any]) -> Any:
     check_file(path)
     try:
+        if looks_like_safetensors(path):
+            raise CheckpointError(
+                f"{path}: a safetensors file, not one of torch.save",
+                "one that dino wrote needs no import; rename it so that it ends in .safetensors",
+            )
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise CheckpointError(f"{path}: is empty", "fetch it again")
+            # A private, writable mapping: torch wants writable memory, changes never reach the
+            # file, and pages are read only when a tensor is used.
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return read(buffer)
     except CheckpointError:
@@ -113,6 +121,7 @@ class _Archive:
         with zipfile.ZipFile(cast(Any, buffer)) as archive:
             for info in archive.infolist():
                 name = info.filename
+                # Stored parts need no memory of their own, and exclude zip bombs.
                 if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
                     raise Malformed(
                         f"{name} is compressed or encrypted, which torch.save does not do; it "
@@ -121,8 +130,11 @@ class _Archive:
                 begin = info.header_offset
                 if buffer[begin : begin + 4] != _ZIP_START:
                     raise Malformed(f"{name} is not where the table of contents says")
+                # The local header has a name and an extra field of its own lengths, which may
+                # differ from those in the table of contents.
                 begin += 30 + sum(_ZIP_HEADER.unpack(buffer[begin : begin + 30]))
                 total += info.file_size
+                # The sum as well: entries that overlap could claim the same bytes many times.
                 if begin + info.file_size > len(buffer) or total > len(buffer):
                     raise Malformed(
                         f"{name} claims {info.file_size} bytes, the file has {len(buffer)}"
@@ -135,6 +147,7 @@ def _read_zip(buffer: mmap.mmap) -> Any:
     names = [n for n in archive.parts if n == "data.pkl" or n.endswith("/data.pkl")]
     if not names:
         raise Malformed("a zip file without data.pkl")
+    # The outermost one, as an archive may be packed into another.
     folder = min(names, key=len).removesuffix("data.pkl")
     if f"{folder}constants.pkl" in archive.parts:
         raise Malformed("a TorchScript program, which is not executed")
@@ -152,6 +165,7 @@ def _read_zip(buffer: mmap.mmap) -> Any:
         if key not in storages:
             info, start = archive.parts[f"{folder}data/{key}"]
             dtype = storage_dtype(kind)
+            # The pickle states a length as well, which must not exceed the archive's.
             _check_claim(count * dtype.itemsize, info.file_size)
             storages[key] = storage_of(buffer, start, count * dtype.itemsize, dtype)
         return storages[key]
@@ -171,6 +185,7 @@ def _read_legacy(buffer: mmap.mmap) -> Any:
         kind, key, count = _storage_id(identity)
         if key not in storages:
             dtype = storage_dtype(kind)
+            # Before anything is allocated: the bytes follow only behind the pickles.
             claimed += count * dtype.itemsize
             _check_claim(claimed, len(buffer))
             storages[key] = Storage(torch.empty(count, dtype=dtype).untyped_storage(), dtype)
@@ -178,8 +193,10 @@ def _read_legacy(buffer: mmap.mmap) -> Any:
 
     reader = machine(Budget(len(buffer)), persistent)
     first = reader.load(buffer)
+    # No magic number, so this was the content itself: a bare pickle.
     if type(first) is not int or first != _LEGACY_MAGIC:
         return first
+    # Values of the writer's machine, which its tensors do not depend on.
     for _ in ("protocol version", "machine"):
         reader.load(buffer)
     content = reader.load(buffer)
@@ -190,6 +207,7 @@ def _read_legacy(buffer: mmap.mmap) -> Any:
         storage = storages[str(key)]
         width = storage.dtype.itemsize
         nbytes = _INT64.unpack(buffer.read(8))[0] * width
+        # The storage was allocated by the pickle's claim and must be filled exactly.
         if nbytes != storage.untyped.nbytes():
             raise Malformed(f"storage {key[:40]} has {nbytes} bytes, its tensors claim others")
         _fill(storage, buffer, nbytes)
@@ -238,6 +256,7 @@ def _read_tar(buffer: mmap.mmap) -> Any:
     tensors = io.BytesIO(parts["tensors"])
     for _ in range(whole_number(reader.load(tensors), "the number of tensors")):
         key, storage, _ = reader.load(tensors)
+        # A 32-bit number with padding, then sizes, strides and the offset as 64-bit numbers.
         (dimensions,) = struct.unpack("<i4x", tensors.read(8))
         numbers = struct.unpack(f"<{2 * dimensions + 1}q", tensors.read(16 * dimensions + 8))
         size, stride = numbers[:dimensions], numbers[dimensions:-1]

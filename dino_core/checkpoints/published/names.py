@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from dino_core.checkpoints.header import check_file
 from dino_core.checkpoints.published.cache import cached
 from dino_core.checkpoints.published.catalogue import (
     CATALOGUE,
@@ -15,6 +17,7 @@ from dino_core.checkpoints.published.catalogue import (
 )
 from dino_core.config import nearest
 from dino_core.errors import CheckpointError
+from dino_core.limits import readable, shown
 from dino_core.variants import VARIANTS
 
 BUILT_IN = {
@@ -22,8 +25,10 @@ BUILT_IN = {
 }
 """Name to model file of the models that come with the package."""
 
-FOREIGN_SUFFIXES = (".pth", ".pt", ".pkl")
+FOREIGN_SUFFIXES = (".pth", ".pt", ".pkl", ".ckpt", ".bin")
 """Suffixes of the pickled checkpoints of other projects."""
+
+_MODEL_SUFFIXES = (".safetensors", ".onnx", *FOREIGN_SUFFIXES)
 
 Weights: TypeAlias = Literal["built in", "cached", "pull", "by hand", "unsupported", "none"]
 
@@ -63,11 +68,17 @@ class NamedModel:
 def find_model(name_or_path: str | Path) -> NamedModel:
     """Look a model up. A file goes before a name that is spelled like it.
 
+    The folder of a training run stands for its best weights.
+
     Raises:
         CheckpointError: there is no such file or model; the nearest known name is suggested.
     """
     name, path = str(name_or_path), Path(name_or_path)
-    if path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # e.g. a name that is too long, or a folder that may not be entered
+        raise CheckpointError(f"{shown(name)}: cannot be opened ({error.strerror})") from error
+    if is_file:
         return NamedModel(name, path, None, None)
     published = find_published(name)
     if published is not None:
@@ -78,12 +89,33 @@ def find_model(name_or_path: str | Path) -> NamedModel:
         built_in = BUILT_IN.get(name)
         return NamedModel(name, built_in if built_in and built_in.is_file() else None, None, name)
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder, not a model file", "e.g. best.safetensors in it")
+        return NamedModel(name, _best_of(path), None, None)
+    if path.exists():
+        check_file(path)
+    if re.match(r"(yolo|rt-?detr|detr[-_]|rf-?detr|faster|efficientdet)", path.name.lower()):
+        raise CheckpointError(
+            f"{readable(name)}: no such file, and no model that dino has",
+            "`dino models list` names them",
+        )
     if path.suffix or len(path.parts) > 1:
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(
+            f"{readable(name)}: no such file", "`dino models list` has the known names"
+        )
     known = f"known: {', '.join(VARIANTS)}; `dino models list --all` has more"
     hint = nearest(name, {**VARIANTS, **CATALOGUE}) or known
-    raise CheckpointError(f"unknown model '{name}'", hint)
+    raise CheckpointError(f"unknown model {shown(name)}", hint)
+
+
+def _best_of(folder: Path) -> Path:
+    """The best weights in the folder of a run."""
+    best = folder / "best.safetensors"
+    if best.is_file():
+        return best
+    files = sorted(path.name for path in folder.glob("*.*") if path.suffix in _MODEL_SUFFIXES)
+    hint = f"give a file in it, e.g. {(files or [best.name])[0]}"
+    if (folder / "saved_model.pb").exists() or folder.suffix == ".mlpackage":
+        hint = "it is a model of TensorFlow or Core ML, which dino cannot run"
+    raise CheckpointError(f"{folder}: a folder, not a model file", hint)
 
 
 def list_models(*, every_file: bool = False) -> list[NamedModel]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dino_core.data.augment.scene import Scene, SizeHW, as_array, with_pixels
 
 _LUMA = np.array([0.299, 0.587, 0.114])
+# ITU-R BT.601 and the NTSC standard.
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
@@ -37,6 +38,7 @@ class ColorJitter:
         if rng.random() >= self.probability:
             return scene
         pixels = as_array(scene.image)
+        # One pass over the pixels for all four changes. The draws are evaluated in this order.
         matrix = color_matrix(
             1 + rng.uniform(-self.brightness, self.brightness),
             1 + rng.uniform(-self.contrast, self.contrast),
@@ -71,6 +73,7 @@ def color_matrix(
             [0, math.sin(turn), math.cos(turn)],
         ]
     )
+    # To YIQ, rotate, and back: inverse(YIQ) @ rotation @ YIQ.
     hue_map = np.linalg.solve(_YIQ, rotation @ _YIQ)
     gray_map = np.tile(_LUMA, (3, 1))
     saturation_map = saturation * np.eye(3) + (1 - saturation) * gray_map

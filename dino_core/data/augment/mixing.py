@@ -48,6 +48,7 @@ def counts_when_mixed(counts: Sequence[int], mosaic: float, copy_paste: float) -
         mosaic: Share of the samples that become a mosaic.
         copy_paste: Share of the samples that get objects of another image.
     """
+    # The worst case: the fullest images meet in one mosaic.
     most = sum(sorted(counts)[-PIECES:]) if mosaic else max(counts)
     most += Paste().most if copy_paste else 0
     return range(most + 1) if mosaic or copy_paste else counts

@@ -65,12 +65,15 @@ class Mosaic:
 
     def __call__(self, pieces: Sequence[Piece], rng: np.random.Generator) -> Scene:
         """The mosaic of `PIECES` pieces, in a random order."""
+        # The first image decides, as it is the one whose key the batch was formed by.
         size_hw = self.final_size(pieces[0].size_hw)
         center_y, center_x = (round(s * rng.uniform(self.edge, 1 - self.edge)) for s in size_hw)
         rows = (slice(0, center_y), slice(center_y, size_hw[0]))
         columns = (slice(0, center_x), slice(center_x, size_hw[1]))
+        # uint8 colors cannot hit the mean exactly, so the network sees values of nearly zero.
         canvas = blank(size_hw, [round(level * 255) for level in self.preprocess.mean])
         boxes, labels = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
+        # 0 and 1 are above the point, 2 and 3 below; odd ones are to the right.
         for quarter, number in enumerate(rng.permutation(PIECES)):
             below, right = divmod(quarter, 2)
             room = (
@@ -81,6 +84,8 @@ class Mosaic:
                 continue
             scene = self._fitted(pieces[number], room, rng)
             height, width = scene.size_hw
+            # Each piece touches the point with a corner, so that gaps are at the edges of the
+            # canvas only.
             top = center_y if below else center_y - height
             left = center_x if right else center_x - width
             canvas[top : top + height, left : left + width] = as_array(scene.image)
@@ -94,6 +99,7 @@ class Mosaic:
         height, width = (
             max(1, round(side * factor)) for side in resized_size(piece.size_hw, self.preprocess)
         )
+        # The file is decoded only as large as needed: a mosaic decodes four of them.
         scene = resize(piece.load(max(height, width)), (height, width))
         window = (min(height, room[0]), min(width, room[1]))
         return crop_near_box(scene, window, self.min_visible, rng)

@@ -40,6 +40,7 @@ class Donors:
     def choose(self, rng: np.random.Generator) -> tuple[int, int]:
         """The indices of a random record and of a box in it, by one draw."""
         place = int(np.searchsorted(self.cumulative, rng.random(), side="right"))
+        # Rounding can leave the last cumulative value slightly below 1.
         place = min(place, len(self.cumulative) - 1)
         return int(self.records[place]), int(self.boxes[place])
 
@@ -51,7 +52,7 @@ def find_donors(records: Sequence[ImageRecord]) -> Donors | None:
     if not sum(counts):
         return None
     joined = np.concatenate(classes)
-    chance = 1 / np.sqrt(np.bincount(joined)[joined])
+    chance = 1 / np.sqrt(np.bincount(joined)[joined])  # (N,)
     numbers = [np.arange(count) for count in counts]
     return Donors(
         np.repeat(np.arange(len(counts)), counts),
@@ -83,10 +84,15 @@ class Paste:
 
     def __call__(self, scene: Scene, donor: Scene, box: int, rng: np.random.Generator) -> Scene:
         """The scene with box number `box` of the donor, and perhaps others, where there is room."""
+        # The first box was chosen by its class; the others come along as the image is loaded
+        # anyway.
         others = [int(i) for i in rng.permutation(len(donor.labels)) if i != box]
         chosen = [box, *others][: int(rng.integers(1, self.most + 1))]
+        # The array may be the decoded image that another part of the sample still uses.
         pixels = as_array(scene.image).copy()
         boxes, labels = scene.boxes.as_subclass(Tensor), scene.labels
+        # The share of each box that parts hide so far. Sums are an upper limit, as parts may
+        # overlap.
         covered = np.zeros(len(labels))
         for number in chosen:
             part = self._part(donor, number, scene.size_hw, rng)
@@ -97,6 +103,7 @@ class Paste:
             _lay(pixels, as_array(part.image), top, left, soft=bool(rng.random() < 0.5))
             moved = part.boxes.as_subclass(Tensor) + torch.tensor([left, top, left, top])
             boxes, labels = torch.cat([boxes, moved]), torch.cat([labels, part.labels])
+            # Pasted objects are protected from later parts like the original ones.
             covered = np.concatenate([covered + hidden, np.zeros(len(moved))])
         return make_scene(pixels, boxes, labels)
 
@@ -150,6 +157,7 @@ def _lay(
         return
     rows, columns = (np.minimum(np.arange(s), np.arange(s)[::-1]) + 1 for s in (height, width))
     edge = 1 + _SOFT * min(height, width)
+    # The distance to the nearest edge, as a share of the soft border.
     weight = np.minimum(rows[:, None], columns[None]).astype(np.float32) / np.float32(edge)
     weight = np.minimum(weight, 1)
     target[:] = cv2.blendLinear(part, np.ascontiguousarray(target), weight, 1 - weight)

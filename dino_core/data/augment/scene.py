@@ -84,6 +84,7 @@ def resize(scene: Scene, size_hw: SizeHW) -> Scene:
 def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float) -> Scene:
     """Crop a window, in pixels. A box is dropped if at most `min_visible` of its area remains."""
     height, width = size_hw
+    # Measured before the crop, which clips the boxes to the window.
     before = _areas(scene.boxes.as_subclass(Tensor))
     boxes = F.crop(scene.boxes, top, left, height, width)
     seen = _areas(boxes.as_subclass(Tensor)) > before * min_visible
@@ -93,6 +94,8 @@ def crop(scene: Scene, top: int, left: int, size_hw: SizeHW, min_visible: float)
 
 def flip(scene: Scene) -> Scene:
     """Flip horizontally."""
+    # Only the boxes go through torchvision. For pixels, torch would start threads that compete with
+    # the training step.
     mirrored = replace(scene, boxes=F.horizontal_flip(scene.boxes))
     return with_pixels(mirrored, np.asarray(cv2.flip(as_array(scene.image), 1), np.uint8))
 
@@ -115,6 +118,7 @@ def blank(size_hw: SizeHW, color: Sequence[int]) -> NDArray[np.uint8]:
 
 def with_pixels(scene: Scene, pixels: NDArray[np.uint8]) -> Scene:
     """The scene with other (H, W, 3) pixels, which its boxes must fit already."""
+    # A crop is a view. Without a copy it would keep the whole larger image in memory.
     tensor = torch.from_numpy(np.ascontiguousarray(pixels))
     return replace(scene, image=tv_tensors.Image(tensor.permute(2, 0, 1)))  # H, W, 3 -> 3, H, W
 

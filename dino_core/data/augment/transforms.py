@@ -26,6 +26,7 @@ _COLORS: dict[AugmentKind, ColorJitter] = {
     "default": ColorJitter(0.2, 0.2, 0.2, 0.01),
     "strong": ColorJitter(0.3, 0.4, 0.5, 0.05),
 }
+# The numbers of ALGORITHM 28.
 _PUBLISHED_SHORT_SIDE = 800
 _PUBLISHED_SIDES = tuple(range(480, 801, 32))
 _PUBLISHED_BEFORE_CROP = (400, 500, 600)
@@ -61,6 +62,7 @@ def _place_around(
     corner = []
     for axis, (inner, outer) in enumerate(zip(inner_hw, outer_hw, strict=True)):
         center = int((box[1 - axis] + box[3 - axis]) / 2)
+        # The window must contain the center's pixel and lie in the image.
         low, high = max(0, center - inner + 1), min(center, outer - inner)
         corner.append(int(rng.integers(low, max(low, high) + 1)))
     return corner[0], corner[1]
@@ -143,6 +145,7 @@ class HorizontalFlip:
         return flip(scene)
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        # Thrown away: a call draws it, so the numbers after it must come out equal here.
         rng.random()
         return size_hw
 
@@ -159,6 +162,7 @@ class ResizeShortSide:
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         side = self.sides[int(rng.integers(len(self.sides)))]
+        # Without a limit: no long side can exceed this.
         limit = self.max_side or side * max(size_hw)
         return resized_size(size_hw, PreprocessConfig(side, limit))
 
@@ -172,6 +176,7 @@ class SizeCrop:
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> Scene:
         (height, width), (top, left) = self._window(scene.size_hw, rng)
+        # The published crop keeps even the smallest remainder of a box.
         return crop(scene, top, left, (height, width), min_visible=0.0)
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
@@ -274,10 +279,12 @@ class ZoomOut:
         height, width = _scaled(scene.size_hw, self.preprocess, rng.uniform(self.low, 1.0))
         small = resize(scene, (height, width))
         top, left = _place((height, width), full, rng)
+        # The mean color gives no hint where the image ends, unlike black.
         color = cv2.mean(as_array(small.image))[:3]
         return pad(small, top, left, full, [round(value) for value in color])
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
+        # `rng.uniform` takes one number of the stream like `rng.random`.
         rng.random(3)  # the factor and the place
         return _scaled(size_hw, self.preprocess, 1.0)
 
@@ -324,6 +331,7 @@ def build_transform(
     if kind == "published":
         return _published(preprocess)
     if kind == "default":
+        # Never larger than at inference: an enlarged image has no new detail and costs more.
         whole = ScaleTo(preprocess, 0.7)
         geometry = Choice((whole, Chain((SafeCrop(0.6), whole))), (0.5, 0.5))
     elif kind == "strong":
@@ -336,6 +344,7 @@ def build_transform(
         )
     if scale is not None:
         geometry = ScaleJitter(preprocess, *scale)
+    # Colors last, on the final and usually smaller image, where they cost least.
     return Chain((geometry, finishing(kind)))
 
 

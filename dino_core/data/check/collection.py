@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_core.data.faults import FaultLog
-from dino_core.data.formats.yolo_labels import label_path
+from dino_core.data.formats.table import FORMATS
 from dino_core.data.records import DatasetIndex
 from dino_core.processing.image_files import IMAGE_SUFFIXES, upright_size
 
@@ -19,7 +19,10 @@ _RARE_BOXES = 10  # fewer than that of a class are too few to learn it
 _RARE_SHARE = 1 / 50  # of the boxes of the most common class
 _LONG_NAME, _LONGEST_NAME = 7, 60  # letters of a name in which one letter may be a slip
 _SHORTEST_PLURAL = 4
-_LEFT_OUT = ("wrong-shape", "missing-label", "image-not-listed")
+_LEFT_OUT = (  # images that the reader left out are not "forgotten"
+    "wrong-shape", "missing-label", "image-not-listed", "malformed-file", "labels-lost",
+    "malformed-image-entry", "duplicate-id", "missing-split", "ambiguous-image",
+)  # fmt: skip
 
 
 def check_collection(dataset: DatasetIndex, log: FaultLog) -> None:
@@ -77,6 +80,8 @@ def _check_unlisted(dataset: DatasetIndex, log: FaultLog) -> None:
 
 
 def _check_empty(dataset: DatasetIndex, log: FaultLog) -> None:
+    known = FORMATS.get(dataset.format)
+    label_file = known.label_file if known is not None else None
     for split, records in dataset.splits.items():
         if not any((~record.is_crowd).any() for record in records) and split != "test":
             log.add(
@@ -87,7 +92,7 @@ def _check_empty(dataset: DatasetIndex, log: FaultLog) -> None:
         for record in records:
             if len(record.boxes_xyxy_px):
                 continue
-            labels = label_path(record.path) if dataset.format == "yolo" else None
+            labels = label_file(record.path) if label_file is not None else None
             if labels is not None and not labels.is_file():
                 log.add("missing-label", f"{record.path}: no {labels}", (record.path,))
             else:

@@ -33,6 +33,7 @@ from dino_core.processing.image_files import (
 from dino_core.processing.preprocess import to_rgb_array
 from dino_core.processing.whole_images import JPEG_END, require_all_rows, with_end_marker
 
+# Large enough that sending a task costs little, small enough that progress is seen.
 _FILES_A_TASK = 16
 _ZEROS = 64  # that many at the end of a JPEG without its end mark: a copy that stopped
 
@@ -68,6 +69,7 @@ def examine(path: Path) -> ImageFacts:
         data = read_image_file(path)
     except DataError as error:
         return ImageFacts(path, "unreadable-image", _reason_of(error))
+    # 16 bytes are enough that two different files practically never share one.
     digest = hashlib.blake2b(data, digest_size=16).digest()
     try:
         picture, orientation, is_jpeg = _decoded(data)
@@ -79,6 +81,8 @@ def examine(path: Path) -> ImageFacts:
             return ImageFacts(path, problem, _reason_of(error), digest=digest)
         picture, orientation, is_jpeg = _decoded(repaired)
         remark = "no-end-marker"
+    # libjpeg fills up what is missing with gray and reports nothing, so an interrupted copy that
+    # left zeros can only be seen in the bytes.
     if is_jpeg and data.endswith(bytes(_ZEROS)) and not _has_end(data):
         reason = "the end of the file is zeros"
         return ImageFacts(path, "truncated-image", reason, digest=digest)
@@ -97,10 +101,12 @@ def examine(path: Path) -> ImageFacts:
 def _decoded(data: bytes) -> tuple[Image.Image, int, bool]:
     """The picture, its EXIF orientation, and whether the file is a JPEG."""
     with open_image(data) as image:
+        # MPO is the format of phones that store several JPEGs in one file.
         is_jpeg = image.format in ("JPEG", "MPO")
         orientation = UPRIGHT
         with contextlib.suppress(*DAMAGED):
             orientation = exif_orientation(image)
+        # Twice the side, so that the final resize still averages over several pixels.
         picture = reduced(image, 2 * HASHED_SIDE)
         require_all_rows(image, data, "")
         return picture, orientation, is_jpeg
@@ -117,6 +123,7 @@ def reduced(image: Image.Image, side: int) -> Image.Image:
         image: Opened and not yet decoded.
         side: Both sides keep at least that many pixels, where the file has them.
     """
+    # Has an effect on JPEG only.
     image.draft("RGB", (side, side))
     image.load()
     return Image.fromarray(to_rgb_array(image))
@@ -142,7 +149,11 @@ def examine_all(paths: Sequence[Path], workers: int = 0) -> Iterator[ImageFacts]
         yield from map(examine, paths)
         return
     pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_parent
+        # Forked workers would inherit torch's threads. Ctrl-C reaches the whole process group; only
+        # the parent answers, and cancels the workers.
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_leave_interrupts_to_parent,
     )
     try:
         yield from pool.map(examine, paths, chunksize=_FILES_A_TASK)

@@ -26,6 +26,7 @@ _MAX_DIFFERENCE = 15.0  # of 255, the mean over pixels and colors
 _MIN_CONTRAST = 2.0  # standard deviation of the gray values below which a picture is blank
 _BITS = 64
 _FREQUENCIES = np.arange(1, 9)
+# DCT-II. Frequency 0 is left out, since it is brightness.
 _DCT: NDArray[np.float64] = np.cos(
     math.pi / HASHED_SIDE * _FREQUENCIES[:, None] * (np.arange(HASHED_SIDE)[None, :] + 0.5)
 )
@@ -41,7 +42,8 @@ def perceptual_hash(picture: NDArray[np.uint8]) -> int | None:
     gray = picture @ _GRAY
     if gray.std() < _MIN_CONTRAST:
         return None
-    waves = (_DCT @ gray @ _DCT.T).ravel()
+    waves = (_DCT @ gray @ _DCT.T).ravel()  # (64,)
+    # The median makes half of the bits ones, whatever the contrast.
     return int(_BIT_VALUES[waves > np.median(waves)].sum())
 
 
@@ -65,6 +67,7 @@ def near_pairs(
     """
     found = [np.empty((0, 2), np.int64)]
     bands = MAX_DISTANCE + 1
+    # 64 bits in 9 bands of 7 or 8 bits. With 8 differing bits at least one band is untouched.
     edges = [round(_BITS * band / bands) for band in range(bands + 1)]
     for low, high in itertools.pairwise(edges):
         keys = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
@@ -78,6 +81,7 @@ def near_pairs(
             close = _distance(hashes[first], hashes[second]) <= MAX_DISTANCE
             found.append(np.sort(np.stack([first[close], second[close]], axis=1), axis=1))
             step += 1
+    # A pair may agree in several bands.
     pairs = np.unique(np.concatenate(found), axis=0)
     alike = [_difference(smalls[a], smalls[b]) <= _MAX_DIFFERENCE for a, b in pairs.tolist()]
     pairs = pairs[np.array(alike, np.bool_)]
@@ -85,6 +89,7 @@ def near_pairs(
 
 
 def _difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    # uint8 would wrap around below zero.
     return float(np.abs(a.astype(np.int16) - b.astype(np.int16)).mean())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from dino_core.data.formats.coco_json import (
     integer,
     read_area,
     read_bbox,
-    require_new,
 )
 from dino_core.data.formats.images import copy_images, unique_names
 from dino_core.data.formats.labeled import LabeledImage, read_images
@@ -64,7 +64,10 @@ def read_coco(found: CocoFiles) -> DatasetIndex:
         if records := _read_split(source, folders, classes, log):
             splits[split] = records
     unread = _unread(sources.values())
-    return DatasetIndex(found.root, "coco", classes, splits, log.faults(), unread)
+    named = frozenset(found.annotations)
+    return DatasetIndex(
+        found.root, "coco", classes, splits, log.faults(), unread, named_splits=named
+    )
 
 
 def _unread(sets: Iterable[CocoFile]) -> tuple[str, ...]:
@@ -103,21 +106,30 @@ def _join_classes(sources: Mapping[str, CocoFile], log: FaultLog) -> ClassMap:
 
 
 def _categories(source: CocoFile, log: FaultLog) -> Iterator[tuple[int, str, str]]:
-    """Id, name and place of each category of one file."""
-    seen: dict[int, str] = {}
+    """Id, name and place of each category of one file.
+
+    An id with two names is left out with both: its labels may be of either class.
+    """
+    found: dict[int, tuple[str, str]] = {}
+    ambiguous: set[int] = set()
     for where, category in source.entries("categories"):
         try:
             category_id = integer(get(category, "id", where), "id", where)
-            require_new(category_id, seen, "category", where)
             name = clean(str(get(category, "name", where))).strip()
         except DataError as error:
             log.add_error("malformed-class", error)
             continue
+        other, place = found.setdefault(category_id, (name, where))
+        if other != name:
+            ambiguous.add(category_id)
+            place = place.rpartition(": ")[2]
+            log.add("malformed-class", f"{where}: the id {category_id} is that of {place} too")
+    for category_id, (name, where) in found.items():
         if not name:
             name = f"class_{category_id}"
             log.add("class-unnamed", f"{where}: it is called {name}")
-        seen[category_id] = where
-        yield category_id, name, where
+        if category_id not in ambiguous:
+            yield category_id, name, where
     if not source.lists["categories"]:
         log.add("malformed-class", f"{source.file}: 'categories' is empty")
 
@@ -143,14 +155,20 @@ def _read_split(
     source: CocoFile, folders: list[Path], classes: ClassMap, log: FaultLog
 ) -> tuple[ImageRecord, ...]:
     images = _read_images(source, log)
-    boxes = _read_boxes(source, images.keys(), classes, log)
-    found = with_boxes(images.values(), boxes, source.file, log)
+    lost: Counter[int] = Counter()
+    boxes = _read_boxes(source, images.keys(), classes, lost, log)
+    counted = (replace(image, lost=lost[i]) for i, image in images.items())
+    found = with_boxes(counted, boxes, source.file, log)
     return read_images(found, folders, source.file, log)
 
 
 def _read_images(source: CocoFile, log: FaultLog) -> dict[int, LabeledImage]:
-    """The images of a file by id, without their boxes."""
+    """The images of a file by id, without their boxes.
+
+    Images that share an id are left out: an annotation of that id may belong to any of them.
+    """
     images: dict[int, LabeledImage] = {}
+    ambiguous: set[int] = set()
     for where, entry in source.entries("images"):
         try:
             image_id = source.image_id(entry, "id", where)
@@ -162,6 +180,7 @@ def _read_images(source: CocoFile, log: FaultLog) -> dict[int, LabeledImage]:
         if image_id in images:
             first = images[image_id].place.rpartition(": ")[2]
             log.add("duplicate-id", f"{where}: the image id {image_id} is that of {first} too")
+            ambiguous.add(image_id)
             continue
         try:
             stated_wh = _stated_size(entry, where)
@@ -169,7 +188,7 @@ def _read_images(source: CocoFile, log: FaultLog) -> dict[int, LabeledImage]:
             log.add_error("malformed-size", error)
             stated_wh = None
         images[image_id] = LabeledImage(image_id, (name,), where, stated_wh, ())
-    return images
+    return {i: image for i, image in images.items() if i not in ambiguous}
 
 
 def _stated_size(image: Mapping[str, Any], where: str) -> tuple[int, int] | None:
@@ -183,14 +202,18 @@ def _stated_size(image: Mapping[str, Any], where: str) -> tuple[int, int] | None
 
 
 def _read_boxes(
-    source: CocoFile, image_ids: Set[int], classes: ClassMap, log: FaultLog
+    source: CocoFile, image_ids: Set[int], classes: ClassMap, lost: Counter[int], log: FaultLog
 ) -> dict[int, list[LabeledBox]]:
-    """Boxes by image id, in file order; those of images that are not listed are left out."""
+    """Boxes by image id, in file order; those of images that are not listed are left out.
+
+    `lost` counts the annotations of each image that cannot be used.
+    """
     index_of_id = classes.index_of_id
     known = ", ".join(map(str, classes.source_ids[:20]))
     boxes: dict[int, list[LabeledBox]] = {}
     seen: set[str] = set()
     for where, entry in source.entries("annotations"):
+        image_id: int | None = None
         try:
             if "id" in entry:
                 annotation_id = _annotation_id(entry["id"])
@@ -207,10 +230,13 @@ def _read_boxes(
             if category_id not in index_of_id:
                 place = f"{where}: category_id {category_id} is not among the categories"
                 log.add("unknown-class", f"{place} ({known})")
+                lost[image_id] += 1
                 continue
             box = _read_box(entry, where, index_of_id[category_id])
         except DataError as error:
             log.add_error("malformed-label", error)
+            if image_id is not None:
+                lost[image_id] += 1
             continue
         boxes.setdefault(image_id, []).append(box)
     return boxes

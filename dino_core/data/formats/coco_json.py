@@ -75,15 +75,20 @@ class CocoFile:
         """The integer that stands for an image; 0 for a word that no image has as its id."""
         if not self.numbers:
             return integer(get(entry, key, where), key, where)
+        # Ids begin at 1, so 0 is no image's, and the caller reports the annotation as one of no
+        # image.
         return self.numbers.get(str(get(entry, key, where)), 0)
 
 
 def _numbers(images: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """A number for each image's id where all are different words; else none."""
-    ids = [str(entry.get("id")) for entry in images if isinstance(entry.get("id"), str)]
-    if len(set(ids)) != len(images) or all(map(_is_integer, ids)):
+    """A number for each image's id where most of the ids are words; else none."""
+    words = [str(entry.get("id")) for entry in images if isinstance(entry.get("id"), str)]
+    # Digits in quotes are numbers; only real words, e.g. file names, need numbers of their own.
+    words = [word for word in words if not _is_integer(word)]
+    if 2 * len(words) <= len(images):
         return {}
-    return {word: i for i, word in enumerate(ids, start=1)}
+    every = dict.fromkeys(str(entry["id"]) for entry in images if "id" in entry)
+    return {word: i for i, word in enumerate(every, start=1)}
 
 
 def _is_integer(text: str) -> bool:
@@ -111,19 +116,15 @@ def get(entry: Mapping[str, Any], key: str, where: str) -> Any:
 
 def integer(value: Any, what: str, where: str) -> int:
     """`value` as an integer; whole floats and digits in quotes are taken."""
-    found = whole_number(value)
+    found = whole_number(value)  # JSON's true is an int in Python, and none here.
     if found is None:
         raise DataError(f"{where}: {what} is {shown(value)}, expected an integer")
     return found
 
 
-def require_new(entry_id: int, seen: Mapping[int, Any], kind: str, where: str) -> None:
-    if entry_id in seen:
-        raise DataError(f"{where}: the {kind} id {entry_id} is used twice", "ids must be unique")
-
-
 def read_bbox(entry: Mapping[str, Any], where: str) -> tuple[float, float, float, float]:
     """The box x, y, w, h of an annotation: its bbox, else the box around its outlines."""
+    # Some exporters write segmentations only, or an empty list as the box.
     if not entry.get("bbox"):
         outlined = box_of_segmentation(entry.get("segmentation"))
         if outlined is not None:

@@ -90,7 +90,7 @@ class Columns:
 
 
 # Tables without header: RetinaNet's, the same with the class second, SKU-110K's, makesense.ai's,
-# AutoML's.
+# AutoML's. Tools that write no header are recognized by which fields hold numbers.
 _CLASS_LAST = Columns((), 6, 0, 5, (1, 2, 3, 4), "corners")
 _CLASS_SECOND = Columns((), 6, 0, 1, (2, 3, 4, 5), "corners")
 _SIZE_LAST = Columns((), 8, 0, 5, (1, 2, 3, 4), "corners", (6, 7))
@@ -120,8 +120,11 @@ def columns_of(first: Sequence[str]) -> Columns | None:
     names = tuple(name.lower().replace(" ", "_").replace("-", "_") for name in first)
     column_of: dict[str, int] = {}
     for i, name in enumerate(names):
+        # Where two columns have one name, the first counts. "x_min", "xMin" and "x min" are the
+        # same.
         column_of.setdefault(re.sub(r"[\W_]", "", name), i)
     image = _column(column_of, _IMAGE)
+    # A table of boxes must name its images, so a first line without such a column is no header.
     if image is None:
         return _without_header(first)
     found = _box_columns(column_of)
@@ -136,6 +139,7 @@ def columns_of(first: Sequence[str]) -> Columns | None:
         label=_column(column_of, _LABEL),
         box=box,
         box_layout=box_layout,
+        # "width" and "height" cannot be the box's and the image's at the same time.
         size=None if size is None or set(size) & set(box) else (size[0], size[1]),
         split=_column(column_of, _SPLIT),
         crowd=_column(column_of, _CROWD),
@@ -172,6 +176,7 @@ def _without_header(first: Sequence[str]) -> Columns | None:
     """The columns of a table whose first line is already a row of an image, a box and its class."""
     numbers = [i for i, text in enumerate(first) if number(text) is not None]
     if len(first) == 6 and first[0]:
+        # RetinaNet writes an image without objects as a row of empty fields.
         if set(_CLASS_LAST.box) <= set(numbers) or not any(first[1:]):
             return _CLASS_LAST
         return _CLASS_SECOND if set(_CLASS_SECOND.box) <= set(numbers) else None

@@ -54,6 +54,7 @@ class CsvRow:
     stated_wh: tuple[int, int] | None
     split: str | None
     is_crowd: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,18 +192,19 @@ def _read_row(fields: Sequence[str], columns: Columns, place: str, log: FaultLog
     except DataError as error:
         log.add_error("malformed-label", error)
         return None
+    lost = False
     try:
         label, xyxy = _read_label(fields, columns, place)
     except DataError as error:
         log.add_error("malformed-label", error)
-        label, xyxy = "", None
+        label, xyxy, lost = "", None, True
     try:
         stated_wh = _read_size(fields, columns, place)
     except DataError as error:
         log.add_error("malformed-size", error)
         stated_wh = None
     is_crowd = columns.crowd is not None and is_true(fields[columns.crowd])
-    return CsvRow(place, image, label, xyxy, stated_wh, split, is_crowd)
+    return CsvRow(place, image, label, xyxy, stated_wh, split, is_crowd, lost)
 
 
 def _read_split(fields: Sequence[str], columns: Columns, place: str) -> str | None:

@@ -72,7 +72,18 @@ def read_csv(files: CsvFiles) -> DatasetIndex:
                 splits[split] = (*splits.get(split, ()), *records)
     unread = _unread(tables.values())
     classes = ClassMap.from_names(names)
-    return DatasetIndex(files.root, "csv", classes, splits, log.faults(), unread)
+    # A table without a split column is named by its file, one with such a column by its rows.
+    named = {row.split or own for own, table in tables.items() for row in table.rows}
+    named |= files.tables.keys() - tables.keys()
+    return DatasetIndex(
+        files.root,
+        "csv",
+        classes,
+        splits,
+        log.faults(),
+        unread,
+        named_splits=frozenset(named),
+    )
 
 
 def _read_tables(files: CsvFiles, log: FaultLog) -> dict[str, CsvTable]:
@@ -132,7 +143,9 @@ def _labeled(
         if row.xyxy is not None
     ]
     stated_wh = _stated_size(rows, log)
-    return LabeledImage(image_id, (first.image,), first.place, stated_wh, boxes, in_fractions)
+    lost = sum(row.lost or (row.xyxy is None and row.label in index_of) for row in rows)
+    names = (first.image,)
+    return LabeledImage(image_id, names, first.place, stated_wh, boxes, in_fractions, lost)
 
 
 def _stated_size(rows: Sequence[CsvRow], log: FaultLog) -> tuple[int, int] | None:
@@ -171,7 +184,8 @@ def write_csv(index: DatasetIndex, out_dir: Path) -> list[str]:
         What could not be kept, one sentence each.
 
     Raises:
-        DataError: the folder cannot be written, or there is no box, so that no class is named.
+        OSError: the folder cannot be written.
+        DataError: there is no box, so that no class is named.
     """
     require_boxes(index, "CSV")
     lost = [

@@ -33,6 +33,8 @@ class Format(Generic[Found]):
             the format cannot hold the data set.
         names_classes: Whether what was found names its classes. Where a folder fits several
             formats, one that does goes first.
+        label_file: The label file that an image must have even without objects; None where images
+            without objects need none.
     """
 
     title: str
@@ -41,3 +43,4 @@ class Format(Generic[Found]):
     read: Callable[[Found], DatasetIndex]
     write: Callable[[DatasetIndex, Path], list[str]]
     names_classes: Callable[[Found], bool] = _always
+    label_file: Callable[[Path], Path] | None = None

@@ -39,6 +39,7 @@ def unique_names(records: Sequence[ImageRecord]) -> list[str]:
     for record in records:
         stem, suffix = record.path.stem, record.path.suffix
         candidate, number = stem, 1
+        # macOS and Windows do not distinguish case, so neither may the names.
         while candidate.lower() in taken:
             candidate = f"{record.path.parent.name}_{stem}" + (f"_{number}" if number > 1 else "")
             number += 1
@@ -54,6 +55,7 @@ def copy_images(
     folder.mkdir(parents=True, exist_ok=True)
     for record, name in zip(records, names, strict=True):
         target = folder / name
+        # Converting a data set into its own folder must not truncate its images.
         if not (target.exists() and target.samefile(record.path)):
             shutil.copyfile(record.path, target)
     renamed = [(r.path, n) for r, n in zip(records, names, strict=True) if r.path.name != n]

@@ -33,6 +33,7 @@ class LabeledImage:
         stated_wh: Width and height as stated; None where they are not.
         boxes: In file order.
         in_fractions: Whether the boxes are fractions of width and height instead of pixels.
+        lost: How many of its labels could not be read.
     """
 
     image_id: int
@@ -41,6 +42,7 @@ class LabeledImage:
     stated_wh: tuple[int, int] | None
     boxes: Sequence[LabeledBox]
     in_fractions: bool = False
+    lost: int = 0
 
 
 def read_images(
@@ -76,10 +78,18 @@ def read_images(
             continue
         if root is not None and not is_inside(path, root):
             log.add("image-outside", f"{image.place}: {path}", (path,))
+        if image.lost and not image.boxes:
+            log.add("labels-lost", f"{image.place}: {lost_labels(image.lost)}", (path,))
+            continue
         record = _read_image(image, path, log)
         if record is not None:
             records.append(record)
     return tuple(records)
+
+
+def lost_labels(count: int) -> str:
+    """What is lost of an image, for the place of its fault."""
+    return "its only label" if count == 1 else f"all of its {count} labels"
 
 
 def _common(folders: Sequence[Path]) -> Path | None:
@@ -112,20 +122,28 @@ def _unambiguous(
 
 def _find_images(images: Sequence[LabeledImage], folders: Sequence[Path]) -> list[Path | None]:
     """The file of each image, None for those that are not there."""
+    # A copy, because a successful search changes the order.
     usual = list(folders)
     paths = [_find_image(image.names, usual) for image in images]
+    # Only for images that are missing under their own names, since each spelling costs many
+    # look-ups.
     others = [
         [] if path else _other_names(image) for path, image in zip(paths, images, strict=True)
     ]
+    # Files of annotation tools state URLs, Windows paths, or the suffix of the original photo.
     paths = [path or _find_image(names, usual) for path, names in zip(paths, others, strict=True)]
     root = _common(folders)
     if any(paths) or root is None:
         return paths
+    # Nothing is in the usual folders, so the layout is one that is not known here. Every image file
+    # of the data set is listed once, and is found by its bare name.
     everything: dict[str, list[Path]] = {}
     for path in list_images(root):
         everything.setdefault(path.name, []).append(path)
     bare = ([PurePosixPath(name).name for name in names] for names in others)
     found = [next((everything[n] for n in names if n in everything), []) for names in bare]
+    # A name that occurs in several folders could be any of these images. None is better than a
+    # wrong one.
     return [several[0] if len(several) == 1 else None for several in found]
 
 
@@ -152,6 +170,8 @@ def _find_named(name: str, folders: list[Path]) -> Path | None:
     """
     if len(name) > _LONGEST_NAME:
         return None
+    # With the full path first, then without its first folder, and so on: an absolute path of the
+    # labeler's machine ends in the part that exists here.
     parts = PurePosixPath(name.replace("\\", "/")).parts
     for start in range(len(parts)):
         if 0 < start < len(parts) - _DEEPEST:
@@ -160,6 +180,8 @@ def _find_named(name: str, folders: list[Path]) -> Path | None:
             path = folder.joinpath(*parts[start:])
             if os.path.isfile(path):  # False, not an error, for names that no file can have
                 if i:
+                    # The next images most likely lie there too, which spares a look-up in each
+                    # other folder.
                     folders.insert(0, folders.pop(i))
                 return path
     return None
@@ -167,6 +189,8 @@ def _find_named(name: str, folders: list[Path]) -> Path | None:
 
 def _read_image(image: LabeledImage, path: Path, log: FaultLog) -> ImageRecord | None:
     """The record of one image at its file's own size; None, with a fault, if it cannot be used."""
+    # The size in the file is used, not the stated one, because boxes must fit the pixels that are
+    # read. Many annotation files state the size before a resize or without EXIF rotation.
     try:
         width, height, orientation = image_header(path)
     except DataError as error:
@@ -182,11 +206,14 @@ def _read_image(image: LabeledImage, path: Path, log: FaultLog) -> ImageRecord |
             frame = (1, 1) if image.in_fractions else stated
             boxes = [replace(box, xyxy=turned_box(box.xyxy, frame, orientation)) for box in boxes]
             stated = turned
+    # Another aspect means another image or one that was cropped, to which no scaling fits the
+    # boxes.
     if not _same_aspect(stated, size):
         log.add("wrong-shape", f"{image.place}: {sizes}", (path,))
         return None
     if stated != size:
         log.add("other-size", f"{image.place}: {sizes}", (path,))
+    # Fractions of width and height are pixels of an image of size 1 x 1.
     scale = size if image.in_fractions else (width / stated[0], height / stated[1])
     return make_record(image.image_id, path, size, boxes, log, scale)
 

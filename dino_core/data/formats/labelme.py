@@ -67,12 +67,13 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Labels:
-    """One file: the image that it names, its size as stated, and the objects."""
+    """One file: the image that it names, its size as stated, its objects, and how many are lost."""
 
     file: Path
     image: str
     stated_wh: tuple[int, int] | None
     shapes: tuple[_Shape, ...] = field(default=())
+    lost: int = 0
 
 
 def find_labelme(path: Path) -> LabelmeFiles | None:
@@ -119,7 +120,8 @@ def read_labelme(files: LabelmeFiles) -> DatasetIndex:
         images = (_labeled(i, each, index_of) for i, each in enumerate(members, start=1))
         if records := read_images(images, list(dict.fromkeys(folders)), folder, log):
             splits[split] = records
-    return DatasetIndex(files.root, "labelme", ClassMap.from_names(names), splits, log.faults())
+    classes, named = ClassMap.from_names(names), frozenset(files.splits)
+    return DatasetIndex(files.root, "labelme", classes, splits, log.faults(), named_splits=named)
 
 
 def _read_files(files: Sequence[Path], log: FaultLog) -> Iterator[_Labels]:
@@ -134,8 +136,10 @@ def _read_files(files: Sequence[Path], log: FaultLog) -> Iterator[_Labels]:
             continue
         stated = data.get("imagePath")
         image = clean(stated).replace("\\", "/") if isinstance(stated, str) else ""
-        shapes = tuple(_joined(_read_shapes(file, data["shapes"], log), log))
-        yield _Labels(file, image, _stated_size(file, data, log), shapes)
+        read = list(_read_shapes(file, data["shapes"], log))
+        lost = len(data["shapes"]) - len(read)
+        shapes = tuple(_joined(read, log))
+        yield _Labels(file, image, _stated_size(file, data, log), shapes, lost)
 
 
 def _stated_size(file: Path, data: Mapping[str, Any], log: FaultLog) -> tuple[int, int] | None:
@@ -223,7 +227,8 @@ def _labeled(image_id: int, labels: _Labels, index_of: Mapping[str, int]) -> Lab
         LabeledBox(shape.place, shape.xyxy, index_of[shape.label], flags=shape.flags)
         for shape in labels.shapes
     ]
-    return LabeledImage(image_id, names, str(labels.file), labels.stated_wh, boxes)
+    place = str(labels.file)
+    return LabeledImage(image_id, names, place, labels.stated_wh, boxes, lost=labels.lost)
 
 
 def write_labelme(index: DatasetIndex, out_dir: Path) -> list[str]:

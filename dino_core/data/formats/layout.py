@@ -14,6 +14,7 @@ _SPLIT_WORDS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+# Upper and capitalized spellings too, because file systems may distinguish them.
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     split: (*words, *map(str.capitalize, words), *map(str.upper, words))
     for split, words in _SPLIT_WORDS.items()
@@ -50,15 +51,18 @@ def find_annotations(
 
     found: dict[str, Path] = {}
     for split, folder in in_splits(path):
+        # Roboflow's exports have one folder per split with images and a file of this name in it.
         if (file := folder / roboflow_file).is_file():
             found.setdefault(split, file)
     for folder in (*label_folders(path), path):
+        # The first folder that has any files wins, and the usual ones come first.
         found = found or by_split(chosen(folder))
     if found:
         return found
     for split, folder in in_splits(path):
         for inner in (folder, *label_folders(folder)):
             files = chosen(inner)
+            # Several files in a split's folder would need a rule for which one counts.
             if len(files) == 1:
                 found.setdefault(split, files[0])
     return found
@@ -85,8 +89,10 @@ def in_splits(root: Path) -> list[tuple[str, Path]]:
         split = split_in(folder.name)
         if split is None:
             continue
+        # "train2017" and "Train Set" are splits, "train-station-photos" is a subject.
         more = _words(folder.name) - set(SPLIT_NAMES[split])
         if not more or (more <= _CONTENTS and len(folders) > 1):
+            # A plain "val" comes before "val2017" where both exist.
             usual = (*SPLIT_NAMES[split], folder.name).index(folder.name)
             found.append((splits.index(split), usual, split, folder))
     return [(split, folder) for *_, split, folder in sorted(found)]
@@ -109,6 +115,7 @@ def folders_by_split(root: Path, holds: Callable[[Path], bool]) -> dict[str, Pat
             folder = next(filter(holds, (place, *label_folders(place))), None)
             found.update({} if folder is None else {split: folder})
     if not found:
+        # A data set without splits: one folder of labels, which the caller takes as training data.
         found.update([("", folder) for folder in (*inside, root) if holds(folder)][:1])
     return found
 
@@ -148,6 +155,7 @@ def _lists_in(folder: Path) -> dict[str, Path]:
         files = (folder / f"{name}.txt" for name in names)
         if file := next(filter(Path.is_file, files), None):
             lists[split] = file
+    # The devkit's trainval is the union of train and val, so it must not be read beside either.
     both = folder / "trainval.txt"
     if both.is_file() and not lists.keys() & {"train", "val"}:
         lists = {"train": both, **lists}
@@ -173,6 +181,8 @@ def by_split(files: Iterable[Path]) -> dict[str, Path]:
             )
         else:
             found[split] = file
+    # A lone file called e.g. "annotations.json" beside "val.json" is the training split. With two
+    # such files it would be a guess.
     if len(others) == 1 and "train" not in found:
         found = {"train": others[0], **found}
     return found
@@ -190,17 +200,20 @@ def split_in(name: str) -> str | None:
     """The split that a word of a file or folder name means, e.g. "instances_val2017"; one only."""
     words = _words(name)
     meant = [split for split, names in SPLIT_NAMES.items() if not words.isdisjoint(names)]
+    # "train_val" means two splits, so it means neither.
     return meant[0] if len(meant) == 1 else None
 
 
 def _words(name: str) -> set[str]:
     """The words of a name, in lower case, without the digits at their ends."""
+    # CamelCase is divided between a small and a capital letter, and years are cut off at the end.
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|[-. ()]", "_", name).lower().split("_")
     return {word.rstrip("0123456789") for word in words} - {""}
 
 
 def root_of(file: Path) -> Path:
     """The data set's folder, of one of its annotation files."""
+    # A file in annotations/ belongs to the folder above.
     folders = (folder for folder in file.parents if not _LABEL_FOLDER.fullmatch(folder.name))
     return next(folders, file.parent)
 
@@ -208,6 +221,7 @@ def root_of(file: Path) -> Path:
 def image_folders(root: Path, file: Path, split: str) -> list[Path]:
     """Where the images of a split may lie, most specific first."""
     tail = file.stem.partition("_")[2]  # instances_train2017 -> train2017
+    # The more specific place must come first, since two splits may have images of the same names.
     names = [name for name in (tail, *SPLIT_NAMES[split]) if name]
     folders = [file.parent] if file.name in _ROBOFLOW_FILES else []
     own = root_of(file)

@@ -60,6 +60,7 @@ def make_record(
     corners = np.array([box.xyxy for box in boxes], np.float64).reshape(-1, 4)
     corners = corners * [scale_x, scale_y, scale_x, scale_y]
     limit = np.array([width, height, width, height], np.float64)
+    # The largest distance by which any side leaves the image; at least 0.
     outside = np.maximum(np.maximum(-corners, corners - limit), 0.0).max(axis=1, initial=0.0)
     clipped = np.clip(corners, 0.0, limit)
     # Whether a box has area is decided in float32, in which the record keeps it.
@@ -69,9 +70,13 @@ def make_record(
         kind = "box-degenerate" if empty[i] else "box-outside"
         _log_box(log, kind, boxes[i].place, path, corners[i], size_wh)
     kept = np.flatnonzero(~empty).tolist()
+    # A box that leaves by rounding is kept to the bit, so that reading a data set and writing it
+    # again changes nothing.
     final = np.where(outside[:, None] > ROUNDING_PX, clipped, corners)[kept].astype(np.float32)
     sides = final[:, 2:] - final[:, :2]
+    # NaN marks areas that are not stated, for which the box's own area is used.
     stated = np.array([np.nan if (a := boxes[i].area) is None else a for i in kept], np.float64)
+    # Areas scale with both axes.
     stated = (stated * (scale_x * scale_y)).astype(np.float32)
     areas = np.where(np.isnan(stated), sides[:, 0] * sides[:, 1], stated)
     flags = [boxes[i].flags for i in kept]

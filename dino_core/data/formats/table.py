@@ -15,10 +15,13 @@ from dino_core.data.formats.voc import read_voc, write_voc
 from dino_core.data.formats.voc_files import VOC_LAYOUT, find_voc
 from dino_core.data.formats.yolo import names_classes, read_yolo, write_yolo
 from dino_core.data.formats.yolo_files import YOLO_LAYOUT, find_yolo
+from dino_core.data.formats.yolo_labels import label_path
 
 FORMATS: Mapping[str, Format[Any]] = {
     "coco": Format("COCO", COCO_LAYOUT, find_coco, read_coco, write_coco),
-    "yolo": Format("YOLO", YOLO_LAYOUT, find_yolo, read_yolo, write_yolo, names_classes),
+    "yolo": Format(
+        "YOLO", YOLO_LAYOUT, find_yolo, read_yolo, write_yolo, names_classes, label_path
+    ),
     "voc": Format("Pascal VOC", VOC_LAYOUT, find_voc, read_voc, write_voc),
     "labelme": Format("labelme", LABELME_LAYOUT, find_labelme, read_labelme, write_labelme),
     "csv": Format("CSV", CSV_LAYOUT, find_csv, read_csv, write_csv),

@@ -85,8 +85,8 @@ def read_bytes(file: Path, most: int | None = None) -> bytes:
     Raises:
         DataError: it is not there, no regular file, too large, or cannot be read.
     """
-    require_regular_file(file)
     try:
+        require_regular_file(file)
         if most is not None and (size := file.stat().st_size) > most:
             raise DataError(
                 f"{file}: the file has {size:,} bytes, at most {most:,} are read",

@@ -78,7 +78,15 @@ def read_voc(files: VocFiles) -> DatasetIndex:
         if records := read_images(images, folders, members[0].file.parent, log):
             splits[split] = records
     classes = ClassMap.from_names(names)
-    return DatasetIndex(files.root, "voc", classes, splits, log.faults(), _unread(objects))
+    return DatasetIndex(
+        files.root,
+        "voc",
+        classes,
+        splits,
+        log.faults(),
+        _unread(objects),
+        named_splits=files.named,
+    )
 
 
 def _read_files(files: Iterable[Path], log: FaultLog) -> list[VocAnnotation]:
@@ -106,7 +114,8 @@ def _labeled(
     ]  # fmt: skip
     if annotation.from_zero:
         log.add("corners-from-zero", str(annotation.file))
-    return LabeledImage(image_id, names, str(annotation.file), annotation.stated_wh, boxes)
+    place, lost = str(annotation.file), annotation.lost
+    return LabeledImage(image_id, names, place, annotation.stated_wh, boxes, lost=lost)
 
 
 def _corners(found: VocObject, from_zero: bool, log: FaultLog) -> tuple[float, float, float, float]:
@@ -137,7 +146,8 @@ def write_voc(index: DatasetIndex, out_dir: Path) -> list[str]:
         What could not be kept, one sentence each.
 
     Raises:
-        DataError: the folder cannot be written, or there is no box, so that no class is named.
+        OSError: the folder cannot be written.
+        DataError: there is no box, so that no class is named.
     """
     require_boxes(index, "VOC")
     lost = [

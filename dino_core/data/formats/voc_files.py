@@ -35,12 +35,14 @@ class VocFiles:
         splits: Split name to its annotation files.
         faults: What is wrong with the lists of splits: lists that cannot be read or name nothing
             that is there, images without annotations or listed twice, annotations in no list.
+        named: The splits that the data name, those included whose list names nothing.
         unlabeled: Names, without suffix, of the images of a test list of which none has labels.
     """
 
     root: Path
     splits: Mapping[str, list[Path]]
     faults: tuple[Fault, ...] = ()
+    named: frozenset[str] = frozenset()
     unlabeled: Mapping[str, list[str]] = field(default_factory=dict)
 
 
@@ -59,14 +61,15 @@ def find_voc(path: Path) -> VocFiles | None:
     root = roots[0]
     folders = _annotation_folders(root)
     lists = split_lists(root)
+    # Lists divide one common folder. Where folders are named after splits, they already did that.
     if lists and list(folders) == [""]:
         log = FaultLog()
         listed, unlabeled = _listed(lists, folders[""], log)
-        return VocFiles(root, listed, log.faults(), unlabeled)
+        return VocFiles(root, listed, log.faults(), frozenset(lists), unlabeled)
     splits: dict[str, list[Path]] = {}
     for split, folder in folders.items():
         splits[split or "train"] = _xml_files(folder)
-    return VocFiles(root, splits)
+    return VocFiles(root, splits, named=frozenset(splits))
 
 
 def _roots(path: Path) -> list[Path]:
@@ -75,6 +78,7 @@ def _roots(path: Path) -> list[Path]:
         return []
     if _annotation_folders(path):
         return [path]
+    # The official archive unpacks to VOCdevkit/VOC2012.
     return sorted(p for pattern in ("VOC[0-9]*", "VOCdevkit/VOC[0-9]*") for p in path.glob(pattern))
 
 
@@ -98,6 +102,7 @@ def _holds_voc(folder: Path, deep: bool = True) -> bool:
 
 
 def _looks_like_voc(file: Path) -> bool:
+    # Enough for the declaration and comments before the root element, without parsing every file.
     start = start_of(file, 4096)
     if start is None:
         return True
@@ -120,6 +125,7 @@ def _listed(
 
     Other lists that name no annotation that is there are left out.
     """
+    # Lists hold stems, e.g. 2008_000008, or in other tools file names and paths.
     known = {file.stem: file for file in _xml_files(annotations)}
     splits: dict[str, list[Path]] = {}
     unlabeled: dict[str, list[str]] = {}
@@ -128,6 +134,7 @@ def _listed(
         try:
             lines = read_text(file).splitlines()
         except DataError as error:
+            # One damaged list is a fault to report. It is an error only if no other list is left.
             trouble = trouble or error
             log.add_error("malformed-file", error)
             continue

@@ -74,6 +74,7 @@ class VocAnnotation:
         filename: The image's name as stated, without folders; may be empty.
         stated_wh: Width and height as stated; None where they are missing, 0 or malformed.
         objects: Those that can be read, in file order.
+        lost: How many objects could not be read.
         from_zero: Whether corners are counted from the edge of the image, as CVAT and labelme
             write them. VOC counts pixels from 1 and includes the last one.
     """
@@ -82,6 +83,7 @@ class VocAnnotation:
     filename: str
     stated_wh: tuple[int, int] | None
     objects: tuple[VocObject, ...]
+    lost: int = 0
     from_zero: bool = False
 
 
@@ -116,7 +118,9 @@ def read_annotation(file: Path, log: FaultLog) -> VocAnnotation:
         except DataError as error:
             log.add_error("malformed-label", error)
     from_zero = bool(objects) and _counts_from_zero(root)
-    return VocAnnotation(file, filename, stated_wh, tuple(objects), from_zero)
+    count = sum(child.tag == "object" for child in root.children)
+    lost = count - len(objects)
+    return VocAnnotation(file, filename, stated_wh, tuple(objects), lost, from_zero)
 
 
 def _counts_from_zero(root: Element) -> bool:

@@ -14,6 +14,7 @@ import yaml
 
 from dino_core.data.faults import FaultLog
 from dino_core.data.formats.images import copy_images, unique_names
+from dino_core.data.formats.labeled import lost_labels
 from dino_core.data.formats.losses import lost_areas, lost_crowds, lost_flags
 from dino_core.data.formats.record import LabeledBox, make_record
 from dino_core.data.formats.values import MOST_LABEL_BYTES, read_text
@@ -43,9 +44,10 @@ def read_yolo(files: YoloFiles) -> DatasetIndex:
         DataError: no split has images, no image has a label file, or two classes have one name.
     """
     if not files.images:
-        raise files.missing[0]
+        raise next(iter(files.missing.values()))
     log = FaultLog()
-    for error in files.missing:
+    # A split that is named but not there does not keep the others from being used.
+    for error in files.missing.values():
         log.add_error("missing-split", error)
     _log_outside(files, log)
     label_files = {image: label_path(image) for split in files.images.values() for image in split}
@@ -61,7 +63,7 @@ def read_yolo(files: YoloFiles) -> DatasetIndex:
         count = len(files.images[split])
         log.add("missing-split", f"{files.source}: none of the {count} images of {split} is usable")
     _log_stray_labels(label_files.values(), log)
-    return DatasetIndex(files.root, "yolo", classes, splits, log.faults())
+    return DatasetIndex(files.root, "yolo", classes, splits, log.faults(), named_splits=files.named)
 
 
 def _log_outside(files: YoloFiles, log: FaultLog) -> None:
@@ -98,12 +100,13 @@ class _Label:
 
 @dataclass(frozen=True)
 class _LabeledImage:
-    """An image, and the lines of its label file that could be read; None where it has no file."""
+    """An image with its labels; None where it has no file. `lost` lines could not be read."""
 
     image_id: int
     path: Path
     label_file: Path
     labels: Sequence[_Label] | None
+    lost: int = 0
 
 
 def _read_labels(
@@ -123,7 +126,8 @@ def _read_labels(
             log.add_error("malformed-file", error, (image,))
             continue
         labels = None if text is None else _labels_in(text, file, image, files, log)
-        read.append(_LabeledImage(image_id, image, file, labels))
+        lines = 0 if text is None else sum(bool(line.strip()) for line in text.splitlines())
+        read.append(_LabeledImage(image_id, image, file, labels, lines - len(labels or ())))
     return read
 
 
@@ -261,7 +265,10 @@ def _read_images(images: Iterable[_LabeledImage], log: FaultLog) -> tuple[ImageR
     records = []
     for image in images:
         size = upright_size(image.path) if image.path.is_file() else None
-        if size is not None:
+        if image.lost and not image.labels:
+            place = f"{image.label_file}: {lost_labels(image.lost)}"
+            log.add("labels-lost", place, (image.path,))
+        elif size is not None:
             boxes = [
                 LabeledBox(label.place, label.corners, label.class_index)
                 for label in image.labels or ()
@@ -292,7 +299,7 @@ def write_yolo(index: DatasetIndex, out_dir: Path) -> list[str]:
         What the format could not hold, one sentence each.
 
     Raises:
-        DataError: the folder cannot be written.
+        OSError: the folder cannot be written.
     """
     lost = [*index.unread, *_losses(index)]
     for split, records in index.splits.items():

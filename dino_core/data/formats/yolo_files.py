@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dino_core.data.formats.images import list_images
@@ -33,7 +33,7 @@ class YoloFiles:
         source: data.yaml, or the folder.
         names: Class names; None where no file names them.
         images: Split name to its image files, at least one.
-        missing: Why a split that is named has no images here, one error for each such split.
+        missing: Splits that are named but have no images here, and why.
         keypoints: How many numbers follow each box, in a data set of poses.
     """
 
@@ -41,8 +41,13 @@ class YoloFiles:
     source: Path
     names: tuple[str, ...] | None
     images: Mapping[str, list[Path]]
-    missing: tuple[DataError, ...] = ()
+    missing: Mapping[str, DataError] = field(default_factory=dict)
     keypoints: int = 0
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The splits that are named, the missing ones included."""
+        return frozenset({*self.images, *self.missing})
 
 
 def find_yolo(path: Path) -> YoloFiles | None:
@@ -60,20 +65,19 @@ def find_yolo(path: Path) -> YoloFiles | None:
 def _described_files(described: DataYaml) -> YoloFiles:
     """The files of a data set with a data.yaml."""
     images: dict[str, list[Path]] = {}
-    missing = list(described.malformed)
+    missing = dict(described.malformed)
     for split, entry in described.splits.items():
         try:
             images[split] = _images_of(entry, described)
         except DataError as error:
-            missing.append(error)
+            missing[split] = error
     names = described.names or _names_beside(described.root)
-    return YoloFiles(
-        described.root, described.file, names, images, tuple(missing), described.keypoints
-    )
+    return YoloFiles(described.root, described.file, names, images, missing, described.keypoints)
 
 
 def _images_of(entry: SplitEntry, described: DataYaml) -> list[Path]:
     """The images of one split of a data.yaml; DataError where there are none."""
+    # Paths are relative to `path` by the documentation, and to the file itself in many exports.
     folders = (described.root, described.file.parent)
     images = [image for place in entry.places for image in _images_at(place, entry.where, folders)]
     if not images:
@@ -94,6 +98,7 @@ def _images_at(place: str, where: str, folders: tuple[Path, Path]) -> list[Path]
         if found.resolve() == Path(found.resolve().anchor):
             raise DataError(f"{where} is {place}, which is the whole file system")
         return _images_in(found)
+    # darknet's train.txt is a list of images; any other file is a mistake.
     if found.suffix.lower() != ".txt":
         raise DataError(f"{where} is {place}, expected a folder or a .txt list of images")
     return _images_listed(found, folders[0], {})
@@ -121,6 +126,8 @@ def _images_listed(file: Path, root: Path, by_stem: Mapping[str, Path]) -> list[
     for line in _lines_of(file):
         places = _resolved(line, folders, is_list=True)
         found = next((path for path in places if path.is_file()), None)
+        # A file that is nowhere stays in the list under its most likely path, so that it is
+        # reported as missing instead of silently shrinking the split.
         images.append(found or by_stem.get(line) or next(_resolved(line, folders)))
     return images
 
@@ -138,11 +145,15 @@ def _resolved(place: str, folders: Sequence[Path], is_list: bool = False) -> Ite
     """
     place = place.strip().replace("\\", "/")
     parts = PurePosixPath(place).parts
+    # Windows drives too, which `PurePosixPath` does not know.
     is_absolute = place.startswith("/") or place[1:2] == ":"
+    # Roboflow's data.yaml lies in the folder that ../train should begin in, so the dots lead out of
+    # the data set. They are dropped where the literal path does not exist.
     skipped = next((i for i, part in enumerate(parts) if part != ".."), 0)
     tails = [PurePosixPath(*parts[i:]) for i in range(1, len(parts))]
     tails = tails if is_absolute or is_list else []
     places = (PurePosixPath(place), PurePosixPath(*parts[skipped:]), *tails)
+    # Fewer parts mean less certainty, so longer paths come first. Duplicates are tried once.
     yield from dict.fromkeys(folder / p for p in places for folder in folders)
 
 
@@ -158,13 +169,14 @@ def _bare_files(root: Path) -> YoloFiles | None:
     if not folders:
         return None
     images = {split: list_images(folder) for split, folder in folders.items()}
+    # One folder of images may still be divided by lists.
     if folders.keys() == {"train"}:
         images = _bare_lists(root, images["train"]) or images
-    missing = tuple(
-        DataError(f"{folders[split]}: the {split} split has no images")
+    missing = {
+        split: DataError(f"{folders[split]}: the {split} split has no images")
         for split, paths in images.items()
         if not paths
-    )
+    }
     images = {split: paths for split, paths in images.items() if paths}
     return YoloFiles(root, root, _names_beside(root), images, missing)
 

@@ -17,9 +17,11 @@ _LABELS, _OTHER_LABELS = ("labels",), ("annotations", "annotation", "label")
 
 def label_path(image: Path) -> Path:
     """The label file of an image: images/ becomes labels/ in its path, else it lies beside it."""
+    # Some tools (darknet, labelImg) put the label file beside the image.
     folders = [*_mirrored(image.parent, *_LABELS, *_OTHER_LABELS), image.parent]
     names = (f"{image.stem}.txt", f"{image.name}.txt", f"{image.stem}.TXT")
     files = [folder / name for name in names for folder in folders]
+    # An image without a file has no objects. The path is then where the file would be.
     return next(filter(Path.is_file, files), files[0])
 
 
@@ -58,12 +60,15 @@ def _mirrored(images: Path, *words: str) -> list[Path]:
     """The folders of labels that a folder of images may have, e.g. labels/ for images/."""
     parts = list(images.parts)
     last = len(parts) - 1
+    # The last such folder, as Ultralytics does: in images/set1/images/a.jpg only the inner one has
+    # a counterpart labels/.
     i = next((i for i in range(last, -1, -1) if _IMAGES.fullmatch(parts[i])), last)
     match = _IMAGES.search(parts[i]) if parts else None  # train_images too
     if match is None:
         return []
     names = []
     for word in words:
+        # Images/ goes with Labels/, and images/ with labels/, but mixtures exist.
         cases = (word.capitalize(), word) if match[0][0].isupper() else (word, word.capitalize())
         names += [parts[i][: match.start()] + case + parts[i][match.end() :] for case in cases]
     return [Path(*parts[:i], name, *parts[i + 1 :]) for name in names]
@@ -71,6 +76,7 @@ def _mirrored(images: Path, *words: str) -> list[Path]:
 
 def _may_hold_labels(folder: Path) -> bool:
     """Whether a folder of labels exists, if only its parent, and is not all of another format."""
+    # labels/train may be missing where no image of the split has an object.
     if not folder.is_dir() and folder.parent.name.lower() in _LABELS:
         folder = folder.parent
     if not folder.is_dir():
@@ -79,6 +85,7 @@ def _may_hold_labels(folder: Path) -> bool:
     for path in folder.rglob("*"):
         if path.suffix.lower() == ".txt":
             return True
+        # labels/ is also a usual folder of VOC and LabelMe files.
         of_others = of_others or path.suffix.lower() in {".xml", ".json", ".csv"}
     return not of_others
 
@@ -86,6 +93,7 @@ def _may_hold_labels(folder: Path) -> bool:
 def _starts_as_label(file: Path) -> bool:
     start = start_of(file, 1000)
     try:
+        # A limit, since a text file that is no label may be one enormous line.
         words = (start or b"").decode("utf-8-sig").partition("\n")[0].split()
     except UnicodeDecodeError:
         return False

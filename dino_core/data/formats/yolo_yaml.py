@@ -42,7 +42,7 @@ class DataYaml:
         root: The folder to which its paths are relative.
         names: Class names; None where it states none.
         splits: Split name to where its images are.
-        malformed: Splits whose entry is neither a path nor a list of paths.
+        malformed: Splits whose entry is neither a path nor a list of paths, and the error.
         keypoints: How many numbers follow each box, in a data set of poses.
     """
 
@@ -50,7 +50,7 @@ class DataYaml:
     root: Path
     names: tuple[str, ...] | None
     splits: Mapping[str, SplitEntry]
-    malformed: tuple[DataError, ...]
+    malformed: Mapping[str, DataError]
     keypoints: int
 
 
@@ -67,6 +67,8 @@ def find_data_yaml(path: Path) -> DataYaml | None:
     for name in _FILE_NAMES:
         if (file := path / name).is_file():
             return _parse(file, _load(file))
+    # A project may keep other YAML files here (training settings, docker compose), so the keys
+    # decide.
     for file in files_in(path, _SUFFIXES):
         table = _load_or_empty(file)
         if "train" in table and table.keys() & {"names", "nc"}:
@@ -77,6 +79,7 @@ def find_data_yaml(path: Path) -> DataYaml | None:
 def _load(file: Path) -> dict[str, Any]:
     """The table in a yaml file, every value as text: a class named `no` or `1` stays a name."""
     try:
+        # BaseLoader makes no objects and no types, so it is as safe as the safe loader.
         table = yaml.load(read_text(file, _MOST_BYTES), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split()):.300}") from error
@@ -106,32 +109,36 @@ def _root_in(table: Mapping[str, Any], file: Path) -> Path:
     """The folder that `path` names; the file's own where that is not on this machine."""
     stated = table.get("path")
     folder = file.parent / stated if isinstance(stated, str) and stated else file.parent
+    # `path` is often the absolute folder of the author's machine, e.g. /content/datasets of a
+    # notebook.
     return folder if folder.is_dir() else file.parent
 
 
 def _splits_in(
     table: Mapping[str, Any], file: Path
-) -> tuple[dict[str, SplitEntry], tuple[DataError, ...]]:
+) -> tuple[dict[str, SplitEntry], dict[str, DataError]]:
     """The splits with an entry, and the errors of those whose entry is malformed."""
     splits: dict[str, SplitEntry] = {}
-    malformed = []
+    malformed: dict[str, DataError] = {}
     for split, keys in SPLIT_NAMES.items():
+        # An empty entry, such as "test:" without a value, means that there is no such split.
         key = next((key for key in keys if table.get(key)), None)
         if key is None:
             continue
+        # Ultralytics accepts several folders per split.
         places = table[key] if isinstance(table[key], list) else [table[key]]
         if all(isinstance(place, str) for place in places):
             splits[split] = SplitEntry(f"{file}: '{key}'", tuple(places))
         else:
-            malformed.append(
-                DataError(f"{file}: '{key}' is {shown(table[key])}, expected a folder")
-            )
+            # Not raised yet: a split that nobody asks for must not stop the others.
+            found = shown(table[key])
+            malformed[split] = DataError(f"{file}: '{key}' is {found}, expected a folder")
     if not splits and not malformed:
         raise DataError(
             f"{file}: neither 'train' nor 'val' is given, found {listed(table)}",
             "e.g. train: images/train",
         )
-    return splits, tuple(malformed)
+    return splits, malformed
 
 
 def _names_in(table: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
@@ -139,10 +146,12 @@ def _names_in(table: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
     names, count = table.get("names"), _class_count(table, file)
     if names is None or names == "":
         return None if count is None else tuple(f"class_{i}" for i in range(count))
+    # Newer files have a table by index, older ones a list.
     if isinstance(names, dict):
         names = _in_order(names, file)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{file}: names is {shown(names)}, expected a list of class names")
+    # A mismatch would give boxes wrong names, as the label files hold indices only.
     if count is not None and count != len(names):
         raise DataError(f"{file}: nc is {count}, but names has {len(names)} classes")
     return tuple(name.strip() for name in names)

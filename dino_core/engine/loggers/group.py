@@ -60,6 +60,8 @@ def open_loggers(opening: Opening) -> LoggerGroup:
                 group.close()
                 hint = "check its settings, or leave it out of --logger"
                 raise DinoError(f"--logger {name}: {_reason(error)}", hint) from error
+            # Kept until the first event, because a logger cannot warn before there is a stream of
+            # events.
             group.failures.append(_goodbye(name, error))
     return group
 
@@ -78,6 +80,7 @@ class LoggerGroup:
 
     def log(self, event: Event) -> list[Warned]:
         """Hand an event to all loggers. One that fails is dropped, with a warning."""
+        # A copy, since loggers that fail are removed during the loop.
         for name, logger in list(self.members.items()):
             try:
                 logger.log(event)

@@ -30,6 +30,7 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
     """The mean of `tensor` over all processes; in a single process, `tensor` itself."""
     if not is_distributed():
         return tensor
+    # A collective operation writes into its argument, and the caller's tensor may have a gradient.
     result = tensor.detach().clone()
     dist.all_reduce(result, op=dist.ReduceOp.SUM)
     return result / world_size()
@@ -53,6 +54,7 @@ def sums(values: Sequence[float], device: torch.device) -> list[float]:
     """Each of `values` summed over the processes, which must all have the same number of values."""
     if not is_distributed():
         return list(values)
+    # float64 holds counts of any size and seconds of any run exactly enough.
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
     result: list[float] = tensor.tolist()
@@ -63,12 +65,15 @@ def gather_rows(rows: Tensor) -> list[Tensor]:
     """The (N, ...) tensors of all processes in the order of ranks; only N may differ."""
     if not is_distributed():
         return [rows]
+    # Each process fills in its own entry, so the sum is the list of all counts.
     counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
     counts[rank()] = len(rows)
     dist.all_reduce(counts, op=dist.ReduceOp.SUM)
     lengths = counts.tolist()
+    # Equal in all processes, so all of them leave here together.
     if not max(lengths):
         return [rows for _ in lengths]
+    # Both backends need tensors of one shape. The padding is cut off again below.
     padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
     padded[: len(rows)] = rows
     gathered = [torch.empty_like(padded) for _ in lengths]
@@ -106,6 +111,8 @@ def exchange(model: nn.Module, wanted: bool) -> contextlib.AbstractContextManage
     With accumulation, one exchange per step suffices instead of one per batch.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
+        # DDP prepares the exchange in the forward pass and does it in the backward pass, so the
+        # block must contain both.
         return contextlib.nullcontext() if wanted else model.no_sync()
     set_sync = getattr(
         model, "set_requires_gradient_sync", None

@@ -50,6 +50,8 @@ def evaluate_together(
     """
     run = partial(run_model, model, device=device, dtype=resolve_dtype(dtype))
     pipeline = Pipeline(run, preprocess, preprocess.canvas)
+    # Dealt out in turns: groups of one shape follow each other, so every process gets its share of
+    # the large images.
     groups = shape_groups(pipeline, records, batch)[rank() :: world_size()]
     predictions: dict[int, Decoded] = {}
     seconds, stop = 0.0, False
@@ -70,10 +72,12 @@ def evaluate_together(
     # first learn how each of them fared.
     failures, stops, spent = sums([float(failure is not None), float(stop), seconds], device)
     if failures:
+        # The process that failed names its image; the others only know that one did.
         raise failure or DataError("another process cannot read a validation image")
     if stops:
         raise KeyboardInterrupt
     ordered = gather_predictions(predictions, len(records), device)
+    # `spent` is the sum over the processes.
     ms = 1000 * spent / len(records) if records else None  # as one device alone
     metrics = coco_metrics(records, ordered, classes, ms_per_image=ms)
     return EvaluationResult(metrics, tuple(records), ordered, classes)
@@ -98,11 +102,14 @@ def gather_predictions(
         for index, d in zip(sorted(mine), own, strict=True)
     ]
     values = [np.column_stack([d.boxes_xyxy_px, d.scores]) for d in own]
+    # The empty array keeps the shape and dtype where this process has no images at all.
     numbers = np.concatenate([np.zeros((0, 5), np.float32), *values])
     integers = np.concatenate([np.zeros((0, 2), np.int64), *places])
+    # Two exchanges, because float32 cannot hold every image index exactly.
     rows = torch.cat(gather_rows(torch.from_numpy(numbers).to(device))).cpu().numpy()
     ids = torch.cat(gather_rows(torch.from_numpy(integers).to(device))).cpu().numpy()
     order = np.argsort(ids[:, 0], kind="stable")  # stable: keeps each image's own order
+    # Images without detections get an empty part: two equal cuts.
     cuts = np.searchsorted(ids[order, 0], np.arange(1, count))
     return tuple(
         Decoded(part[:, :4], part[:, 4], classes)

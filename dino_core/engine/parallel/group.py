@@ -41,10 +41,13 @@ def process_group(device: str = "auto") -> Iterator[Store]:
         ConfigError: there are fewer GPUs than processes here, or `device` names a single GPU.
     """
     store, own_rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    # Keys of an earlier attempt are still in the store after a restart and would be taken for this
+    # one's.
     store = PrefixStore(_attempt(), store)
     where = device_of_process(device)
     cuda = where.type == "cuda"
     if cuda:
+        # Before NCCL is initialized, or all processes would open a context on GPU 0.
         torch.cuda.set_device(where)
     dist.init_process_group(
         "nccl" if cuda else "gloo",
@@ -75,6 +78,7 @@ def torchruns_store() -> Store | None:
 def _attempt() -> str:
     """Prefix of the keys of these processes in torchrun's store, which outlives a restart."""
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    # A membership change restarts the processes without counting, but with another world size.
     return f"attempt {count} of {os.environ['WORLD_SIZE']}"
 
 
@@ -89,6 +93,7 @@ def device_of_process(name: str) -> torch.device:
         )
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    # torchrun sets it; other launchers may not, and then ranks count GPUs of one machine.
     local = int(os.environ.get("LOCAL_RANK", rank()))
     check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)))
     return torch.device("cuda", local)

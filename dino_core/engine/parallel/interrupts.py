@@ -33,6 +33,7 @@ def interrupts_deferred() -> Iterator[None]:
                 signal.signal(number, lambda caught, frame: arrived.append(caught))
             yield
     finally:
+        # Raised again after the old handlers are back, so whatever they do happens now.
         if arrived:
             signal.raise_signal(arrived[0])
 

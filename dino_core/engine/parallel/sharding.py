@@ -40,7 +40,9 @@ def shard(model: Dino, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world_size(),))
+    # Inner modules first: `fully_shard` of the whole model takes only what is left over.
     for part in (*model.backbone.stages(), *model.encoder.layers, *model.decoder.layers):
+        # E.g. the activation that ends a ResNet's stem has none.
         if any(True for _ in part.parameters()):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -53,8 +55,11 @@ def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]
         tensors: Name to tensor, sharded or whole. A tensor with two names stays one tensor.
         keep: Whether this process needs the result, which is empty otherwise.
     """
+    # One entry per tensor, so that a tensor with two names is gathered once.
     parts = {id(t): t for t in tensors.values() if hasattr(t, "full_tensor")}
     gathered: dict[int, Tensor] = {}
+    # Small tensors are sent together and large models in several portions: neither hundreds of
+    # exchanges nor a second copy of all weights.
     waiting: list[Tensor] = []
     for part in parts.values():
         waiting.append(part)
@@ -71,6 +76,7 @@ def _gather(parts: Sequence[Tensor], keep: bool) -> dict[int, Tensor]:
     """Id of each sharded tensor to the whole one, in one exchange; empty unless `keep`."""
     if not parts:
         return {}
+    # Every process takes part, including those that throw the result away.
     shares = gather_rows(torch.cat([local(part).detach().flatten() for part in parts]))
     if not keep:
         return {}
@@ -83,6 +89,7 @@ def _gather(parts: Sequence[Tensor], keep: bool) -> dict[int, Tensor]:
         sizes = [n * math.prod(part.shape[1:]) for n, part in zip(rows, parts, strict=True)]
         for part, piece in zip(parts, torch.split(share.cpu(), sizes), strict=True):
             result[id(part)].append(piece)
+    # The pieces are in the order of ranks, which is the order of the rows.
     return {id(p): torch.cat(result[id(p)]).view(p.shape) for p in parts}
 
 

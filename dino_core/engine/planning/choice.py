@@ -69,10 +69,13 @@ class Planner:
         Raises:
             DinoError: not even one image fits.
         """
+        # Somebody who sets the batch size wants its steps, not a changed plan.
         may_shrink = self.config.batch is None and self.config.accumulate is None
         the_plan, at_a_time = first, first.config.batch
+        # Ends after log2(batch) rounds, since each halves what goes through at a time.
         while True:
             worst = self._worst_batch(the_plan, probe, preprocess)
+            # The largest batch may be smaller than a full one, on a small data set.
             at_a_time = min(at_a_time, worst.images)
             trial = probe.try_out(the_plan.config, worst, at_a_time)
             # All processes decide together: they must end up with the same plan.

@@ -11,6 +11,7 @@ import torch
 
 from dino_core.checkpoints.surgery import TransferReport
 from dino_core.config import PreprocessConfig
+from dino_core.data.load import require_split
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.engine.start import Start
 from dino_core.errors import DataError
@@ -77,9 +78,7 @@ class Machine:
 
 def check_data(dataset: DatasetIndex) -> None:
     """Raises DataError where there are no training images, or none of them has a box."""
-    records = dataset.splits.get("train", ())
-    if not records:
-        raise DataError(f"{dataset.root}: no training images")
+    records = require_split(dataset, "train")
     if not any(boxes_of_images(records)):
         raise DataError(f"{dataset.root}: no boxes in {len(records)} training images")
 
@@ -93,6 +92,7 @@ def data_facts(dataset: DatasetIndex, own_input: PreprocessConfig) -> DataFacts:
     """
     records = dataset.splits["train"]
     sides = np.concatenate([_object_sides_px(record, own_input) for record in records])
+    # Above 1 the file has more pixels than the input, so that a larger input shows more.
     detail = [max(r.height, r.width) / max(_input_hw(r, own_input)) for r in records]
     return DataFacts(
         images=len(records),
@@ -129,6 +129,7 @@ def _input_hw(record: ImageRecord, own_input: PreprocessConfig) -> tuple[int, in
 def _object_sides_px(record: ImageRecord, own_input: PreprocessConfig) -> np.ndarray:
     """(N,) square roots of the boxes' areas, in pixels of the network's input."""
     boxes = record.boxes_xyxy_px[~record.is_crowd].astype(np.float64)
+    # In float64, since areas of large images exceed what float32 counts exactly.
     sides = np.sqrt(np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None), axis=1))
     scale: float = max(_input_hw(record, own_input)) / max(record.height, record.width)
     return np.asarray(sides * scale)

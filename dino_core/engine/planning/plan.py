@@ -107,6 +107,7 @@ def plan(config: TrainConfig, data: DataFacts, model: ModelFacts, machine: Machi
         ConfigError: more than one length was given, or a number makes no sense.
     """
     check_settings(config)
+    # The order below is the order of dependence: each choice may use those before it.
     made = _Decisions(config)
     batch, accumulate = _step_size(config, data, model, machine, made)
     images = batch * accumulate * machine.processes
@@ -119,6 +120,7 @@ def plan(config: TrainConfig, data: DataFacts, model: ModelFacts, machine: Machi
         "backbone_lr_factor", "--set train.backbone_lr_factor", *rules.backbone_lr_factor(model)
     )
     warmup, reason = rules.WARMUP_STEPS, "then the full learning rate"
+    # Without this a run of 50 steps would never reach its learning rate.
     if steps is not None and WARMUP_SHARE * steps < warmup:
         warmup, reason = math.ceil(WARMUP_SHARE * steps), "a tenth of this short run"
     chosen = ResolvedConfig(**_given(config))
@@ -189,6 +191,7 @@ def _split(config: TrainConfig, images: int, machine: Machine) -> tuple[int, int
     """
     exact, processes = config.images_per_step is not None, machine.processes
     batch, accumulate = config.batch, config.accumulate
+    # Both were asked for, so there is nothing to choose.
     if batch is not None and accumulate is not None:
         return batch, accumulate, ""
     if batch is not None:
@@ -245,6 +248,7 @@ def filled(config: TrainConfig, earlier: TrainConfig) -> TrainConfig:
     """`config`, its open fields as an earlier plan chose them; a new length replaces the old."""
     lengths = {"steps", "epochs", "minutes"}
     given = _given(config).keys()
+    # `--epochs` on resume must not contradict the `--steps` of the first session.
     kept = lengths if given & lengths else set()
     values = {n: v for n, v in _given(earlier).items() if n not in given and n not in kept}
     return dataclasses.replace(config, **values)
@@ -267,6 +271,7 @@ def check_settings(config: TrainConfig) -> None:
             raise ConfigError(f"{name} = {value}: must be greater than 0")
     if config.cached_views and config.freeze != "backbone":
         raise ConfigError("train.cached_views needs a frozen backbone", "add --freeze backbone")
+    # Cached batches are fixed, but from `mosaic_until` on images must not be mixed any more.
     if config.cached_views and (config.mosaic or config.copy_paste):
         raise ConfigError(
             "train.cached_views repeats its views, but mosaic and copy_paste stop during the run",
@@ -293,6 +298,7 @@ def forecast(
     evaluation_s = val_images / (3 * images_per_s)
     between = the_plan.steps_per_epoch * config.eval_every_epochs
     share = rules.EVALUATION_SHARE
+    # Evaluations are as frequent as asked for, or as their share of the time allows.
     step_with_evaluation_s = step_s + min(evaluation_s / between, step_s * share / (1 - share))
     if the_plan.steps is not None:
         steps, seconds = the_plan.steps, the_plan.steps * step_with_evaluation_s + evaluation_s

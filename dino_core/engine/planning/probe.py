@@ -85,10 +85,14 @@ def worst_batch(sampler: ShapeBatches, boxes: Sequence[int], dn_number: int) -> 
         dn_number: The model's setting. Denoising queries come in groups, as many as fit, so the
             image with the most boxes need not have the most queries.
     """
+    # Random sizes differ from epoch to epoch. Small data sets are searched for several epochs,
+    # large ones have seen most sizes after one.
     epochs = min(max(_LOOK_AT_IMAGES // sampler.count, 1), _MOST_EPOCHS)
     shapes = [shape for epoch in range(epochs) for shape in _shapes(sampler, epoch)]
+    # Memory grows with the number of pixels, whatever their shape.
     images, height, width = max(shapes, key=lambda shape: shape[0] * shape[1] * shape[2])
     pixels = [n * h * w for n, h, w in shapes]
+    # One image with this many boxes decides for the whole batch (ALGORITHM 21).
     queries, most = max((denoising_layout([n], dn_number).num_queries, n) for n in set(boxes))
     share = sum(pixels) / len(pixels) / (images * height * width)
     return WorstBatch(images, (height, width), most, queries, share)
@@ -129,18 +133,22 @@ class Probe:
         criterion = Criterion(config.loss, config.class_loss)
         before = self._used_mb()
         free = free_memory_mb(self.device)
+        # What the process has already counts as available, as it will reuse it.
         limit = None if free is None else before + free
         later = _later_mb(self.model, config.ema)
         with _untouched(self.model):
             training_mode(self.model, config.freeze)
             try:
                 spent = self._spent(criterion, worst, at_a_time, before, later, limit)
+            # torch raises plain RuntimeErrors where a CPU's memory is short.
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 return None
         if spent is None or (limit is not None and spent.peak_mb + later > limit):
             return None
+        # The trial's time is that of `at_a_time` of the largest images, an average step's is
+        # smaller by their share of pixels.
         passes = config.accumulate * config.batch / at_a_time
         step_s = spent.seconds * passes * worst.mean_share * _UPDATE
         return Trial(worst, at_a_time, spent.peak_mb + later, limit, step_s)
@@ -161,6 +169,7 @@ class Probe:
         """
         with _saved_mb(self.model) as saved:
             spent = self._pass(criterion, _batch(worst, 1))
+        # What is saved for the backward pass grows with the images; weights and gradients do not.
         if limit is not None:
             gradients = _trainable(self.model) * _BYTES / _MIB  # once, and not for each image
             each = max(sum(saved), spent.peak_mb - before - gradients)
@@ -169,8 +178,10 @@ class Probe:
         if at_a_time > 1:
             spent = self._pass(criterion, _batch(worst, at_a_time))
         if self.device.type == "cuda":
-            # The first pass of a shape includes the seconds in which cuDNN searches for kernels.
-            spent = self._pass(criterion, _batch(worst, at_a_time))
+            # The first pass of a shape includes the search of cuDNN for kernels: its seconds do not
+            # count, but the memory of its workspace does.
+            again = self._pass(criterion, _batch(worst, at_a_time))
+            spent = _Spent(again.seconds, max(spent.peak_mb, again.peak_mb))
         return spent
 
     def _pass(self, criterion: Criterion, batch: Batch) -> _Spent:
@@ -179,6 +190,7 @@ class Probe:
         model.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        # The operating system only reports the highest value ever, so a pass below it is invisible.
         before = peak_memory_mb()
         started = time.monotonic()
         batch = batch.to(device)
@@ -222,6 +234,7 @@ def _saved_mb(model: nn.Module) -> Iterator[list[float]]:
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
+        # Views and tensors that are saved several times share their memory.
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             sizes.append(storage.nbytes() / _MIB)
@@ -233,6 +246,7 @@ def _saved_mb(model: nn.Module) -> Iterator[list[float]]:
 
 def _batch(worst: WorstBatch, images: int) -> Batch:
     """Random images and boxes, the same each time."""
+    # A generator of its own, so that the trial takes no numbers from the run.
     random = torch.Generator().manual_seed(0)
     height, width = worst.size_hw
     targets = [
@@ -265,6 +279,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             for buffer, value in buffers:
                 buffer.copy_(value)
         if torch.cuda.is_available():
+            # Another process on the same GPU could not use what this one caches.
             torch.cuda.empty_cache()
 
 

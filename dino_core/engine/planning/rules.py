@@ -86,6 +86,7 @@ def images_per_step(data: DataFacts, model: ModelFacts, machine: Machine) -> tup
     if _is_small(model):
         most, steps, usual = SMALL_IMAGES_PER_STEP, SMALL_STEPS_PER_EPOCH, "as for dino-nano"
     fitting = data.images // steps
+    # A power of two, so that it can be halved evenly where memory is short.
     wanted = max(2 ** int(math.log2(fitting)) if fitting else 1, least)
     if wanted >= most:
         images, why = most, usual
@@ -94,6 +95,7 @@ def images_per_step(data: DataFacts, model: ModelFacts, machine: Machine) -> tup
         why = f"so that {data.images} images make {_steps(data.images // images)} per epoch"
     if machine.processes > images:
         return machine.processes, "one per process"
+    # Every process has the same number of images, rounded up.
     each = -(-images // machine.processes)
     return each * machine.processes, why
 
@@ -119,6 +121,7 @@ def lr(images: int, model: ModelFacts) -> tuple[float, str]:
     rate, at = (
         (SMALL_MODEL_LR, SMALL_MODEL_IMAGES) if small else (LARGE_MODEL_LR, LARGE_MODEL_IMAGES)
     )
+    # Two digits, so that the plan shows the very number that is used.
     value = float(f"{rate * math.sqrt(images / at):.1e}")
     source = "for small models" if small else "published"
     if images == at:
@@ -148,6 +151,7 @@ def _is_small(model: ModelFacts) -> bool:
 
 def steps(steps_per_epoch: float, images: int) -> tuple[int, str]:
     """Optimizer steps of the run."""
+    # Small data sets would be seen hundreds of times, large ones not even once.
     epochs = min(max(AIM_STEPS / steps_per_epoch, MIN_EPOCHS), MAX_EPOCHS)
     count = math.ceil(epochs * steps_per_epoch)
     return count, (
@@ -172,6 +176,7 @@ def image_size(data: DataFacts, model: ModelFacts) -> tuple[int, str]:
     least = SMALL_MODEL_OBJECT_PX if _is_small(model) else LARGE_MODEL_OBJECT_PX
     wanted = least / max(data.object_px, 1e-6)
     growth = min(wanted, MOST_GROWTH, data.detail)
+    # Batches are padded to multiples of 32 anyway, so other sizes would compute on padding.
     size = round(own * growth / SIZE_MULTIPLE) * SIZE_MULTIPLE
     if growth > 1.0 and size > own:
         times = (size / own) ** 2

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_core.files import atomic_file
+from dino_core.files import atomic_file, json_text
 from dino_core.inference.names import frame_stem
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class CocoWriter:
             "categories": self._categories,
         }
         with atomic_file(self._path) as file:
-            file.write(json.dumps(data, ensure_ascii=False).encode())
+            file.write(json_text(data).encode())
 
-    def abort(self) -> None:
+    def abort(self, *, keep: bool = False) -> None:
         """Nothing is on the disk before `finish`."""

@@ -43,5 +43,5 @@ class CropWriter:
     def finish(self) -> None:
         """Each file is complete by itself."""
 
-    def abort(self) -> None:
+    def abort(self, *, keep: bool = False) -> None:
         """Each file is complete by itself."""

@@ -25,17 +25,20 @@ class CsvWriter(StreamedFile):
 
     def __init__(self, out: Path, classes: ClassMap) -> None:
         super().__init__(out / "predictions.csv")
-        self._write_rows([COLUMNS])
+        self.write_header(_rows([COLUMNS]))
 
     def add(self, prediction: Prediction, stem: str) -> None:
         p = prediction
         image = (p.source, p.frame, p.rounded_time_s, p.width, p.height)
-        self._write_rows(
+        rows = _rows(
             (*image, found.label, found.class_id, found.score, *found.box_xyxy_px)
             for found in p.rounded()
         )
+        if rows:
+            self.write(rows)
 
-    def _write_rows(self, rows: Iterable[Sequence[object]]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        self.write(text.getvalue())
+
+def _rows(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -10,7 +10,7 @@ from dino_core.files import atomic_file
 if TYPE_CHECKING:
     from dino_core.detections import ClassMap
     from dino_core.inference.prediction import Prediction
-    from dino_core.inference.video import VideoFile
+    from dino_core.inference.video_file import VideoFile
 
 
 class ImageWriter:
@@ -38,14 +38,16 @@ class ImageWriter:
             file.write(data)
 
     def _add_frame(self, prediction: Prediction, stem: str) -> None:
-        from dino_core.inference.video import VideoFile
+        from dino_core.inference.video_file import VideoFile
 
         picture = prediction.drawn()
         # Sources are read one after the other, so a frame of another source ends the video.
         if self._video is None or self._video_source != prediction.source:
             self.finish()
             path = self._out / "videos" / f"{stem}.mp4"
-            self._video = VideoFile(path, prediction.fps, picture.shape[:2])
+            source = Path(prediction.source)
+            sound_of = source if source.is_file() else None  # a webcam has a number
+            self._video = VideoFile(path, prediction.fps, picture.shape[:2], sound_of)
             self._video_source = prediction.source
         self._video.add(picture, prediction.time_s)
 
@@ -55,7 +57,7 @@ class ImageWriter:
         if video is not None:
             video.close()
 
-    def abort(self) -> None:
+    def abort(self, *, keep: bool = False) -> None:
         """Remove the video that is being written."""
         video, self._video = self._video, None
         if video is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dino_core.files import json_text
 from dino_core.inference.outputs.writer import StreamedFile
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ JSONL_NAME = "predictions.jsonl"
 
 def to_json_line(prediction: Prediction) -> str:
     """The record of one prediction as a line of JSON, without the line break."""
-    return json.dumps(prediction.to_dict(), ensure_ascii=False, allow_nan=False)
+    return json_text(prediction.to_dict())
 
 
 class JsonLinesWriter(StreamedFile):
@@ -33,6 +33,8 @@ class JsonLinesWriter(StreamedFile):
 class JsonWriter(StreamedFile):
     """`predictions.json`: a list of the same records."""
 
+    ending = "\n]\n"
+
     def __init__(self, out: Path, classes: ClassMap) -> None:
         super().__init__(out / "predictions.json")
         self._separator = "[\n"
@@ -42,5 +44,5 @@ class JsonWriter(StreamedFile):
         self._separator = ",\n"
 
     def finish(self) -> None:
-        self.write("\n]\n" if self._separator == ",\n" else "[]\n")
+        self.write(self.ending if self._separator == ",\n" else "[]\n")
         super().finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ class VocWriter:
     def finish(self) -> None:
         """Each file is complete by itself."""
 
-    def abort(self) -> None:
+    def abort(self, *, keep: bool = False) -> None:
         """Each file is complete by itself."""
 
 
@@ -60,4 +61,10 @@ def _object(root: ElementTree.Element, found: Detection) -> None:
 
 
 def _text(parent: ElementTree.Element, name: str, value: object) -> None:
-    ElementTree.SubElement(parent, name).text = str(value)
+    # XML has no way to write control characters and surrogates.
+    text = re.sub("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]", _escaped, str(value))
+    ElementTree.SubElement(parent, name).text = text
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dino_core.detections import ClassMap
+from dino_core.files import part_owner
 from dino_core.inference.names import NameBook
+from dino_core.inference.outputs.previous import abandoned_parts
 from dino_core.inference.outputs.table import OUTPUTS, check_outputs
 from dino_core.inference.outputs.writer import Writer
 
 if TYPE_CHECKING:
     from dino_core.inference.prediction import Prediction
-    from dino_core.inference.sources import SourceItem
+    from dino_core.inference.resolve import SourceItem
 
 
 class Writers:
     """Writes predictions in every chosen kind of output; a context manager.
 
-    Leaving the block completes the outputs, also after an interrupt or an error elsewhere. An error
-    while writing removes the incomplete files instead.
+    Leaving the block completes the outputs, also after an interrupt or an error elsewhere. After an
+    error while writing, the records before it are kept and incomplete files are removed. Where
+    nothing was written when an error ends the block, the files of an earlier run are left alone.
 
     Attributes:
         out: The result folder.
@@ -60,27 +64,50 @@ class Writers:
             self._names.stem(item.source, item.name)
         self._writers: list[Writer] = []
         self._open = True
-        with self._aborting():
+        self._added = 0
+        leftovers = abandoned_parts(out)
+        # Part files with the number of this process have the names that its own will have.
+        _remove(part for part in leftovers if part_owner(part) == os.getpid())
+        leftovers = [part for part in leftovers if part_owner(part) != os.getpid()]
+        try:
             for kind in self.kinds:
                 self._writers.append(OUTPUTS[kind].open(out, classes))
-        for prediction in previous:
-            self.add(prediction)
+            for prediction in previous:
+                self._add(prediction)
+        except Exception:  # the files of the earlier run are still there
+            self.abort()
+            raise
+        # Only now: the part files of a killed run may be where `previous` was read from.
+        _remove(leftovers)
 
     def add(self, prediction: Prediction) -> None:
         """Write one prediction. Raises DinoError where that fails, e.g. on a full disk."""
+        try:
+            self._add(prediction)
+        except Exception:
+            self._keep_finished()
+            raise
+        self._added += 1
+
+    def _add(self, prediction: Prediction) -> None:
         stem = self._names.stem(prediction.source, prediction.name or prediction.source)
-        with self._aborting():
-            for writer in self._writers:
-                writer.add(prediction, stem)
+        for writer in self._writers:
+            writer.add(prediction, stem)
 
     def finish(self) -> None:
-        """Complete all outputs. Raises DinoError where that fails."""
+        """Complete all outputs. Raises the DinoError of the first that fails, after the others."""
         if not self._open:
             return
-        with self._aborting():
-            for writer in self._writers:
-                writer.finish()
         self._open = False
+        first: Exception | None = None
+        for writer in self._writers:
+            try:
+                writer.finish()
+            except Exception as error:
+                writer.abort(keep=True)
+                first = first or error
+        if first is not None:
+            raise first
 
     def abort(self) -> None:
         """Remove what is incomplete."""
@@ -88,14 +115,12 @@ class Writers:
         for writer in self._writers:
             writer.abort()
 
-    @contextlib.contextmanager
-    def _aborting(self) -> Iterator[None]:
-        # An interrupt is no Exception: what was written up to it is kept and completed.
-        try:
-            yield
-        except Exception:
-            self.abort()
-            raise
+    def _keep_finished(self) -> None:
+        """After an error of a writer: complete what can be completed, with the images before."""
+        self._open = False
+        for writer in self._writers:
+            with contextlib.suppress(Exception):
+                writer.abort(keep=True)
 
     def __enter__(self) -> Writers:
         return self
@@ -106,4 +131,13 @@ class Writers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.finish()
+        if error is not None and not self._added:
+            self.abort()
+        else:
+            self.finish()
+
+
+def _remove(parts: Iterable[Path]) -> None:
+    for part in parts:
+        with contextlib.suppress(OSError):
+            part.unlink()

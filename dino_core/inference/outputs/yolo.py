@@ -50,5 +50,5 @@ class YoloWriter:
         with atomic_file(self._folder / "data.yaml") as file:
             file.write(f"path: .\ntrain: images\nval: images\nnames:\n{names}".encode())
 
-    def abort(self) -> None:
+    def abort(self, *, keep: bool = False) -> None:
         """Each file is complete by itself."""

@@ -31,6 +31,8 @@ class Backbone(nn.Module):
         super().__init__()
         indices = config.backbone_out_indices
         try:
+            # Networks may leave out what follows the last map, so the indices decide what exists at
+            # all.
             facts = make_body(config.backbone, indices, config.backbone_drop_path)
             self.channels = [facts.channels[i] for i in indices]
         except IndexError:
@@ -38,9 +40,12 @@ class Backbone(nn.Module):
                 f"backbone_out_indices is {list(indices)}: '{config.backbone}' has no such maps",
                 "they are counted from 0, the finest",
             ) from None
+        # One object seen in two ways: as a module, to be registered, and as its facts.
         self.body = cast(nn.Module, facts)
         self.reductions = [facts.reductions[i] for i in indices]
         frozen = config.backbone_frozen_stages
+        # The setting counts stages, so the last frozen one is at this index. In a ResNet the stem
+        # is the first stage, and freezing two gives the published conv1 and layer1 (ALGORITHM 1).
         self._frozen_through = facts.stage_ends[frozen - 1] if frozen else None
         self._used_through = facts.stage_ends[max(indices)]
         self._gives_channels_last = facts.gives_channels_last
@@ -59,8 +64,12 @@ class Backbone(nn.Module):
         names = [name for name, _ in self.body.named_modules()]
         first = 0 if self._frozen_through is None else _last_of(self._frozen_through, names)
         last = _last_of(self._used_through, names)
+        # Order of registration is order of execution in every supported network, so everything up
+        # to the last module of a frozen stage is frozen, and everything behind the last used stage
+        # has no gradient anyway. DDP fails where a parameter that needs a gradient gets none.
         for name in {*names[1 : first + 1], *names[last + 1 :]} - {*self._facts.output_norms}:
             for parameter in self.body.get_submodule(name).parameters(recurse=False):
+                # Without `recurse=False` a container's name would freeze the stages inside it, too.
                 parameter.requires_grad_(False)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -92,6 +101,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalized images (B, 3, H, W) -> maps (B, C_l, H_l, W_l), finest first."""
+        # Weights and images in one layout: a mixture makes each convolution convert one of them.
         images = images.contiguous(memory_format=self.memory_format(images.device))
         maps: list[Tensor] = self.body(images)
         if self._gives_channels_last:
@@ -109,4 +119,5 @@ class Backbone(nn.Module):
 
 def _last_of(stage: str, names: list[str]) -> int:
     """Index of the last module in `names` (in registration order) that belongs to `stage`."""
+    # The dot keeps "layer1" from matching "layer10".
     return max(i for i, n in enumerate(names) if n == stage or n.startswith(stage + "."))

@@ -13,6 +13,8 @@ from dino_core.models.backbones.backbone import Backbone
 from dino_core.models.backbones.body import no_pyramid
 from dino_core.models.backbones.table import reductions_of
 
+# Networks that only take certain sizes, such as vision transformers of a fixed input, fail here
+# instead of at the first odd image of a run.
 _ANY_HW = (201, 333)  # pixels; a size that no stride divides
 
 
@@ -35,6 +37,7 @@ def with_backbone(
     """
     if name == config.backbone:
         return config
+    # Networks without memory or values: shapes are all that is asked, also for the largest ones.
     with torch.device("meta"):
         wanted = Backbone(config).reductions
         found = reductions_of(name)
@@ -45,6 +48,7 @@ def with_backbone(
             variant=f"{config.variant}+{name}",
             backbone=name,
             backbone_out_indices=tuple(_last_place(stride, found) for stride in wanted),
+            # Frozen random weights would stay random.
             backbone_frozen_stages=0,
             backbone_drop_path=0.0,
         )

@@ -19,6 +19,8 @@ from dino_core.models.feed_forward import GeluMlp
 from dino_core.models.recompute import recomputed
 from dino_core.ops.depthwise import suited_to_depthwise
 
+# The values of the official ConvNeXt: eps of its norms, standard deviation of its weights, and a
+# layer scale so small that each block is nearly the identity at first.
 _EPS: Final = 1e-6
 _PATCH: Final = 4
 _INIT_STD: Final = 0.02
@@ -83,6 +85,8 @@ class ConvNext(nn.Module):
         for index in range(max(self.out_indices) + 1):
             before = self.channels[index - 1] if index else None
             stage_rates = rates(drop_path, size.depths)[index]
+            # Only stages that a map needs exist, so the rest costs no memory and is not looked for
+            # in files.
             self.stages.append(_Stage(before, self.channels[index], stage_rates))
         for index, name in zip(self.out_indices, self.output_norms, strict=True):
             self.add_module(name, _ChannelNorm(self.channels[index], _EPS))
@@ -141,9 +145,12 @@ class ConvNextBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         branch = recomputed(self._transform, x, enabled=self.gradient_checkpointing)
+        # The draw of the stochastic depth stays outside of what is recomputed, so that the backward
+        # pass sees the same branches as the forward pass.
         return cast(Tensor, x + self.drop_path(branch))
 
     def _transform(self, x: Tensor) -> Tensor:
+        # Norm and MLP work on the last axis: (B, C, H, W) -> (B, H, W, C) and back.
         y = self.norm(self.conv_dw(suited_to_depthwise(x)).permute(0, 2, 3, 1))
         return cast(Tensor, self.mlp(y) * self.gamma).permute(0, 3, 1, 2)
 

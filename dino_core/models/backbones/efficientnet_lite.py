@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dino_core.models.backbones.body import WHOLE
 from dino_core.models.backbones.frozen_norm import FrozenBatchNorm, SameConv2d
 
+# TensorFlow's default, with which the weights were trained; PyTorch's is 1e-5.
 _EPS: Final = 1e-3
 _STEM: Final = 32
 _EXPANSION: Final = 6
@@ -102,6 +103,8 @@ class _Block(nn.Module):
         self.bn1 = FrozenBatchNorm(wide, _EPS, nn.ReLU6(inplace=True))
         self.conv_dw = _conv(wide, wide, kernel, stride, wide)
         self.bn2 = FrozenBatchNorm(wide, _EPS, nn.ReLU6(inplace=True))
+        # The projection before the sum has no activation: ReLU6 would destroy information in the
+        # narrow representation (MobileNetV2, arXiv 1801.04381, section 3.2).
         self.conv_pwl = _conv(wide, out)
         self.bn3 = FrozenBatchNorm(out, _EPS)
         self.residual = stride == 1 and channels == out

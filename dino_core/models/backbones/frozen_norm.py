@@ -29,6 +29,7 @@ class FrozenBatchNorm(nn.Module):
 
     def __init__(self, channels: int, eps: float = 1e-5, act: nn.Module | None = None) -> None:
         super().__init__()
+        # Buffers, so that no optimizer or weight decay touches them, and files still hold them.
         self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -46,6 +47,7 @@ class FrozenBatchNorm(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         if not self.folded:
             scale, shift = self.scale_and_shift()
+            # One pass over the map instead of the four of subtract, divide, multiply and add.
             x = torch.addcmul(shift[:, None, None], x, scale[:, None, None])
         return x if self.act is None else cast(Tensor, self.act(x))
 
@@ -66,8 +68,10 @@ def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
     sides = []
     for axis in (1, 0):  # width first, as functional.pad wants it
         size, stride = x.shape[2 + axis], conv.stride[axis]
-        reach = (conv.kernel_size[axis] - 1) * conv.dilation[axis] + 1
+        reach = (conv.kernel_size[axis] - 1) * conv.dilation[axis] + 1  # pixels under one window
+        # What the last of ceil(size / stride) windows reaches beyond the input.
         total = max((-(size // -stride) - 1) * stride + reach - size, 0)
+        # TensorFlow puts the odd zero last, and PyTorch's symmetric padding cannot express that.
         sides += [total // 2, total - total // 2]
     return functional.pad(x, sides)
 
@@ -108,12 +112,17 @@ class FoldedConv2d(nn.Module):
         self._conv, self._norm = [conv], [norm]
         self._keep = keep
         self._kept: _Folded | None = None
+        # The norm stays in its place with its buffers, so names in files do not change, but
+        # computes only its activation from now on.
         norm.folded = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C_out, H_out, W_out)."""
         conv = self._conv[0]
         keep = self._keep and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        # With gradients the weight changes in every step, so it is folded in every forward pass.
+        # This is cheap next to the convolution, and the gradient reaches the weight through the
+        # product.
         if keep and not self.weight.is_inference():  # inference tensors count no changes
             return self._convolve_kept(x)
         weight, bias = self._fold()
@@ -136,15 +145,21 @@ class FoldedConv2d(nn.Module):
         scale, shift = self._norm[0].scale_and_shift()
         if self.bias is not None:
             shift = shift + self.bias * scale
+        # Per output channel: (C_out, C_in, K, K) times (C_out, 1, 1, 1).
         return self.weight * scale[:, None, None, None], shift
 
     def _convolve_kept(self, x: Tensor) -> Tensor:
         conv = self._conv[0]
+        # The address changes when the parameter is moved or replaced, the version when it is
+        # written in place, e.g. by `load_state_dict`.
         source = (self.weight.data_ptr(), self.weight._version)
         if self._kept is None or self._kept.source != source:
             weight, bias = self._fold()
             self._kept = _Folded(source, weight, bias, _padded_weight(conv, weight))
         kept = self._kept
+        # "Same" padding with stride 2 and an even size is asymmetric: one more zero at the bottom
+        # and right. A kernel with zeros above and to the left has the same windows under symmetric
+        # padding.
         if kept.padded_weight is not None and x.shape[-1] % 2 == 0 and x.shape[-2] % 2 == 0:
             padding = conv.kernel_size[0] // 2
             return functional.conv2d(
@@ -188,6 +203,8 @@ def fold_batch_norms(module: nn.Module, keep: bool = False) -> None:
     """Replace each convolution that precedes a frozen batch norm by a `FoldedConv2d`, in place."""
     for parent in list(module.modules()):
         name, conv = "", None
+        # Children in the order of registration: a norm belongs to the last convolution before it in
+        # the same parent. Equal channel counts are a second check.
         for child_name, child in list(parent.named_children()):
             if type(child) in (nn.Conv2d, SameConv2d):  # subclasses may compute something else
                 name, conv = child_name, cast(nn.Conv2d, child)

@@ -28,6 +28,7 @@ def resnet(name: str, out_indices: Sequence[int], drop_path: float) -> ResNet:
 class ResNet(nn.Module):
     """The maps `out_indices` of strides 2, 4, 8, 16, 32; a `Body`."""
 
+    # The map of stride 2 is that of the stem. Published models use the last three or four.
     channels = (64, 256, 512, 1024, 2048)
     reductions = (2, 4, 8, 16, 32)
     stage_ends = ("act1", "layer1", "layer2", "layer3", "layer4")
@@ -49,6 +50,7 @@ class ResNet(nn.Module):
             stage = nn.Sequential()
             width = 64 * 2 ** (number - 1)
             for index in range(blocks[number - 1]):
+                # The maximum pooling before the first stage has halved the map already.
                 stride = 2 if index == 0 and number > 1 else 1
                 stage.append(_Bottleneck(channels, width, stride))
                 channels = width * _EXPANSION
@@ -94,6 +96,7 @@ class _Bottleneck(nn.Module):
 
 
 def _conv(channels: int, out: int, kernel: int = 1, stride: int = 1) -> nn.Conv2d:
+    # No bias, since a norm with a shift of its own follows each convolution.
     conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv

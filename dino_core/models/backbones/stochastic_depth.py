@@ -18,7 +18,9 @@ class StochasticDepth(nn.Module):
         if not self.training or self.rate == 0:
             return branch
         keep = 1 - self.rate
+        # One draw per image: (B, 1, 1, ...).
         kept = branch.new_empty(len(branch), *(1,) * (branch.dim() - 1)).bernoulli_(keep)
+        # The division keeps the expected value, so evaluation needs no correction.
         return branch * kept.div_(keep)
 
 

@@ -23,6 +23,7 @@ from dino_core.models.recompute import recomputed
 from dino_core.ops.linear import Linear
 
 _PATCH: Final = 4
+# Minus infinity would be exact, but the published weights were trained with this number.
 _BLOCKED: Final = -100.0  # added to the logits between regions that the shift brings together
 _INIT_STD: Final = 0.02
 
@@ -85,9 +86,13 @@ class WindowPairs:
     @staticmethod
     def of(window: int, like: Tensor) -> WindowPairs:
         """The pairs of a window with sides of `window` tokens; dtype and device as `like` has."""
+        # Both offsets are in [-(window - 1), window - 1], and are shifted to begin at 0. Together
+        # they give a row of a table with (2 * window - 1)^2 entries.
         place = torch.arange(window, device=like.device)
         row, column = place.repeat_interleave(window), place.repeat(window)  # (N,)
         down, across = (line[:, None] - line + window - 1 for line in (row, column))
+        # After the roll, the last `window // 2` rows and columns of an edge window come from the
+        # opposite side of the map.
         brought = [line >= window - window // 2 for line in (column, row)]
         right, bottom = (part[:, None] != part for part in brought)
         masks = [apart.to(like.dtype) * _BLOCKED for apart in (right, bottom, right | bottom)]
@@ -126,6 +131,8 @@ class Swin(nn.Module):
             self.layers.append(_Stage(width, heads, size.window, stage_rates, merge=index < last))
         for index, name in zip(self.out_indices, self.output_norms, strict=True):
             self.add_module(name, nn.LayerNorm(self.channels[index]))
+        # The bias tables have been initialized by their own modules; linear layers get their values
+        # here.
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=_INIT_STD)
@@ -160,8 +167,9 @@ class _PatchEmbed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, ceil(H / 4), ceil(W / 4), C)."""
         height, width = images.shape[-2:]
+        # -n % p is the number of zeros up to the next multiple of p.
         images = functional.pad(images, (0, -width % _PATCH, 0, -height % _PATCH))
-        out: Tensor = self.norm(self.proj(images).permute(0, 2, 3, 1))
+        out: Tensor = self.norm(self.proj(images).permute(0, 2, 3, 1))  # (B, H / 4, W / 4, C)
         return out
 
 
@@ -212,6 +220,7 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, pairs: WindowPairs) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         recompute = self.gradient_checkpointing
+        # The draws of the stochastic depth stay outside of what is recomputed.
         x = x + self.drop_path(recomputed(self._attend, x, pairs, enabled=recompute))
         return cast(Tensor, x + self.drop_path(recomputed(self._transform, x, enabled=recompute)))
 
@@ -225,8 +234,12 @@ class SwinBlock(nn.Module):
         """
         height, width = x.shape[1:3]
         side, shift = self.window, self.shift
+        # Padded after the norm, so the padding is exactly zero. A padded token before the norm
+        # would become the norm's bias (ALGORITHM 5).
         x = functional.pad(self.norm1(x), (0, 0, 0, -width % side, 0, -height % side))
         if shift:
+            # A shifted block connects tokens across the borders of the unshifted one. Rolling keeps
+            # the number of windows, at the price that edge windows mix opposite sides of the map.
             x = x.roll((-shift, -shift), (1, 2))
         windows = _windows(x, side)  # (B, rows, columns, window^2, C)
         bias = self.attn.bias(pairs)
@@ -244,6 +257,7 @@ class SwinBlock(nn.Module):
         """
         attn = self.attn
         right, bottom, corner = (bias + mask for mask in (pairs.right, pairs.bottom, pairs.corner))
+        # Windows that are not at the right or bottom edge hold neighbors only and need no mask.
         upper = [attn(windows[:, :-1, :-1], bias), attn(windows[:, :-1, -1:], right)]
         lower = [attn(windows[:, -1:, :-1], bottom), attn(windows[:, -1:, -1:], corner)]
         return torch.cat([torch.cat(upper, dim=2), torch.cat(lower, dim=2)], dim=1)
@@ -273,11 +287,14 @@ class _WindowAttention(nn.Module):
 
         Returns: (..., N, C).
         """
+        # A map of one row or column of windows has none of some of the four kinds.
         if windows.numel() == 0:
             return windows
         tokens, width = windows.shape[-2:]
         qkv = self.qkv(windows).view(-1, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (windows, M, N, D) each
+        # The relative position bias is added to the logits through the mask argument, for all
+        # windows.
         out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
         return cast(Tensor, self.proj(out.transpose(1, 2).reshape(windows.shape)))
 
@@ -294,8 +311,10 @@ class _PatchMerging(nn.Module):
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2C)."""
         x = functional.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         batch, height, width, channels = x.shape
-        x = x.view(batch, height // 2, 2, width // 2, 2, channels)
+        x = x.view(batch, height // 2, 2, width // 2, 2, channels)  # (B, H / 2, 2, W / 2, 2, C)
         # The four tokens follow in the order (row, column) (0, 0), (1, 0), (0, 1), (1, 1).
+        # The official code concatenates them in this order, and the norm and reduction were trained
+        # on it.
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)
         return cast(Tensor, self.reduction(self.norm(x)))
 
@@ -304,7 +323,7 @@ def _windows(x: Tensor, side: int) -> Tensor:
     """(B, H, W, C), multiples of `side` -> (B, H / side, W / side, side^2, C)."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // side, side, width // side, side, channels)
-    return x.transpose(2, 3).flatten(3, 4)
+    return x.transpose(2, 3).flatten(3, 4)  # both sides of a window next to each other
 
 
 def _map(windows: Tensor, side: int) -> Tensor:

@@ -37,9 +37,12 @@ def timm_body(name: str, out_indices: Sequence[int], drop_path: float = 0.0) -> 
     body.output_norms = body.recomputable_blocks = ()
     body.parts_to_compile = WHOLE
     body.gives_channels_last = str(getattr(body, "output_fmt", "")).endswith("NHWC")
+    # A plain vision transformer has one stride for all its blocks, from which no pyramid can be
+    # made.
     strides = [body.reductions[i] for i in out_indices]
     if strides != sorted(set(strides)):
         raise no_pyramid(name, strides)
+    # Detection batches are too small for batch statistics, so published detectors freeze them.
     _replace_layers(body)
     return cast(Body, body)
 
@@ -73,6 +76,7 @@ def _created(name: str, **options: Any) -> Any:
         )
     try:
         return timm.create_model(name, features_only=True, **options)
+    # timm's networks refuse options that they do not have with different exceptions.
     except (RuntimeError, TypeError, AssertionError, IndexError, ValueError) as error:
         asked = ", ".join(f"{key} {value}" for key, value in options.items()) or "its feature maps"
         raise ConfigError(
@@ -87,6 +91,7 @@ def _replace_layers(body: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
                 setattr(parent, name, _frozen(child))
+            # The exact class, since a subclass may compute something else.
             elif type(child) is Conv2dSame:
                 setattr(parent, name, _same(child))
 
@@ -96,6 +101,7 @@ def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm:
 
     timm's BatchNormAct2d holds an activation and a dropout, which are kept behind the norm.
     """
+    # The layer may be an activation too (BatchNormAct2d), which would be lost with the norm.
     after = [getattr(norm, part, nn.Identity()) for part in ("drop", "act")]
     act = nn.Sequential(*(part for part in after if not isinstance(part, nn.Identity)))
     frozen = FrozenBatchNorm(norm.num_features, norm.eps, act if len(act) else None)

@@ -100,14 +100,24 @@ def test_a_legacy_file_that_claims_a_terabyte(tmp_path: Path) -> None:
         load_pickled(tmp_path / "x.pth")
 
 
-def test_expanded_tensors_come_to_no_terabytes_together(tmp_path: Path) -> None:
-    one = Tensor(1, (1 << 15, 1 << 13), (0, 0))  # 1 GB from 4 bytes
+def test_expanded_tensors_come_to_no_gigabytes_together(tmp_path: Path) -> None:
+    one = Tensor(1, (1 << 12, 1 << 12), (0, 0))  # 64 MB from 4 bytes
     path = zip_file(tmp_path / "x.pth", pickled([one]), {"data/0": bytes(4)})
-    assert load_pickled(path)[0].shape == (1 << 15, 1 << 13)
-    content = pickled([Tensor(1, (1 << 15, 1 << 13), (0, 0)) for _ in range(5)])
+    assert load_pickled(path)[0].shape == (1 << 12, 1 << 12)
+    content = pickled([Tensor(1, (1 << 12, 1 << 12), (0, 0)) for _ in range(5)])
     path = zip_file(tmp_path / "y.pth", content, {"data/0": bytes(4)})
-    with pytest.raises(CheckpointError, match="claims 1 GB; the file has"):
+    with pytest.raises(CheckpointError, match="claims 67 MB; the file has"):
         load_pickled(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.float32])
+def test_bytes_of_expanded_tensors_are_counted_as_they_are_used(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Half precision is converted to float32, which doubles the bytes that the file claims."""
+    torch.save({"model": {"w": torch.zeros(1, dtype=dtype).expand(70 << 20)}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=f"a tensor of {70 << 20} claims 293 MB"):
+        load_pickled(tmp_path / "x.pth")
 
 
 def test_the_same_bytes_as_an_array_many_times(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_annotations_without_image_and_with_the_same_id(tmp_path: Path) -> None:
         (
             coco_table(categories=[{"id": 4, "name": "a"}, {"id": 4, "name": "b"}]),
             "malformed-class",
-            r"categories\[1\]: the category id 4 is used twice",
+            r"categories\[1\]: the id 4 is that of categories\[0\] too",
         ),
         (
             coco_table(images=[{"id": 7}]),
@@ -227,8 +227,8 @@ def test_a_file_that_cannot_be_read_leaves_the_other_splits(tmp_path: Path) -> N
     coco_set(tmp_path, coco_table())
     broken = coco_set(tmp_path, '{"images": [', "val")
     index = load_dataset(tmp_path)
-    assert index.splits.keys() == {"train", "val"}  # the latter is set apart of train
-    assert [f.kind for f in index.faults] == ["malformed-file", "split-made"]
+    assert (set(index.splits), index.lost_splits) == ({"train"}, {"val"})  # no other val is made
+    assert [f.kind for f in index.faults] == ["malformed-file"]
     assert f"{broken} line 1: not valid JSON" in index.faults[0].place
 
 
@@ -237,6 +237,49 @@ def test_nothing_usable_is_an_error_that_says_how_much_is_wrong(tmp_path: Path) 
     with pytest.raises(DataError, match=r"annotations\[0\] \(id 1\): bbox is 'x'") as caught:
         load_dataset(tmp_path)
     assert "dino check" in caught.value.hint and "2 more faults" in caught.value.hint
+
+
+def test_images_that_share_an_id_are_left_out_with_their_labels(tmp_path: Path) -> None:
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 7, "file_name": "b.jpg"}]
+    more = {"id": 8, "file_name": "c.jpg"}
+    entries = [annotation(), annotation(id=6, bbox=[5, 6, 7, 8]), annotation(id=9, image_id=8)]
+    coco_set(tmp_path, coco_table(images=[*images, more], annotations=entries))
+    image_file(tmp_path / "images/train/c.jpg", (40, 30))
+    index = read_dataset(tmp_path)
+    assert [(r.path.name, len(r.class_indices)) for r in index.splits["train"]] == [("c.jpg", 1)]
+    kinds = [f.kind for f in index.faults]
+    assert kinds == ["duplicate-id", "label-without-image", "label-without-image"]
+
+
+def test_a_category_id_of_two_names_is_left_out_with_its_labels(tmp_path: Path) -> None:
+    categories = [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}, {"id": 9, "name": "cow"}]
+    entries = [annotation(), annotation(id=6, category_id=4)]
+    coco_set(tmp_path, coco_table(categories=categories, annotations=entries))
+    index = read_dataset(tmp_path)
+    assert index.classes.names == ("cat",)
+    assert [len(r.class_indices) for r in index.splits["train"]] == [1, 0]
+    assert [f.kind for f in index.faults] == ["malformed-class", "unknown-class"]
+    coco_set(tmp_path, coco_table(categories=[categories[0], categories[0], categories[1]]))
+    assert read_dataset(tmp_path).faults == ()  # twice the same is harmless
+
+
+def test_one_bad_id_among_words_costs_one_image(tmp_path: Path) -> None:
+    table = coco_table(annotations=[annotation(image_id="a"), annotation(id=6, image_id="b")])
+    table["images"] = [{"id": n, "file_name": f"{n}.jpg"} for n in "abb"] + [{"file_name": "d.jpg"}]
+    coco_set(tmp_path, table)
+    index = read_dataset(tmp_path)
+    assert [(r.path.name, len(r.class_indices)) for r in index.splits["train"]] == [("a.jpg", 1)]
+    kinds = {f.kind for f in index.faults}
+    assert {"duplicate-id", "malformed-image-entry", "label-without-image"} <= kinds
+
+
+def test_an_image_whose_labels_are_all_lost_is_left_out(tmp_path: Path) -> None:
+    entries = [annotation(bbox="x"), annotation(id=6, image_id=3), annotation(id=8, image_id=3)]
+    coco_set(tmp_path, coco_table(annotations=entries))
+    index = read_dataset(tmp_path)
+    assert [r.path.name for r in index.splits["train"]] == ["b.jpg"]
+    assert [f.kind for f in index.faults] == ["malformed-label", "labels-lost"]
+    assert index.faults[1].paths == (tmp_path / "images/train/a.jpg",)
 
 
 def test_class_names_must_differ(tmp_path: Path) -> None:

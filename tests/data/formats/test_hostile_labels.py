@@ -327,4 +327,4 @@ def test_a_pipe_is_named(tmp_path: Path) -> None:
     os.mkfifo(path)
     faults = load_dataset(tmp_path).faults
     assert [f.kind for f in faults] == ["malformed-file", "missing-split"]
-    assert "a.txt: is a named pipe, expected a regular file, its image is left out" in str(faults)
+    assert "a.txt: not a regular file but a named pipe, its image is left out" in str(faults)

@@ -134,7 +134,7 @@ def test_sizes_that_cannot_be_are_ignored(tmp_path: Path, size: tuple[Any, Any])
 
 def test_nothing_usable(tmp_path: Path) -> None:
     labelme_set(tmp_path, shape(points=None))
-    assert [f.kind for f in read_dataset(tmp_path).faults] == ["malformed-label"]
+    assert [f.kind for f in read_dataset(tmp_path).faults] == ["malformed-label", "labels-lost"]
     with pytest.raises(DataError, match=r"a\.json: shapes\[0\]: points are None"):
         load_dataset(tmp_path)
 

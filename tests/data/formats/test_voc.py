@@ -283,8 +283,8 @@ def test_a_split_of_malformed_files_leaves_the_other_splits(tmp_path: Path) -> N
 def test_a_set_without_any_object_has_faults_and_no_classes(tmp_path: Path) -> None:
     voc_set(tmp_path, annotation("<object><name>cat</name></object>"))
     index = read_dataset(tmp_path, "voc")
-    assert index.classes == ClassMap((), ()) and len(index.splits["train"]) == 1
-    assert [kind for kind, _ in faults_of(index)] == ["malformed-label"]
+    assert index.classes == ClassMap((), ()) and index.splits == {}
+    assert [kind for kind, _ in faults_of(index)] == ["malformed-label", "labels-lost"]
     with pytest.raises(DataError, match=r"a\.xml line 4: the object 'cat' has no <bndbox>"):
         load_dataset(tmp_path)
     text_file(tmp_path / "Annotations/a.xml", annotation())

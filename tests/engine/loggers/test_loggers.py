@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_coco_dataset, tiny_checkpoint
 
 from dino_core.config import TrainConfig
-from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.engine.events import Event, RolledBack, RunPlanned, StepDone, Warned
 from dino_core.engine.fit import run_events
@@ -30,16 +28,6 @@ RECIPE = TrainConfig(
     steps=4, batch=2, log_every_steps=1, dtype="fp32", device="cpu", augment="none",
     loggers=("tensorboard",), plots=False,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
-    return load_dataset(make_coco_dataset(tmp_path_factory.mktemp("coco")))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("start") / "tiny.safetensors"))
 
 
 def tensorboard(out: Path) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from factories import make_coco_dataset, tiny_checkpoint
+from factories import make_coco_dataset
 from processes import two_processes
 
 from dino_core.checkpoints.io import build_model, load_checkpoint
@@ -73,15 +73,14 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path, start: str) -> None:
     data = make_coco_dataset(tmp_path / "data", (("train", 2), ("val", 7)))
-    start = tiny_checkpoint(tmp_path / "tiny.safetensors")
-    outputs = two_processes(EVALUATE, str(tmp_path / "store"), str(data), str(start))
+    outputs = two_processes(EVALUATE, str(tmp_path / "store"), str(data), start)
     first, second = (json.loads(output) for output in outputs)
     assert first[:3] == second[:3] and first[2] is True
     assert "lost.png" in first[3] and second[3] == "another process cannot read a validation image"
 
-    checkpoint, dataset = load_checkpoint(start), load_dataset(data)
+    checkpoint, dataset = load_checkpoint(Path(start)), load_dataset(data)
     model, records = build_model(checkpoint).eval(), dataset.splits["val"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as there: sums are then made in the same order

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import TINY_INPUT, make_coco_dataset, tiny_checkpoint, tiny_config
+from factories import TINY_INPUT, make_coco_dataset, tiny_config
 from processes import two_processes
 
 from dino_core.checkpoints.io import load_checkpoint
@@ -30,7 +30,7 @@ from dino_core.models.dino import Dino
 
 RECIPE = ResolvedConfig(
     steps=2, batch=2, accumulate=2, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3,
-    augment="none",
+    augment="none", plots=False,
 )  # fmt: skip
 
 
@@ -85,11 +85,12 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_replicated_and_spread_weights_agree_and_any_number_goes_on(tmp_path: Path) -> None:
+def test_replicated_and_spread_weights_agree_and_any_number_goes_on(
+    tmp_path: Path, start: str
+) -> None:
     data = make_coco_dataset(tmp_path / "data", (("train", 16), ("val", 3)))
     index = tmp_path / "index"
     index.write_bytes(pickle.dumps(load_dataset(data)))
-    start = tiny_checkpoint(tmp_path / "tiny.safetensors")
     store, out, here = tmp_path / "store", tmp_path / "out", Path(__file__).parent
     arguments = [str(p) for p in (store, index, data, out, here, start)]
     first, second = (output.split() for output in two_processes(TRAIN, *arguments))
@@ -105,7 +106,7 @@ def test_replicated_and_spread_weights_agree_and_any_number_goes_on(tmp_path: Pa
 
     state = load_state(out / "state/training.safetensors")
     assert (state.counters.step, state.counters.processes) == (3, 2)
-    names = load_checkpoint(start).state_dict.keys()
+    names = load_checkpoint(Path(start)).state_dict.keys()
     assert load_checkpoint(out / "last.safetensors").state_dict.keys() == names
     events = run_events(RunRequest(replace(RECIPE, steps=4), load_dataset(data), out, resume=True))
     planned, *_ = list(events)  # one process continues what two began

@@ -303,7 +303,7 @@ def test_facts_of_data() -> None:
 
 
 def test_data_without_images_or_boxes() -> None:
-    with pytest.raises(DataError, match="no training images"):
+    with pytest.raises(DataError, match="no images in split 'train'"):
         check_data(index())
     crowd = record((9, 9), [[0, 0, 3, 3]], crowd=True)
     with pytest.raises(DataError, match="no boxes in 2"):

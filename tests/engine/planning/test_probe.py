@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from factories import make_coco_dataset, tiny_checkpoint, tiny_config
+from factories import make_coco_dataset, tiny_config
+from runs import assert_same_state
 
-from dino_core.checkpoints.io import read_tensors
 from dino_core.config import ModelConfig, ResolvedConfig, TrainConfig, from_dict
 from dino_core.data.batching import ShapeBatches
 from dino_core.data.load import load_dataset
@@ -28,19 +28,15 @@ from dino_core.toml import load_toml
 
 CPU = torch.device("cpu")
 RECIPE = TrainConfig(
-    steps=3, batch=4, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3, augment="strong"
-)
+    steps=3, batch=4, log_every_steps=1, dtype="fp32", device="cpu", lr=1e-3, augment="strong",
+    plots=False,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
     folder = tmp_path_factory.mktemp("coco")
     return load_dataset(make_coco_dataset(folder, (("train", 8), ("val", 2))))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("start") / "tiny.safetensors"))
 
 
 def sampler(sizes: Sequence[tuple[int, int]], batch: int, **more: Any) -> ShapeBatches:
@@ -103,15 +99,6 @@ class TestWorstBatch:
         assert (worst.boxes, worst.queries) == (most, queries)
 
 
-def same_state(a: Path, b: Path) -> bool:
-    pairs = []
-    for name in ("last.safetensors", "state/training.safetensors"):
-        ours, theirs = read_tensors(a / name)[0], read_tensors(b / name)[0]
-        assert ours.keys() == theirs.keys()
-        pairs += [(ours[n], theirs[n]) for n in ours]
-    return all(torch.equal(x, y) for x, y in pairs)
-
-
 def test_a_run_with_it_equals_a_run_without_it(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
@@ -122,7 +109,7 @@ def test_a_run_with_it_equals_a_run_without_it(
         )
         assert isinstance(events[0], RunPlanned)
         assert (events[0].trial is not None) == probe
-    assert same_state(tmp_path / "with", tmp_path / "without")
+    assert_same_state(tmp_path / "with", tmp_path / "without")
 
 
 def test_nothing_of_the_model_changes() -> None:
@@ -236,7 +223,7 @@ def test_it_goes_through_twice_at_most_and_not_on_resume(
 def test_resume_repeats_the_plan(tmp_path: Path, data: DatasetIndex, start: str) -> None:
     """From config.toml alone, as `dino train --resume` reads it."""
     out = tmp_path / "run"
-    asked = TrainConfig(device="cpu", dtype="fp32", epochs=2, log_every_steps=1)
+    asked = TrainConfig(device="cpu", dtype="fp32", epochs=2, log_every_steps=1, plots=False)
     events: Iterator[Event] = run_events(RunRequest(asked, data, out, model=start))
     first = next(events)
     next(event for event in events if isinstance(event, StepDone))

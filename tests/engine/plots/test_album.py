@@ -8,14 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from factories import make_coco_dataset, tiny_checkpoint
 from PIL import Image
 
 from dino_core.checkpoints.io import read_tensors
 from dino_core.config import TrainConfig
-from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.detections import ClassMap
 from dino_core.engine.events import Event, PicturesDrawn, RunFinished, StepDone, Warned
@@ -30,16 +27,6 @@ RECIPE = TrainConfig(
     loggers=("csv",),
 )  # fmt: skip
 PLOTS = ["batches.png", "confusion.png", "curves.png", "labels.png", "pr.png"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
-    return load_dataset(make_coco_dataset(tmp_path_factory.mktemp("coco")))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("start") / "tiny.safetensors"))
 
 
 def test_every_picture_of_a_run_is_there_and_can_be_opened(

@@ -21,7 +21,7 @@ from dino_core.inference.outputs.previous import read_finished
 from dino_core.inference.outputs.table import OUTPUTS, check_outputs
 from dino_core.inference.outputs.writers import Writers
 from dino_core.inference.prediction import Prediction, failed
-from dino_core.inference.sources import SourceItem
+from dino_core.inference.resolve import SourceItem
 from dino_core.inference.video import probe_video, read_video
 from dino_core.processing.preprocess import load_image
 
@@ -188,14 +188,14 @@ def test_an_earlier_run_is_carried_on(tmp_path: Path) -> None:
     items = [SourceItem("image", f"{folder}/a.jpg", "a.jpg") for folder in ("x", "y")]
     frame = prediction("clip.mp4", frame=0)
     save(tmp_path, ["jsonl", "images"], prediction("x/a.jpg"), BAD, frame, items=items)
-    previous = read_finished(tmp_path)
+    previous = read_finished(tmp_path).predictions
     assert [p.source for p in previous] == ["x/a.jpg"]  # neither the failure nor the video
     kinds = ["jsonl", "images", "coco"]
     save(tmp_path, kinds, prediction("y/a.jpg"), items=items, previous=previous)
-    assert [p.source for p in read_finished(tmp_path)] == ["x/a.jpg", "y/a.jpg"]
+    assert [p.source for p in read_finished(tmp_path).predictions] == ["x/a.jpg", "y/a.jpg"]
     assert "images/a.jpg" in files(tmp_path) and "images/a.jpg.jpg" in files(tmp_path)
     assert len(json.loads((tmp_path / "predictions.coco.json").read_text())["images"]) == 2
-    assert read_finished(tmp_path / "nowhere") == []
+    assert read_finished(tmp_path / "nowhere").predictions == []
 
 
 def test_a_resumed_run_writes_what_one_run_would_have(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_resumed_run_writes_what_one_run_would_have(tmp_path: Path) -> None:
     items = [SourceItem("image", p.source, p.name) for p in both]
     save(tmp_path / "once", list(OUTPUTS), *both, items=items)
     save(tmp_path / "twice", list(OUTPUTS), both[0], items=items)
-    previous = read_finished(tmp_path / "twice")
+    previous = read_finished(tmp_path / "twice").predictions
     save(tmp_path / "twice", list(OUTPUTS), both[1], items=items, previous=previous)
     assert files(tmp_path / "twice") == files(tmp_path / "once")
     for name in files(tmp_path / "once"):
