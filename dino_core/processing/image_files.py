@@ -65,6 +65,7 @@ _SIGNATURE_BYTES = 12
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SUPPORTED = "supported are JPEG, PNG, WebP, AVIF, BMP, TIFF, GIF, JPEG 2000, PPM and TGA"
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+HEIC_SUFFIXES = (".heic", ".heif")
 HEIC_REMEDY = (
     "convert HEIC to JPEG first, e.g. `heif-convert a.heic a.jpg` or `sips -s format jpeg`"
 )

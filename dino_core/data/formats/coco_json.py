@@ -117,7 +117,7 @@ def get(entry: Mapping[str, Any], key: str, where: str) -> Any:
 
 def integer(value: Any, what: str, where: str) -> int:
     """`value` as an integer; whole floats and digits in quotes are taken."""
-    found = whole_number(value)
+    found = whole_number(value)  # JSON's true is an int in Python, and none here.
     if found is None:
         raise DataError(f"{where}: {what} is {shown(value)}, expected an integer")
     return found

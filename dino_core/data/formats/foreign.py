@@ -11,13 +11,12 @@ from dino_core.data.formats.coco_files import looks_like_coco
 from dino_core.data.formats.csv_columns import columns_of, split_line
 from dino_core.data.formats.values import listed, start_of
 from dino_core.errors import DataError
-from dino_core.processing.image_files import HEIC_REMEDY, LFS_REMEDY, is_lfs_pointer
+from dino_core.processing.image_files import HEIC_REMEDY, HEIC_SUFFIXES, LFS_REMEDY, is_lfs_pointer
 
 _START = 4096  # bytes of a file that are looked at
 _MOST_FILES = 2000  # of a folder and those in it
 _EXPORT = "export it as COCO or YOLO there"
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
-_HEIC = (".heic", ".heif")
 
 
 def explain(path: Path) -> DataError | None:
@@ -115,7 +114,7 @@ def _tool(path: Path, files: Sequence[Path]) -> DataError | None:
 
 
 def _heic(path: Path, files: Sequence[Path]) -> DataError | None:
-    count = sum(file.suffix.lower() in _HEIC for file in files)
+    count = sum(file.suffix.lower() in HEIC_SUFFIXES for file in files)
     if not count:
         return None
     images = "1 HEIC image, which is" if count == 1 else f"{count} HEIC images, which are"
