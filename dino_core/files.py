@@ -28,6 +28,12 @@ _KINDS = (
 _DISK_FULL_WORDS = ("no space", "quota", "file too large")
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is in a folder by its name: "..", but no links, are resolved."""
+    inside, outside = os.path.abspath(path), os.path.abspath(folder)
+    return inside.startswith(os.path.join(outside, ""))
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Open a binary file that takes its name when the block ends and vanishes if the block raises.

@@ -28,6 +28,13 @@ def nested(levels: int) -> list[object]:
     return value
 
 
+def within_itself() -> list[object]:
+    """What a YAML file with an anchor inside of its own node describes."""
+    value: list[object] = []
+    value.append(value)
+    return value
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -35,12 +42,15 @@ def nested(levels: int) -> list[object]:
         (1.5, "1.5"),
         ([1, "a", None], "[1, 'a', None]"),
         ({"a": [1]}, "{'a': [1]}"),
+        (b"\x00", r"b'\x00'"),
+        (12345678901234567890, "12345678901234567890"),
         (10**5000, "a number of more than 60 digits"),
         ("\x1b[2J\ud800", r"'\x1b[2J\ud800'"),
         (nested(5000), "[[[...]]]"),
+        (within_itself(), "[[[...]]]"),
         (object(), "a value of type object"),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 def test_shown(value: object, text: str) -> None:
     assert shown(value) == text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,6 +23,7 @@ from dino_core.data.augment.transforms import Transform
 from dino_core.data.records import ImageRecord
 from dino_core.data.seeding import generator
 from dino_core.errors import DataError
+from dino_core.processing.image_files import open_image
 from dino_core.processing.preprocess import (
     load_image,
     normalize,
@@ -264,18 +264,14 @@ def load_reduced(path: Path, min_side: int) -> NDArray[np.uint8]:
         path: The image file.
         min_side: Least number of pixels of the long side after the reduction.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if image.format == "JPEG" and max(image.size) >= 2 * min_side:
-                    # draft() chooses the largest reduction that keeps at least the wanted size.
-                    factor = max(image.size) / min_side
-                    wanted = (int(image.width / factor), int(image.height / factor))
-                    image.draft("RGB", wanted)
-                    return to_rgb_array(image)
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
-        pass  # load_image raises an error that says what is wrong
+    # Where this fails, load_image raises an error that says what is wrong.
+    with contextlib.suppress(DataError), open_image(path) as image:
+        if image.format == "JPEG" and max(image.size) >= 2 * min_side:
+            # draft() chooses the largest reduction that keeps at least the wanted size.
+            factor = max(image.size) / min_side
+            wanted = (int(image.width / factor), int(image.height / factor))
+            image.draft("RGB", wanted)
+            return to_rgb_array(image)
     return load_image(path)
 
 

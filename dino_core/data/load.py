@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from dino_core.config import TrainConfig, nearest
 from dino_core.data.faults import Fault
+from dino_core.data.formats.coco_files import looks_like_coco
+from dino_core.data.formats.foreign import explain
 from dino_core.data.formats.table import FORMATS
 from dino_core.data.records import DatasetIndex, ImageRecord, SetApart
 from dino_core.data.split import stratified_split
@@ -94,11 +96,13 @@ def _forced(path: Path, name: str) -> _Match:
 def _recognized(path: Path) -> _Match:
     """The format of a path, or of the one folder in it that holds data."""
     matches = _matches(path)
+    if path.is_file() and path.suffix.lower() == ".json" and not looks_like_coco(path):
+        matches = [] if explain(path) is not None else matches
     if matches:
         first = next((m for m in matches if FORMATS[m.format].names_classes(m.found)), matches[0])
         return first._replace(also=tuple(m.format for m in matches if m is not first))
     if path.is_file():
-        raise DataError(
+        raise explain(path) or DataError(
             f"{path}: not a data set",
             "expected a folder, a COCO .json, a YOLO data.yaml or a .csv",
         )
@@ -111,6 +115,8 @@ def _recognized(path: Path) -> _Match:
     if data:
         names = " and ".join(folder.name for folder in data)
         raise DataError(f"{path}: holds several data sets, {names}", "give one of them")
+    if (known := explain(path)) is not None:
+        raise known
     found = ", ".join(each.name for each in inside[:8]) or "nothing"
     raise DataError(
         f"{path}: no data set recognized, found {found}",
@@ -132,7 +138,7 @@ _LOSING = frozenset(
     {
         "malformed-file", "malformed-label", "malformed-image-entry", "malformed-class",
         "unknown-class", "label-without-image", "missing-split", "missing-image",
-        "unreadable-image", "wrong-shape", "labels-lost",
+        "ambiguous-image", "unreadable-image", "wrong-shape", "labels-lost",
     }
 )  # kinds of fault by which labels are left out  # fmt: skip
 

@@ -30,6 +30,8 @@ class ImageRecord:
         flags: (N,) bool each, by name: flags that only some formats know, such as VOC's
             "difficult", "truncated" and "occluded". Converters keep them; training and
             evaluation use such boxes like any other.
+        stated_xyxy_px: (N, 4) float32, the same boxes before those that reach outside the image
+            were clipped; None where none does.
     """
 
     image_id: int
@@ -41,6 +43,12 @@ class ImageRecord:
     is_crowd: NDArray[np.bool_]
     areas: NDArray[np.float32]
     flags: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    stated_xyxy_px: NDArray[np.float32] | None = None
+
+    @property
+    def scored_xyxy_px(self) -> NDArray[np.float32]:
+        """(N, 4) the boxes by which predictions are scored, as pycocotools reads them."""
+        return self.boxes_xyxy_px if self.stated_xyxy_px is None else self.stated_xyxy_px
 
 
 class SetApart(NamedTuple):

@@ -184,7 +184,7 @@ def _coco_index(images: int, classes: int, rows: Iterator[dict[str, Any]]) -> An
 def _truth_rows(records: Sequence[ImageRecord]) -> Iterator[dict[str, Any]]:
     next_id = 1  # COCOeval treats a match with annotation id 0 as no match
     for image, record in enumerate(records):
-        boxes = _xywh(record.boxes_xyxy_px).tolist()
+        boxes = _xywh(record.scored_xyxy_px).tolist()
         for row, box in enumerate(boxes):
             yield {
                 "id": next_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -243,11 +243,14 @@ def match_classes(
     """
     index = {name: i for i, name in enumerate(data_classes.names) if name}
     columns = np.array([index.get(name, -1) for name in model_classes.names], np.int64)
+    alike = _alike_but_for_case(model_classes.names, index)
     if not (columns >= 0).any():
         raise DataError(
             "the model and the data have no class name in common: the model knows "
             f"{_some(model_classes.names)}; the data has {_some(data_classes.names)}",
-            "train a model on this data, or rename its classes",
+            f"write the data's classes as the model does: {alike}"
+            if alike
+            else "train a model on this data, or rename its classes",
         )
     known = set(model_classes.names)
     missing = [name for name in data_classes.names if name and name not in known]
@@ -257,7 +260,16 @@ def match_classes(
         f"the model knows {len(index) - len(missing)} of the data's {len(index)} classes; objects "
         f"of the others count as missed: {_some(missing)}"
     )
+    if alike:
+        warning += f"; some differ in capitals only: {alike}"
     return columns, (warning,)
+
+
+def _alike_but_for_case(known: Iterable[str], names: Iterable[str]) -> str:
+    """Names that differ from the model's only in case, as "person instead of Person"."""
+    by_case = {name.casefold(): name for name in known if name}
+    pairs = [(by_case.get(name.casefold(), name), name) for name in names]
+    return ", ".join(f"{own} instead of {name}" for own, name in pairs[:50] if own != name)
 
 
 def _some(names: Sequence[str], limit: int = 8) -> str:

@@ -24,7 +24,7 @@ from dino_core.files import require_regular_file
 from dino_core.inference.video import VideoInfo, probe_video
 from dino_core.inference.web import check_url
 from dino_core.network import is_offline
-from dino_core.processing.image_files import IMAGE_SUFFIXES
+from dino_core.processing.image_files import HEIC_REMEDY, HEIC_SUFFIXES, IMAGE_SUFFIXES
 
 _VIDEOS = "mp4 avi mov mkv webm m4v mpg mpeg wmv flv ts m2ts mts 3gp ogv"
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _VIDEOS.split())
@@ -165,6 +165,9 @@ def _resolve_folder(folder: Path, recursive: bool) -> list[SourceItem]:
         hint = f"{len(deeper)} are in its subfolders: use --recursive" if deeper else ""
         if archives and not deeper:
             hint = f"it contains the archive {archives[0]}: {_UNPACK}"
+        heic = sum(path.suffix.lower() in HEIC_SUFFIXES for path in folder.iterdir())
+        if heic and not deeper:
+            hint = f"it contains {heic} HEIC {'file' if heic == 1 else 'files'}: {HEIC_REMEDY}"
         raise DataError(f"{folder}: the folder contains no image or video", hint)
     return items
 

@@ -11,25 +11,33 @@ antialiasing and give other pixels. mmdet trained with OpenCV, so its weights us
 from __future__ import annotations
 
 import contextlib
-import io
-import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from dino_core.config import PreprocessConfig
 from dino_core.errors import DataError
-from dino_core.processing.image_files import UPRIGHT, exif_orientation
+from dino_core.processing.image_files import (
+    DAMAGED,
+    SIDEWAYS,
+    UPRIGHT,
+    ImageFileError,
+    exif_orientation,
+    open_image,
+    read_image_file,
+)
+from dino_core.processing.whole_images import require_all_rows, with_end_marker
 
 UInt8Image = NDArray[np.uint8]
 
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
-_SIGNATURE_BYTES = 12
+_STRIP_PIXELS = 1 << 22  # converted at a time, which bounds the memory of large images
+_DEPTHS = (10, 12, 14, 16)  # bits of the values that cameras put into 16
 
 
 def load_image(path: str | Path) -> UInt8Image:
@@ -42,15 +50,7 @@ def load_image(path: str | Path) -> UInt8Image:
         DataError: the file is missing, unreadable, empty, truncated, too large or not an image.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, expected an image file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return decode_image(data, str(path))
+    return decode_image(read_image_file(path), str(path))
 
 
 def decode_image(data: bytes, where: str) -> UInt8Image:
@@ -63,37 +63,26 @@ def decode_image(data: bytes, where: str) -> UInt8Image:
     Raises:
         DataError: the bytes are empty, damaged, too large an image or not an image.
     """
-    if not data:
-        raise DataError(f"{where}: the file is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of unusual files that it can read
+    try:
+        return _decoded(data, where)
+    except ImageFileError:
+        repaired = with_end_marker(data, where)
+        if repaired is None:
+            raise
+        return _decoded(repaired, where)
+
+
+def _decoded(data: bytes, where: str) -> UInt8Image:
+    with open_image(data, where) as image:
+        image.load()
+        require_all_rows(image, data, where)
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                # Pillow decodes lazily. Here, truncated data raises its error inside of this block.
-                image.load()
-                return to_rgb_array(image)
-        except UnidentifiedImageError:
-            start = data[:_SIGNATURE_BYTES]
-            raise DataError(
-                f"{where}: not an image ({len(data)} bytes, starting with {start!r})",
-                "supported are JPEG, PNG, WebP, BMP, TIFF, GIF and others that Pillow reads",
-            ) from None
-        except Image.DecompressionBombError as error:
-            # Pillow warns above MAX_IMAGE_PIXELS and refuses above twice as many.
-            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            raise DataError(
-                f"{where}: the image has more than {limit:,} pixels", "cut it into smaller images"
-            ) from error
+            return to_rgb_array(image)
+        except ImageFileError:
+            raise
         # From `to_rgb_array`, which does not know the file.
         except DataError as error:
-            raise DataError(f"{where}: {error.message}", error.hint) from error
-        except MemoryError as error:
-            raise DataError(f"{where}: not enough memory to decode the image") from error
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-            raise DataError(
-                f"{where}: the image is damaged or truncated ({error})",
-                "replace or remove the file",
-            ) from error
+            raise ImageFileError(where, error.message, error.hint) from error
 
 
 def to_rgb_array(image: Image.Image | NDArray[np.generic]) -> UInt8Image:
@@ -123,8 +112,8 @@ def to_rgb_array(image: Image.Image | NDArray[np.generic]) -> UInt8Image:
         raise DataError(f"an image array of shape {array.shape} has no pixels")
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
-    elif array.dtype == np.uint16:  # the high byte, as Pillow converts 16-bit RGB
-        array = (array >> 8).astype(np.uint8)
+    elif array.dtype == np.uint16:
+        array = _levels(array).to_eight_bits(array)
     elif array.dtype != np.uint8:
         raise DataError(
             f"an image array holds uint8 values, found {array.dtype}",
@@ -140,17 +129,49 @@ def to_rgb_array(image: Image.Image | NDArray[np.generic]) -> UInt8Image:
 def _pillow_to_rgb(image: Image.Image) -> UInt8Image:
     if 0 in image.size:
         raise DataError(f"an image of {image.width}x{image.height} pixels has no content")
-    # An image with a damaged EXIF block is still an image; it is taken as upright.
-    with contextlib.suppress(ValueError, TypeError, KeyError, SyntaxError, OSError):
-        if exif_orientation(image) != UPRIGHT:  # exif_transpose makes a copy even of upright images
-            image = ImageOps.exif_transpose(image)
+    orientation = UPRIGHT
+    with contextlib.suppress(*DAMAGED):  # An image with a damaged EXIF block is still an image.
+        orientation = exif_orientation(image)
+    image.load()
     # Pillow's own conversion clips these modes at 255, so 16-bit images would become white.
-    if image.mode.startswith(("I", "F")):
-        return to_rgb_array(_to_eight_bits(image))
+    levels = _levels(image) if image.mode.startswith(("I", "F")) else None
+    size_hw = (image.width, image.height) if orientation in SIDEWAYS else image.size[::-1]
+    rgb = np.empty((*size_hw, 3), np.uint8)
+    stored = _as_stored(rgb, orientation)
+    for top, strip in _strips(image):
+        stored[top : top + strip.height] = _strip_to_rgb(strip, levels)
+    return rgb
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The first row and the pixels of each part of an image, so that no copy is as large as all."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _strip_to_rgb(image: Image.Image, levels: _Levels | None) -> UInt8Image:
+    if levels is not None:
+        return to_rgb_array(levels.to_eight_bits(np.asarray(image)))
     # Palette and gray PNGs may name one color as transparent instead of having an alpha channel.
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         return _on_white(image.convert("RGBA"))
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _as_stored(upright: UInt8Image, orientation: int) -> UInt8Image:
+    """A view of upright pixels (H, W, 3) in the order in which a file of that orientation has them.
+
+    The view is written to, so that the pixels are turned without a copy of all.
+    """
+    if orientation in SIDEWAYS:
+        upright = upright.transpose(1, 0, 2)
+    if orientation in (2, 3, 7, 8):
+        upright = upright[:, ::-1]
+    return upright[::-1] if orientation in (3, 4, 6, 7) else upright
 
 
 def _on_white(image: Image.Image) -> UInt8Image:
@@ -162,25 +183,72 @@ def _on_white(image: Image.Image) -> UInt8Image:
     return np.array(Image.alpha_composite(white, image).convert("RGB"))
 
 
-def _to_eight_bits(image: Image.Image) -> UInt8Image:
-    """Convert a grayscale image of 16-bit, 32-bit or float values to uint8; white stays white.
+@dataclass(frozen=True)
+class _Levels:
+    """How values of more than 8 bits become 8: `low` becomes 0, `low` plus `span` becomes 256.
 
-    16-bit values keep their high byte, as in Pillow's conversion of 16-bit RGB. 32-bit integers
-    that fit in 8 or 16 bits are treated as such. Floats in [0, 1] are multiplied by 255. Values of
-    any other range are stretched so that the minimum becomes 0 and the maximum 255.
+    Attributes:
+        low: Is subtracted first.
+        span: How many levels become 256.
+        rounded: Whether `low` plus `span` becomes 255 instead, and values are rounded.
     """
-    if image.mode.startswith("I;16"):
-        return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-    # Float TIFFs of scientific data often mark missing pixels with NaN or infinity.
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 1 and image.mode == "F":
-        return np.rint(values * 255).astype(np.uint8)
-    if low >= 0 and high <= 255:
-        return np.rint(values).astype(np.uint8)
-    if low >= 0 and high <= 65535 and image.mode == "I":
-        return (values.astype(np.uint16) >> 8).astype(np.uint8)
-    return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
+
+    low: float
+    span: float
+    rounded: bool = False
+
+    def to_eight_bits(self, values: NDArray[np.generic]) -> UInt8Image:
+        """The values as uint8."""
+        scaled = _finite(values) - self.low
+        if self.rounded:
+            return np.rint(scaled * (255 / self.span)).astype(np.uint8)
+        return np.minimum(scaled * (256 / self.span), 255).astype(np.uint8)
+
+
+def _levels(image: Image.Image | NDArray[np.generic]) -> _Levels:
+    """How to make a grayscale image of 16-bit, 32-bit or float values one of uint8.
+
+    Floats in [0, 1] are multiplied by 255, and values in 0 to 255 kept. Integers in 16 bits are
+    those of `_levels_of_sixteen_bits`. Values of any other range are stretched so that the minimum
+    becomes 0 and the maximum 255.
+    """
+    is_float = isinstance(image, Image.Image) and image.mode == "F"
+    is_long = isinstance(image, Image.Image) and image.mode == "I"
+    low, high = _extremes(image)
+    if is_float and low >= 0 and high <= 1:
+        return _Levels(0, 1, rounded=True)
+    if (is_float or is_long) and low >= 0 and high <= 255:
+        return _Levels(0, 255, rounded=True)
+    if not is_float and low >= 0 and high <= 65535:
+        return _levels_of_sixteen_bits(low, high)
+    return _Levels(low, high - low, rounded=True)
+
+
+def _extremes(image: Image.Image | NDArray[np.generic]) -> tuple[float, float]:
+    """Least and greatest value; those that are not finite count as 0."""
+    if isinstance(image, np.ndarray):
+        return float(image.min()), float(image.max())
+    strips = (np.asarray(strip) for _, strip in _strips(image))
+    ends = [(float(v.min()), float(v.max())) for v in map(_finite, strips)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _finite(values: NDArray[np.generic]) -> NDArray[np.float64]:
+    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+
+
+def _levels_of_sixteen_bits(low: float, high: float) -> _Levels:
+    """The levels of values in 16 bits, of which cameras often fill only a part.
+
+    An image that uses at least half of 10, 12, 14 or 16 bits keeps its brightness: of 16 bits the
+    high byte, as Pillow converts 16-bit RGB. The values of others, such as the temperatures of
+    thermal cameras, are stretched; they would all be nearly black or one gray.
+    """
+    bits = next(depth for depth in _DEPTHS if high < 2**depth)
+    is_flat = high == low
+    if is_flat or high - low >= 2 ** (bits - 1):
+        return _Levels(0, 2**bits)
+    return _Levels(low, high - low, rounded=True)
 
 
 def resized_size(size_hw: tuple[int, int], config: PreprocessConfig) -> tuple[int, int]:
@@ -200,12 +268,26 @@ def resized_size(size_hw: tuple[int, int], config: PreprocessConfig) -> tuple[in
     if config.rounding == "nearest":
         scale = min(config.short_side / short, config.max_side / long)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-    # The rule of the official code, including its order of rounding.
-    new_short = config.short_side
-    if long / short * new_short > config.max_side:
-        new_short = round(config.max_side * short / long)
+    return published_size(size_hw, config.short_side, config.max_side)
+
+
+def published_size(
+    size_hw: tuple[int, int], short_side: int, max_side: int | None
+) -> tuple[int, int]:
+    """The (height, width) by the rule of the official code, including its order of rounding.
+
+    Args:
+        size_hw: Height and width of the image.
+        short_side: What the short side becomes.
+        max_side: Limit of the long side; None for no limit.
+    """
+    height, width = size_hw
+    short, long = min(height, width), max(height, width)
+    new_short = short_side
+    if max_side is not None and long / short * new_short > max_side:
+        new_short = round(max_side * short / long)
     if new_short < 1:  # so thin that the published rule gives 0, which no network accepts
-        new_short, new_long = 1, config.max_side
+        new_short, new_long = 1, max_side or long
     elif new_short == short:
         new_long = long
     else:

@@ -13,6 +13,7 @@ from PIL import Image
 from dino_core.errors import ConfigError, DataError
 from dino_core.inference.sources import Frame, Sources, open_sources
 from dino_core.inference.video_file import VideoFile
+from dino_core.processing.preprocess import load_image
 
 
 def picture(path: Path, value: int = 100) -> Path:
@@ -358,3 +359,13 @@ def test_nothing_given() -> None:
 def test_a_path_that_cannot_be_one() -> None:
     with pytest.raises(DataError):
         open_sources(["a" * 5000])
+
+
+def test_a_folder_of_heic_files_names_the_remedy(tmp_path: Path) -> None:
+    for name in ("a.HEIC", "b.heic"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match="contains no image or video") as error:
+        open_sources([tmp_path])
+    assert error.value.hint.startswith("it contains 2 HEIC files: convert HEIC to JPEG first")
+    with pytest.raises(DataError, match="an image in HEIC format, which is not read"):
+        load_image(tmp_path / "a.HEIC")

@@ -18,7 +18,7 @@ from dino_core.config import PreprocessConfig
 from dino_core.data.augment.color import ColorJitter
 from dino_core.data.augment.scene import Scene, SizeHW, as_array, crop, flip, pad, resize, select
 from dino_core.errors import ConfigError
-from dino_core.processing.preprocess import resized_size
+from dino_core.processing.preprocess import published_size, resized_size
 
 AugmentKind = Literal["none", "default", "strong", "published"]
 
@@ -162,9 +162,7 @@ class ResizeShortSide:
 
     def final_size(self, size_hw: SizeHW, rng: np.random.Generator) -> SizeHW:
         side = self.sides[int(rng.integers(len(self.sides)))]
-        # Without a limit: no long side can exceed this.
-        limit = self.max_side or side * max(size_hw)
-        return resized_size(size_hw, PreprocessConfig(side, limit))
+        return published_size(size_hw, side, self.max_side)
 
 
 @dataclass(frozen=True)

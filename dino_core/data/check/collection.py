@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from dino_core.processing.image_files import IMAGE_SUFFIXES, upright_size
 
 _RARE_BOXES = 10  # fewer than that of a class are too few to learn it
 _RARE_SHARE = 1 / 50  # of the boxes of the most common class
+_LONG_NAME, _LONGEST_NAME = 7, 60  # letters of a name in which one letter may be a slip
+_SHORTEST_PLURAL = 4
 _LEFT_OUT = (  # images that the reader left out are not "forgotten"
     "wrong-shape", "missing-label", "image-not-listed", "malformed-file", "labels-lost",
-    "malformed-image-entry", "duplicate-id", "missing-split",
+    "malformed-image-entry", "duplicate-id", "missing-split", "ambiguous-image",
 )  # fmt: skip
 
 
@@ -30,6 +33,7 @@ def check_collection(dataset: DatasetIndex, log: FaultLog) -> None:
         _check_unlisted(dataset, log)
     _check_empty(dataset, log)
     _check_classes(dataset, log)
+    _check_class_names(dataset.classes.names, log)
 
 
 def class_counts(dataset: DatasetIndex) -> dict[str, NDArray[np.int64]]:
@@ -113,6 +117,35 @@ def _check_classes(dataset: DatasetIndex, log: FaultLog) -> None:
         elif count < enough:
             total = int(learned.sum())
             log.add("class-imbalance", f"{names[index]}: {count} of {total} boxes in {split}")
+
+
+def _check_class_names(names: Sequence[str], log: FaultLog) -> None:
+    """Record names that differ in case, punctuation, a plural or, if long, in one letter."""
+    keys = {name: re.sub(r"[\W_]", "", name.casefold()) for name in names if name}
+    by_key: dict[str, list[str]] = {}
+    for name, key in keys.items():
+        if not key:
+            continue
+        near = {key, *_without_one(key)}
+        if len(key) >= _SHORTEST_PLURAL:
+            near |= {key.removesuffix("s"), key.removesuffix("es")}
+        first = next((by_key[k][0] for k in sorted(near) if k in by_key), None)
+        if first is not None and _may_be_one(key, keys[first]):
+            log.add("similar-classes", f"{first} and {name}")
+        for k in near:
+            by_key.setdefault(k, []).append(name)
+
+
+def _without_one(key: str) -> list[str]:
+    """A long word without each of its letters: two that share one differ in one letter."""
+    if len(key) < _LONG_NAME or len(key) > _LONGEST_NAME:
+        return []
+    return [key[:i] + key[i + 1 :] for i in range(len(key))]
+
+
+def _may_be_one(key: str, other: str) -> bool:
+    """Names that end in or hold other numbers ("lane1", "lane2") are meant to differ."""
+    return re.findall(r"\d+", key) == re.findall(r"\d+", other)
 
 
 def _elsewhere(counts: Mapping[str, NDArray[np.int64]], split: str, index: int) -> str:

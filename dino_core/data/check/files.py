@@ -43,7 +43,10 @@ def _check_single(dataset: DatasetIndex, facts: Sequence[ImageFacts], log: Fault
     for one in facts:
         if one.problem:
             log.add(one.problem, f"{one.path}: {one.reason}", (one.path,))
-        elif one.orientation in _TURNS:
+            continue
+        if one.remark:
+            log.add(one.remark, str(one.path), (one.path,))
+        if one.orientation in _TURNS:
             record = record_of[one.path]
             turn = f"stored {_TURNS[one.orientation]} (orientation {one.orientation})"
             boxes = marked_boxes(record, dataset.classes.names)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino_core.data.faults import KINDS, SEVERITIES, Fault, Severity, message_of
+from dino_core.data.fault_kinds import KINDS, SEVERITIES, Severity
+from dino_core.data.faults import Fault, message_of
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ faster and still reads all of the file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import multiprocessing
 import signal
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,16 +18,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dino_core.data.check.similar import HASHED_SIDE, perceptual_hash, thumbnail
 from dino_core.errors import DataError
-from dino_core.processing.image_files import DAMAGED, UPRIGHT, exif_orientation
+from dino_core.processing.image_files import (
+    DAMAGED,
+    UPRIGHT,
+    ImageFileError,
+    exif_orientation,
+    open_image,
+    read_image_file,
+)
 from dino_core.processing.preprocess import to_rgb_array
+from dino_core.processing.whole_images import JPEG_END, require_all_rows, with_end_marker
 
 # Large enough that sending a task costs little, small enough that progress is seen.
 _FILES_A_TASK = 16
-_JPEG_END = b"\xff\xd9"
 _ZEROS = 64  # that many at the end of a JPEG without its end mark: a copy that stopped
 
 
@@ -40,6 +46,7 @@ class ImageFacts:
         path: The file.
         problem: "unreadable-image", "truncated-image" or "" for neither.
         reason: What the decoder says about the problem.
+        remark: "no-end-marker" for a JPEG that lacks only that, else "".
         orientation: EXIF orientation, 1 for upright.
         digest: Fingerprint of the bytes; empty where they cannot be read.
         phash: Perceptual hash; None for blank or unreadable images.
@@ -49,6 +56,7 @@ class ImageFacts:
     path: Path
     problem: str = ""
     reason: str = ""
+    remark: str = ""
     orientation: int = UPRIGHT
     digest: bytes = b""
     phash: int | None = None
@@ -58,27 +66,21 @@ class ImageFacts:
 def examine(path: Path) -> ImageFacts:
     """Read and decode one image file."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        return ImageFacts(path, "unreadable-image", error.strerror or str(error))
+        data = read_image_file(path)
+    except DataError as error:
+        return ImageFacts(path, "unreadable-image", _reason_of(error))
     # 16 bytes are enough that two different files practically never share one.
     digest = hashlib.blake2b(data, digest_size=16).digest()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd but readable files
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                # MPO is the format of phones that store several JPEGs in one file.
-                is_jpeg = image.format in ("JPEG", "MPO")
-                orientation = exif_orientation(image)
-                # Twice the side, so that the final resize still averages over several pixels.
-                picture = reduced(image, 2 * HASHED_SIDE)
-        except UnidentifiedImageError:
-            reason = "not an image" if data else "the file is empty"
-            return ImageFacts(path, "unreadable-image", reason, digest=digest)
-        except (*DAMAGED, DataError) as error:
-            kind = "truncated-image" if _means_truncation(error) else "unreadable-image"
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return ImageFacts(path, kind, reason, digest=digest)
+    try:
+        picture, orientation, is_jpeg = _decoded(data)
+        remark = ""
+    except DataError as error:
+        repaired = with_end_marker(data, "")
+        if repaired is None:
+            problem = error.problem if isinstance(error, ImageFileError) else "unreadable-image"
+            return ImageFacts(path, problem, _reason_of(error), digest=digest)
+        picture, orientation, is_jpeg = _decoded(repaired)
+        remark = "no-end-marker"
     # libjpeg fills up what is missing with gray and reports nothing, so an interrupted copy that
     # left zeros can only be seen in the bytes.
     if is_jpeg and data.endswith(bytes(_ZEROS)) and not _has_end(data):
@@ -88,11 +90,30 @@ def examine(path: Path) -> ImageFacts:
     hashed = np.asarray(picture.resize(side, Image.Resampling.BILINEAR, reducing_gap=3.0))
     return ImageFacts(
         path,
+        remark=remark,
         orientation=orientation,
         digest=digest,
         phash=perceptual_hash(hashed),
         small=thumbnail(hashed),
     )
+
+
+def _decoded(data: bytes) -> tuple[Image.Image, int, bool]:
+    """The picture, its EXIF orientation, and whether the file is a JPEG."""
+    with open_image(data) as image:
+        # MPO is the format of phones that store several JPEGs in one file.
+        is_jpeg = image.format in ("JPEG", "MPO")
+        orientation = UPRIGHT
+        with contextlib.suppress(*DAMAGED):
+            orientation = exif_orientation(image)
+        # Twice the side, so that the final resize still averages over several pixels.
+        picture = reduced(image, 2 * HASHED_SIDE)
+        require_all_rows(image, data, "")
+        return picture, orientation, is_jpeg
+
+
+def _reason_of(error: DataError) -> str:
+    return error.reason if isinstance(error, ImageFileError) else error.message
 
 
 def reduced(image: Image.Image, side: int) -> Image.Image:
@@ -108,14 +129,9 @@ def reduced(image: Image.Image, side: int) -> Image.Image:
     return Image.fromarray(to_rgb_array(image))
 
 
-def _means_truncation(error: BaseException) -> bool:
-    words = str(error).lower()
-    return isinstance(error, EOFError) or "truncated" in words or "incomplete" in words
-
-
 def _has_end(data: bytes) -> bool:
     """Whether a JPEG that ends in zeros has its end mark just before them."""
-    return data.rstrip(b"\0").endswith(_JPEG_END)
+    return data.rstrip(b"\0").endswith(JPEG_END)
 
 
 def examine_all(paths: Sequence[Path], workers: int = 0) -> Iterator[ImageFacts]:

@@ -6,17 +6,15 @@ import base64
 import html
 import io
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from dino_core.data.check.findings import CheckReport, Finding
 from dino_core.data.check.images import reduced
-from dino_core.data.faults import SEVERITIES, Fault, MarkedBox, Severity
+from dino_core.data.fault_kinds import SEVERITIES, Severity
+from dino_core.data.faults import Fault, MarkedBox
 from dino_core.errors import DataError
-from dino_core.processing.image_files import DAMAGED, upright_size
+from dino_core.processing.image_files import open_image, upright_size
 
 _PICTURES_PER_KIND = 12
 _COPIES_SHOWN = 3  # of a group of equal images
@@ -146,13 +144,11 @@ def _picture(path: Path, boxes: Sequence[MarkedBox]) -> str:
 
 def _thumbnail(path: Path) -> str | None:
     """The upright image, small, as base64 of a JPEG; None where it cannot be decoded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(path) as image:
-                picture = reduced(image, _PICTURE_SIDE)
-        except (*DAMAGED, DataError):
-            return None
+    try:
+        with open_image(path) as image:
+            picture = reduced(image, _PICTURE_SIDE)
+    except DataError:
+        return None
     picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_core.data.faults import FaultLog
+from dino_core.data.formats.coco_boxes import with_boxes
 from dino_core.data.formats.coco_files import CocoFiles
 from dino_core.data.formats.coco_json import (
     CocoFile,
@@ -23,10 +24,12 @@ from dino_core.data.formats.labeled import LabeledImage, read_images
 from dino_core.data.formats.layout import image_folders
 from dino_core.data.formats.losses import lost_flags
 from dino_core.data.formats.record import LabeledBox
+from dino_core.data.formats.values import LARGEST, clean, is_true, whole_number
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 from dino_core.files import write_text
+from dino_core.limits import shown
 
 _DIGITS = 5  # after the point, in written boxes
 _KNOWN = {
@@ -113,7 +116,7 @@ def _categories(source: CocoFile, log: FaultLog) -> Iterator[tuple[int, str, str
     for where, category in source.entries("categories"):
         try:
             category_id = integer(get(category, "id", where), "id", where)
-            name = str(get(category, "name", where)).strip()
+            name = clean(str(get(category, "name", where))).strip()
         except DataError as error:
             log.add_error("malformed-class", error)
             continue
@@ -123,8 +126,12 @@ def _categories(source: CocoFile, log: FaultLog) -> Iterator[tuple[int, str, str
             place = place.rpartition(": ")[2]
             log.add("malformed-class", f"{where}: the id {category_id} is that of {place} too")
     for category_id, (name, where) in found.items():
-        if category_id not in ambiguous:
-            yield category_id, name, where
+        if category_id in ambiguous:
+            continue
+        if not name:
+            name = f"class_{category_id}"
+            log.add("class-unnamed", f"{where}: it is called {name}")
+        yield category_id, name, where
     if not source.lists["categories"]:
         log.add("malformed-class", f"{source.file}: 'categories' is empty")
 
@@ -152,7 +159,8 @@ def _read_split(
     images = _read_images(source, log)
     lost: Counter[int] = Counter()
     boxes = _read_boxes(source, images.keys(), classes, lost, log)
-    found = (replace(image, boxes=boxes.get(i, ()), lost=lost[i]) for i, image in images.items())
+    counted = (replace(image, lost=lost[i]) for i, image in images.items())
+    found = with_boxes(counted, boxes, source.file, log)
     return read_images(found, folders, source.file, log)
 
 
@@ -166,7 +174,8 @@ def _read_images(source: CocoFile, log: FaultLog) -> dict[int, LabeledImage]:
     for where, entry in source.entries("images"):
         try:
             image_id = source.image_id(entry, "id", where)
-            name = str(get(entry, "file_name", where))
+            key = "file_name" if "file_name" in entry or "coco_url" not in entry else "coco_url"
+            name = clean(str(get(entry, key, where)))  # LVIS has addresses only
         except DataError as error:
             log.add_error("malformed-image-entry", error)
             continue
@@ -189,7 +198,7 @@ def _stated_size(image: Mapping[str, Any], where: str) -> tuple[int, int] | None
         return None
     width = integer(image["width"], "width", where)
     height = integer(image["height"], "height", where)
-    if width < 1 or height < 1:
+    if min(width, height) < 1 or max(width, height) > LARGEST:
         raise DataError(f"{where}: size {width}x{height}, expected at least one pixel")
     return (width, height)
 
@@ -204,19 +213,19 @@ def _read_boxes(
     index_of_id = classes.index_of_id
     known = ", ".join(map(str, classes.source_ids[:20]))
     boxes: dict[int, list[LabeledBox]] = {}
-    seen: set[int] = set()
+    seen: set[str] = set()
     for where, entry in source.entries("annotations"):
         image_id: int | None = None
         try:
             if "id" in entry:
-                annotation_id = integer(entry["id"], "id", where)
+                annotation_id = _annotation_id(entry["id"])
                 where = f"{where} (id {annotation_id})"
                 if annotation_id in seen:
                     log.add("duplicate-annotation-id", where)
                 seen.add(annotation_id)
             image_id = source.image_id(entry, "image_id", where)
             if image_id not in image_ids:
-                place = f"{where}: image_id {entry['image_id']!r:.60} is not among the images"
+                place = f"{where}: image_id {shown(entry['image_id'])} is not among the images"
                 log.add("label-without-image", place)
                 continue
             category_id = integer(get(entry, "category_id", where), "category_id", where)
@@ -235,13 +244,19 @@ def _read_boxes(
     return boxes
 
 
+def _annotation_id(value: object) -> str:
+    """The id of an annotation, for places and to find twins: a number or, from some tools, text."""
+    found = whole_number(value)
+    return clean(shown(value).strip("'")) if found is None else str(found)
+
+
 def _read_box(entry: Mapping[str, Any], where: str, class_index: int) -> LabeledBox:
     x, y, w, h = read_bbox(entry, where)
     return LabeledBox(
         place=where,
         xyxy=(x, y, x + w, y + h),
         class_index=class_index,
-        is_crowd=bool(entry.get("iscrowd", 0)),
+        is_crowd=is_true(entry.get("iscrowd", 0)),
         area=read_area(entry.get("area"), where),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_core.data.formats.layout import ROBOFLOW_FILE, find_annotations, root_of, split_of
+from dino_core.data.formats.values import start_of
 
 COCO_LAYOUT = (
     "annotations/instances_{train,val}.json with images/{train,val}/ or images/, "
@@ -39,16 +40,14 @@ def find_coco(path: Path) -> CocoFiles | None:
 
 def _coco_files(files: Sequence[Path]) -> Sequence[Path]:
     instances = [file for file in files if file.stem.startswith("instances_")]
-    return instances or [file for file in files if _looks_like_coco(file)]
+    return instances or [file for file in files if looks_like_coco(file)]
 
 
-def _looks_like_coco(file: Path) -> bool:
+def looks_like_coco(file: Path) -> bool:
     """Whether a json file holds COCO's images, by its start; a long one may go on to have them."""
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(_START)
-    except OSError:
-        return True  # let the reader say what is wrong
+    start = start_of(file, _START)
+    if start is None:
+        return True
     keys = [b'"images"']
     if len(start) == _START:
         keys += [b'"annotations"', b'"categories"', b'"info"']

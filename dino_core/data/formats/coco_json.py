@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dino_core.data.faults import FaultLog
+from dino_core.data.formats.coco_outlines import box_of_segmentation
 from dino_core.data.formats.json_file import load_json
+from dino_core.data.formats.values import LARGEST, listed, number, whole_number
 from dino_core.errors import DataError
+from dino_core.limits import shown
 
 _KINDS = {
     "images": "malformed-image-entry",
@@ -58,7 +61,7 @@ class CocoFile:
         for name, entries in lists.items():
             for i, entry in enumerate(entries):
                 if not isinstance(entry, dict):
-                    place = f"{file}: {name}[{i}] is {entry!r:.60}, expected an object"
+                    place = f"{file}: {name}[{i}] is {shown(entry)}, expected an object"
                     log.add(_KINDS[name], place)
         found = cls(file, lists, {})
         return replace(found, numbers=_numbers([e for _, e in found.entries("images")]))
@@ -90,15 +93,14 @@ def _numbers(images: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _is_integer(text: str) -> bool:
-    return text.strip().lstrip("-").isdigit()
+    return whole_number(text) is not None
 
 
 def _list_of(file: Path, data: Mapping[str, Any], name: str) -> list[Any]:
     """A list of a COCO file; DataError where it is missing or no list."""
     if name not in data:
-        found = ", ".join(map(str, data)) or "nothing"
         raise DataError(
-            f"{file}: the key '{name}' is missing, found {found:.200}",
+            f"{file}: the key '{name}' is missing, found {listed(data)}",
             "a COCO file has images, annotations and categories",
         )
     entries = data[name]
@@ -109,60 +111,43 @@ def _list_of(file: Path, data: Mapping[str, Any], name: str) -> list[Any]:
 
 def get(entry: Mapping[str, Any], key: str, where: str) -> Any:
     if key not in entry:
-        raise DataError(f"{where}: the key '{key}' is missing, found {', '.join(entry)}")
+        raise DataError(f"{where}: the key '{key}' is missing, found {listed(entry)}")
     return entry[key]
 
 
 def integer(value: Any, what: str, where: str) -> int:
     """`value` as an integer; whole floats and digits in quotes are taken."""
-    if isinstance(value, str) and _is_integer(value):
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    # JSON's true is an int in Python.
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise DataError(f"{where}: {what} is {value!r:.60}, expected an integer")
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    found = whole_number(value)  # JSON's true is an int in Python, and none here.
+    if found is None:
+        raise DataError(f"{where}: {what} is {shown(value)}, expected an integer")
+    return found
 
 
 def read_bbox(entry: Mapping[str, Any], where: str) -> tuple[float, float, float, float]:
     """The box x, y, w, h of an annotation: its bbox, else the box around its outlines."""
     # Some exporters write segmentations only, or an empty list as the box.
     if not entry.get("bbox"):
-        outlined = _box_of_outlines(entry.get("segmentation"))
+        outlined = box_of_segmentation(entry.get("segmentation"))
         if outlined is not None:
             return outlined
     value = get(entry, "bbox", where)
-    try:
-        numbers = [float(number) for number in value if not isinstance(number, bool)]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != 4 or len(value) != 4:
-        raise DataError(f"{where}: bbox is {value!r:.80}, expected four numbers [x, y, w, h]")
-    if not all(map(math.isfinite, numbers)):
-        raise DataError(f"{where}: bbox is {value!r:.80}, its numbers must be finite")
-    x, y, w, h = numbers
+    numbers = [number(each) for each in value] if isinstance(value, list) else []
+    found = [each for each in numbers if each is not None]
+    if len(numbers) != 4 or len(found) != 4:
+        raise DataError(
+            f"{where}: bbox is {shown(value)}, expected four numbers of pixels [x, y, w, h]"
+        )
+    x, y, w, h = found
     return x, y, w, h
-
-
-def _box_of_outlines(outlines: Any) -> tuple[float, float, float, float] | None:
-    """The box around polygons [[x, y, x, y, ...], ...]; None where these are none."""
-    if not isinstance(outlines, list) or not all(isinstance(line, list) for line in outlines):
-        return None
-    numbers = [number for line in outlines for number in line]
-    if not numbers or any(len(line) % 2 for line in outlines) or not all(map(_is_number, numbers)):
-        return None
-    xs, ys = ([n for line in outlines for n in line[start::2]] for start in (0, 1))
-    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
 def read_area(value: Any, where: str) -> float | None:
     if value is None:
         return None
-    if not _is_number(value) or not math.isfinite(value) or value < 0:
-        raise DataError(f"{where}: area is {value!r:.60}, expected a number >= 0")
-    return float(value)
+    try:
+        area = float(value) if isinstance(value, (int, float, str)) else math.nan
+    except (ValueError, OverflowError):
+        area = math.nan
+    if isinstance(value, bool) or not 0 <= area <= LARGEST**2:
+        raise DataError(f"{where}: area is {shown(value)}, expected a number >= 0")
+    return area

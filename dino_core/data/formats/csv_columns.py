@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Literal
+
+from dino_core.data.formats.values import number
+from dino_core.processing.image_files import IMAGE_SUFFIXES
 
 _DELIMITERS = ",;\t|"
 BoxLayout = Literal["corners", "start and size", "center and size"]
@@ -28,16 +31,19 @@ _CORNERS = (
     ("xmax", "x2", "right"),
     ("ymax", "y2", "bottom"),
 )
+_CORNERS_FROM_ZERO = (("x0",), ("y0",), ("x1",), ("y1",))  # "x1" is the left one elsewhere
 _START = (("x", "bboxx", *_CORNERS[0]), ("y", "bboxy", *_CORNERS[1]))
 _CENTER = (("xcenter", "xcentre", "centerx", "cx"), ("ycenter", "ycentre", "centery", "cy"))
 _EXTENT = (("w", "bboxw", "bboxwidth", "boxwidth"), ("h", "bboxh", "bboxheight", "boxheight"))
 _SIZE = (("width", "imagewidth", "imgwidth"), ("height", "imageheight", "imgheight"))
 _SPLIT = ("split", "subset", "set", "partition")
+_CROWD = ("isgroupof", "iscrowd", "crowd")  # Open Images' and COCO's word for it
 _WHOLE_BOX = ("bbox", "box", "boundingbox")  # "[x, y, w, h]" in one field
 
 # In this order: "width" is the image's where the box has columns of its own for its extent.
 _BOXES: tuple[tuple[BoxLayout, tuple[tuple[str, ...], ...]], ...] = (
     ("corners", _CORNERS),
+    ("corners", _CORNERS_FROM_ZERO),
     ("center and size", (*_CENTER, *_EXTENT)),
     ("start and size", (*_START, *_EXTENT)),
     ("center and size", (*_CENTER, *_SIZE)),
@@ -59,6 +65,7 @@ class Columns:
         box_layout: What the four numbers of a box are.
         size: Width and height of the image; None where the table does not state them.
         split: The split; None where the table has no such column.
+        crowd: Whether the box is of a group; None where the table has no such column.
     """
 
     names: tuple[str, ...]
@@ -69,11 +76,12 @@ class Columns:
     box_layout: BoxLayout
     size: tuple[int, int] | None = None
     split: int | None = None
+    crowd: int | None = None
 
     @cached_property
     def read(self) -> frozenset[int]:
         """The fields that are read."""
-        read = (self.image, self.label, *self.box, *(self.size or ()), self.split)
+        read = (self.image, self.label, *self.box, *(self.size or ()), self.split, self.crowd)
         return frozenset(field for field in read if field is not None)
 
     def name_of(self, field: int) -> str:
@@ -81,10 +89,11 @@ class Columns:
         return self.names[field] if self.names else f"field {field + 1}"
 
 
-# Tables without header: RetinaNet's, the same with the class second, makesense.ai's, AutoML's.
-# Tools that write no header are recognized by which fields hold numbers.
+# Tables without header: RetinaNet's, the same with the class second, SKU-110K's, makesense.ai's,
+# AutoML's. Tools that write no header are recognized by which fields hold numbers.
 _CLASS_LAST = Columns((), 6, 0, 5, (1, 2, 3, 4), "corners")
 _CLASS_SECOND = Columns((), 6, 0, 1, (2, 3, 4, 5), "corners")
+_SIZE_LAST = Columns((), 8, 0, 5, (1, 2, 3, 4), "corners", (6, 7))
 _CLASS_FIRST = Columns((), 8, 5, 0, (1, 2, 3, 4), "start and size", (6, 7))
 _SPLIT_FIRST = Columns((), 11, 1, 2, (3, 4, 7, 8), "corners", split=0)
 
@@ -133,6 +142,7 @@ def columns_of(first: Sequence[str]) -> Columns | None:
         # "width" and "height" cannot be the box's and the image's at the same time.
         size=None if size is None or set(size) & set(box) else (size[0], size[1]),
         split=_column(column_of, _SPLIT),
+        crowd=_column(column_of, _CROWD),
     )
 
 
@@ -158,6 +168,10 @@ def _all_columns(
     return found if len(found) == len(columns) else None
 
 
+def _is_image_name(text: str) -> bool:
+    return PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES
+
+
 def _without_header(first: Sequence[str]) -> Columns | None:
     """The columns of a table whose first line is already a row of an image, a box and its class."""
     numbers = [i for i, text in enumerate(first) if number(text) is not None]
@@ -167,15 +181,5 @@ def _without_header(first: Sequence[str]) -> Columns | None:
             return _CLASS_LAST
         return _CLASS_SECOND if set(_CLASS_SECOND.box) <= set(numbers) else None
     if len(first) == 8 and numbers == [1, 2, 3, 4, 6, 7]:
-        return _CLASS_FIRST
+        return _SIZE_LAST if _is_image_name(first[0]) else _CLASS_FIRST
     return _SPLIT_FIRST if len(first) == 11 and numbers == [3, 4, 7, 8] else None
-
-
-def number(text: str) -> float | None:
-    """The finite number that a field holds; None where it holds something else."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    # float() accepts "nan" and "inf", which are also possible class names.
-    return value if math.isfinite(value) else None

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_core.data.faults import FaultLog
-from dino_core.data.formats.csv_columns import Columns, columns_of, number, split_line
+from dino_core.data.formats.csv_columns import Columns, columns_of, split_line
 from dino_core.data.formats.layout import ROBOFLOW_CSV, find_annotations, split_in, split_of
+from dino_core.data.formats.values import is_true, number, read_text, start_of
 from dino_core.errors import DataError
 
 CSV_LAYOUT = (
@@ -39,10 +40,11 @@ class CsvRow:
     Attributes:
         place: File and line.
         image: The image's file name, as stated.
-        label: The class; empty where there is no box.
+        label: The class; where there is no box, empty or what the row says about the image.
         xyxy: Corners, in pixels or, as the whole table, in fractions of the image's size.
         stated_wh: Width and height of the image; None where they are not stated.
         split: The row's own split; None where it states none.
+        is_crowd: Whether the box is drawn around a group.
     """
 
     place: str
@@ -51,6 +53,7 @@ class CsvRow:
     xyxy: tuple[float, float, float, float] | None
     stated_wh: tuple[int, int] | None
     split: str | None
+    is_crowd: bool = False
     lost: bool = False
 
 
@@ -92,11 +95,10 @@ def _tables_of_boxes(files: Sequence[Path]) -> Sequence[Path]:
 
 
 def _holds_boxes(file: Path) -> bool:
-    try:
-        with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-            _, first = split_line(stream.readline(4096))
-    except OSError:
-        return True  # The reader reports what is wrong with the file.
+    start = start_of(file, 4096)
+    if start is None:
+        return True
+    _, first = split_line(start.decode("utf-8-sig", "replace").partition("\n")[0])
     return columns_of(first) is not None
 
 
@@ -112,12 +114,7 @@ def read_table(file: Path, log: FaultLog) -> CsvTable:
     Raises:
         DataError: the file cannot be read as text, or its columns are unknown.
     """
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: cannot be read as text ({error})", "save it as UTF-8") from error
+    text = read_text(file)
     delimiter, first = split_line(text.partition("\n")[0])
     columns = columns_of(first)
     if columns is None:
@@ -206,7 +203,8 @@ def _read_row(fields: Sequence[str], columns: Columns, place: str, log: FaultLog
     except DataError as error:
         log.add_error("malformed-size", error)
         stated_wh = None
-    return CsvRow(place, image, label, xyxy, stated_wh, split, lost)
+    is_crowd = columns.crowd is not None and is_true(fields[columns.crowd])
+    return CsvRow(place, image, label, xyxy, stated_wh, split, is_crowd, lost)
 
 
 def _read_split(fields: Sequence[str], columns: Columns, place: str) -> str | None:
@@ -229,11 +227,6 @@ def _read_label(
     label = fields[columns.label]
     if xyxy is not None and not label:
         raise DataError(f"{place}: the box has no class", "every box needs its class")
-    if xyxy is None and label:
-        raise DataError(
-            f"{place}: the class is '{label:.40}', but the box is empty",
-            "leave the class empty too for an image without boxes",
-        )
     return label, xyxy
 
 

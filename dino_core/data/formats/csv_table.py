@@ -33,6 +33,7 @@ from dino_core.data.formats.losses import (
     require_boxes,
 )
 from dino_core.data.formats.record import LabeledBox
+from dino_core.data.formats.values import in_class_order
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -44,15 +45,18 @@ _HEADER = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax
 def read_csv(files: CsvFiles) -> DatasetIndex:
     """Read a CSV data set.
 
-    Classes are the names found, sorted; none where no box can be read. A row with an empty box is
-    an image without boxes. Images are numbered from 1 in the order of their first rows. The split
-    is that of the row, else of the table's name or folder, else "train". What cannot be used
-    (tables, rows, sizes, images) is left out and recorded in the faults.
+    Classes are the names of boxes, sorted (as numbers where all are); none where no box can be
+    read. A row with an empty box is an image without boxes. Images are numbered from 1 in the order
+    of their first rows. The split is that of the row, else of the table's name or folder, else
+    "train". What cannot be used (tables, rows, sizes, images) is left out and recorded in the
+    faults.
     """
     log = FaultLog()
     tables = _read_tables(files, log)
-    names = sorted({row.label for table in tables.values() for row in table.rows if row.label})
+    rows = [row for table in tables.values() for row in table.rows]
+    names = in_class_order({row.label for row in rows if row.xyxy is not None})
     index_of = {name: i for i, name in enumerate(names)}
+    _log_without_box(rows, index_of, log)
     root = files.root if files.root.is_dir() else root_of(files.root)
     splits: dict[str, tuple[ImageRecord, ...]] = {}
     for split in SPLIT_NAMES:
@@ -99,6 +103,17 @@ def _read_tables(files: CsvFiles, log: FaultLog) -> dict[str, CsvTable]:
     return tables
 
 
+def _log_without_box(rows: Iterable[CsvRow], index_of: Mapping[str, int], log: FaultLog) -> None:
+    """Record rows with a class and no box: a mistake, unless the class never has one.
+
+    Medical sets have a class for nothing found ("No finding"), which is no object.
+    """
+    for row in rows:
+        if row.xyxy is None and row.label:
+            place = f"{row.place}: the class is '{row.label:.40}', but the box is empty"
+            log.add("malformed-label" if row.label in index_of else "class-without-box", place)
+
+
 def _images_of(
     split: str, tables: Mapping[str, CsvTable]
 ) -> list[tuple[CsvTable, list[list[CsvRow]]]]:
@@ -123,10 +138,13 @@ def _labeled(
 ) -> LabeledImage:
     first = rows[0]
     boxes = [
-        LabeledBox(row.place, row.xyxy, index_of[row.label]) for row in rows if row.xyxy is not None
+        LabeledBox(row.place, row.xyxy, index_of[row.label], row.is_crowd)
+        for row in rows
+        if row.xyxy is not None
     ]
     stated_wh = _stated_size(rows, log)
-    lost = sum(row.lost for row in rows)
+    # A class that has boxes elsewhere is an object here too, whose place is lost.
+    lost = sum(row.lost or (row.xyxy is None and row.label in index_of) for row in rows)
     names = (first.image,)
     return LabeledImage(image_id, names, first.place, stated_wh, boxes, in_fractions, lost)
 

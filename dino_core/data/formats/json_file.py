@@ -6,19 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dino_core.data.formats.values import read_bytes
 from dino_core.errors import DataError
 
 
 def load_json(file: Path) -> Any:
     """The content of a file. Raises DataError where it cannot be read or is not valid JSON."""
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+        return json.loads(read_bytes(file).decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{file} line {error.lineno}: not valid JSON ({error.msg})",
             "the file may be truncated; write or download it again",
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON ({error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not valid JSON ({error})", "save it as UTF-8") from error
+    except RecursionError as error:
+        raise DataError(f"{file}: not usable JSON (nested too deeply)") from error
+    except ValueError as error:  # Python converts integers of up to 4,300 digits.
+        raise DataError(f"{file}: not usable JSON (a number has thousands of digits)") from error

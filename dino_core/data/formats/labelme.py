@@ -17,7 +17,7 @@ from dino_core.data.faults import FaultLog
 from dino_core.data.formats.images import copy_images, number_text, unique_names, with_suffixes
 from dino_core.data.formats.json_file import load_json
 from dino_core.data.formats.labeled import LabeledImage, read_images
-from dino_core.data.formats.layout import folders_by_split, image_folders
+from dino_core.data.formats.layout import files_in, folders_by_split, image_folders
 from dino_core.data.formats.losses import (
     lost_areas,
     lost_class_ids,
@@ -26,10 +26,20 @@ from dino_core.data.formats.losses import (
     require_boxes,
 )
 from dino_core.data.formats.record import LabeledBox
+from dino_core.data.formats.values import (
+    LARGEST,
+    clean,
+    in_class_order,
+    is_true,
+    number,
+    start_of,
+    whole_number,
+)
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
 from dino_core.files import write_text
+from dino_core.limits import shown
 
 LABELME_LAYOUT = "a .json of labelme for each image, beside it or in a folder of labels"
 _KEYS = (b'"shapes"', b'"imagePath"', b'"imageData"')
@@ -77,7 +87,7 @@ def find_labelme(path: Path) -> LabelmeFiles | None:
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
+    return files_in(folder, (".json",))
 
 
 def _holds_labelme(folder: Path) -> bool:
@@ -86,10 +96,8 @@ def _holds_labelme(folder: Path) -> bool:
 
 def _looks_like_labelme(file: Path) -> bool:
     """Whether a file starts as labelme's do; the picture inside it may hide the shapes."""
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(_START)
-    except OSError:
+    start = start_of(file, _START)
+    if start is None:
         return False
     return sum(key in start for key in _KEYS) >= 2 or (_KEYS[0] in start and len(start) == _START)
 
@@ -103,7 +111,8 @@ def read_labelme(files: LabelmeFiles) -> DatasetIndex:
     """
     log = FaultLog()
     read = {split: list(_read_files(members, log)) for split, members in files.splits.items()}
-    names = sorted({s.label for split in read.values() for each in split for s in each.shapes})
+    found = {s.label for split in read.values() for each in split for s in each.shapes}
+    names = in_class_order(found)
     index_of = {name: i for i, name in enumerate(names)}
     splits = {}
     for split, members in read.items():
@@ -127,7 +136,7 @@ def _read_files(files: Sequence[Path], log: FaultLog) -> Iterator[_Labels]:
             log.add_error("malformed-file", error)
             continue
         stated = data.get("imagePath")
-        image = stated.replace("\\", "/") if isinstance(stated, str) else ""
+        image = clean(stated).replace("\\", "/") if isinstance(stated, str) else ""
         read = list(_read_shapes(file, data["shapes"], log))
         lost = len(data["shapes"]) - len(read)
         shapes = tuple(_joined(read, log))
@@ -135,11 +144,12 @@ def _read_files(files: Sequence[Path], log: FaultLog) -> Iterator[_Labels]:
 
 
 def _stated_size(file: Path, data: Mapping[str, Any], log: FaultLog) -> tuple[int, int] | None:
-    width, height = data.get("imageWidth"), data.get("imageHeight")
-    if width is None or height is None:
+    stated = data.get("imageWidth"), data.get("imageHeight")
+    if None in stated:
         return None
-    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
-        log.add("malformed-size", f"{file}: imageWidth {width!r:.40}, imageHeight {height!r:.40}")
+    width, height = map(whole_number, stated)
+    if not width or not height or min(width, height) < 0 or max(width, height) > LARGEST:
+        log.add("malformed-size", f"{file}: imageWidth and imageHeight are {shown(stated)}")
         return None
     return width, height
 
@@ -150,10 +160,10 @@ def _read_shapes(file: Path, shapes: Sequence[Any], log: FaultLog) -> Iterator[t
         place = f"{file}: shapes[{i}]"
         try:
             if not isinstance(shape, dict):
-                raise DataError(f"{place} is {shape!r:.60}, expected an object")
+                raise DataError(f"{place} is {shown(shape)}, expected an object")
             label = shape.get("label")
             if not isinstance(label, str) or not label.strip():
-                raise DataError(f"{place}: the label is {label!r:.60}, expected a class name")
+                raise DataError(f"{place}: the label is {shown(label)}, expected a class name")
             kind = shape.get("shape_type", "polygon")
             box = _box_around(kind, _points(shape.get("points"), place), place)
         except DataError as error:
@@ -162,17 +172,19 @@ def _read_shapes(file: Path, shapes: Sequence[Any], log: FaultLog) -> Iterator[t
         if kind != "rectangle":
             log.add("outline-label", f"{place}: {kind}")
         flags = shape.get("flags")
-        marked = {str(k) for k, v in flags.items() if v} if isinstance(flags, dict) else set()
-        yield shape.get("group_id"), _Shape(place, label.strip(), box, frozenset(marked))
+        flags = flags if isinstance(flags, dict) else {}
+        marked = {clean(name) for name, value in flags.items() if is_true(value)}
+        yield shape.get("group_id"), _Shape(place, clean(label).strip(), box, frozenset(marked))
 
 
 def _points(value: Any, place: str) -> list[tuple[float, float]]:
     try:
-        points = [(float(x), float(y)) for x, y in value]
+        pairs = [(number(x), number(y)) for x, y in value]
     except (TypeError, ValueError):
-        raise DataError(f"{place}: points are {value!r:.80}, expected [[x, y], ...]") from None
-    if not points or not all(math.isfinite(v) for point in points for v in point):
-        raise DataError(f"{place}: points are {value!r:.80}, expected finite numbers")
+        raise DataError(f"{place}: points are {shown(value)}, expected [[x, y], ...]") from None
+    points = [(x, y) for x, y in pairs if x is not None and y is not None]
+    if not points or len(points) < len(pairs):
+        raise DataError(f"{place}: points are {shown(value)}, expected numbers of pixels")
     return points
 
 
@@ -185,9 +197,10 @@ def _box_around(
         radius = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
         return xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius
     least = {"rectangle": 2, "mask": 2, "polygon": 3, "oriented_rectangle": 4, "rotation": 4}
-    if kind not in least:
+    if not isinstance(kind, str) or kind not in least:
+        name = kind if isinstance(kind, str) else shown(kind)
         raise DataError(
-            f"{place}: a {kind!s:.40} has no area", "draw a rectangle, polygon, circle or mask"
+            f"{place}: a {name:.40} has no area", "draw a rectangle, polygon, circle or mask"
         )
     if len(points) < least[kind]:
         raise DataError(f"{place}: {len(points)} points, a {kind} has at least {least[kind]}")

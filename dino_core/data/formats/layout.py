@@ -46,8 +46,8 @@ def find_annotations(
         DataError: two files claim the same split.
     """
 
-    def files_in(folder: Path) -> Sequence[Path]:
-        return choose(sorted(file for suffix in suffixes for file in folder.glob(f"*{suffix}")))
+    def chosen(folder: Path) -> Sequence[Path]:
+        return choose(files_in(folder, suffixes))
 
     found: dict[str, Path] = {}
     for split, folder in in_splits(path):
@@ -56,12 +56,12 @@ def find_annotations(
             found.setdefault(split, file)
     for folder in (*label_folders(path), path):
         # The first folder that has any files wins, and the usual ones come first.
-        found = found or by_split(files_in(folder))
+        found = found or by_split(chosen(folder))
     if found:
         return found
     for split, folder in in_splits(path):
         for inner in (folder, *label_folders(folder)):
-            files = files_in(inner)
+            files = chosen(inner)
             # Several files in a split's folder would need a rule for which one counts.
             if len(files) == 1:
                 found.setdefault(split, files[0])
@@ -127,6 +127,15 @@ def folders_in(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_dir()]
     return [folder / name for name in sorted(names) if not name.startswith(".")]
+
+
+def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The files in a folder of some suffixes, in any case, sorted, without hidden ones."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    return [folder / n for n in sorted(names) if os.path.splitext(n)[1].lower() in suffixes]
 
 
 def split_lists(root: Path) -> dict[str, Path]:

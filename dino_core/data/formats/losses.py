@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dino_core.data.formats.values import in_class_order
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
@@ -62,7 +63,7 @@ def lost_class_ids(index: DatasetIndex, format: str) -> list[str]:
             f"{format} knows classes by their boxes"
         )
     named = {n: i for n, i in zip(*_named(index.classes), strict=True) if n not in unused}
-    if named != {name: i for i, name in enumerate(sorted(named))}:
+    if named != {name: i for i, name in enumerate(in_class_order(named))}:
         ids = ", ".join(map(str, named.values()))
         lost.append(
             f"the class ids ({ids:.60}) are lost: {format} knows classes by name, in sorted order"

@@ -80,6 +80,8 @@ def make_record(
     stated = (stated * (scale_x * scale_y)).astype(np.float32)
     areas = np.where(np.isnan(stated), sides[:, 0] * sides[:, 1], stated)
     flags = [boxes[i].flags for i in kept]
+    stated_corners = corners[kept].astype(np.float32)
+    is_clipped = bool((outside[kept] > ROUNDING_PX).any())
     return ImageRecord(
         image_id=image_id,
         path=path,
@@ -93,6 +95,7 @@ def make_record(
             flag: np.array([flag in found for found in flags], np.bool_)
             for flag in sorted({flag for found in flags for flag in found})
         },
+        stated_xyxy_px=stated_corners if is_clipped else None,
     )
 
 

@@ -31,6 +31,7 @@ from dino_core.data.formats.losses import (
     require_boxes,
 )
 from dino_core.data.formats.record import ROUNDING_PX, LabeledBox
+from dino_core.data.formats.values import in_class_order
 from dino_core.data.formats.voc_files import VocFiles
 from dino_core.data.formats.voc_xml import (
     FLAGS,
@@ -58,9 +59,17 @@ def read_voc(files: VocFiles) -> DatasetIndex:
     objects = [
         found for members in annotations.values() for each in members for found in each.objects
     ]
-    names = sorted({found.name for found in objects})
+    names = in_class_order({found.name for found in objects})
     index_of = {name: i for i, name in enumerate(names)}
     splits: dict[str, tuple[ImageRecord, ...]] = {}
+    for split, names_of_images in files.unlabeled.items():
+        unlabeled = [
+            LabeledImage(i, with_suffixes(name), f"{split}: {name}", None, ())
+            for i, name in enumerate(names_of_images, start=1)
+        ]
+        folders = image_folders(files.root, files.root / "x", split)
+        if records := read_images(unlabeled, folders, files.root, log):
+            splits[split] = records
     for split, members in annotations.items():
         if not members:
             continue
@@ -99,16 +108,23 @@ def _labeled(
     if stated:
         names.insert(0 if Path(stated).stem == stem else len(names), stated)
     boxes = [
-        LabeledBox(found.place, _corners(found, log), index_of[found.name], flags=found.flags)
+        LabeledBox(found.place, _corners(found, annotation.from_zero, log), index_of[found.name],
+                   flags=found.flags)
         for found in annotation.objects
-    ]
+    ]  # fmt: skip
+    if annotation.from_zero:
+        log.add("corners-from-zero", str(annotation.file))
     place, lost = str(annotation.file), annotation.lost
     return LabeledImage(image_id, names, place, annotation.stated_wh, boxes, lost=lost)
 
 
-def _corners(found: VocObject, log: FaultLog) -> tuple[float, float, float, float]:
+def _corners(found: VocObject, from_zero: bool, log: FaultLog) -> tuple[float, float, float, float]:
     """Corners in pixels from the edge of the image; a box from 0 is taken to start there."""
     x1, y1, x2, y2 = found.corners
+    if found.is_outline:
+        log.add("outline-label", found.place)
+    if from_zero:
+        return x1, y1, x2, y2
     if 0 <= min(x1, y1) < 1 - ROUNDING_PX:
         log.add("box-from-zero", found.place)
         x1, y1 = (1 if 0 <= v < 1 else v for v in (x1, y1))
@@ -160,6 +176,8 @@ def _annotation_text(record: ImageRecord, name: str, classes: Sequence[str]) -> 
     root = ElementTree.Element(ROOT)
     _add(root, "folder", "JPEGImages")
     _add(root, "filename", name)
+    source = ElementTree.SubElement(root, "source")
+    _add(source, "annotation", "dino, pixels counted from 1")  # the reader looks for these words
     size = ElementTree.SubElement(root, "size")
     for tag, value in (("width", record.width), ("height", record.height), ("depth", 3)):
         _add(size, tag, value)

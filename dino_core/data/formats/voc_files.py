@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dino_core.data.faults import Fault, FaultLog
-from dino_core.data.formats.layout import folders_in, in_splits, label_folders, split_lists
+from dino_core.data.formats.layout import (
+    files_in,
+    folders_in,
+    in_splits,
+    label_folders,
+    split_lists,
+)
+from dino_core.data.formats.values import read_text, start_of
 from dino_core.data.formats.voc_xml import ROOT
 from dino_core.errors import DataError
 from dino_core.processing.image_files import IMAGE_SUFFIXES
@@ -29,12 +36,14 @@ class VocFiles:
         faults: What is wrong with the lists of splits: lists that cannot be read or name nothing
             that is there, images without annotations or listed twice, annotations in no list.
         named: The splits that the data name, those included whose list names nothing.
+        unlabeled: Names, without suffix, of the images of a test list of which none has labels.
     """
 
     root: Path
     splits: Mapping[str, list[Path]]
     faults: tuple[Fault, ...] = ()
     named: frozenset[str] = frozenset()
+    unlabeled: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def find_voc(path: Path) -> VocFiles | None:
@@ -55,8 +64,8 @@ def find_voc(path: Path) -> VocFiles | None:
     # Lists divide one common folder. Where folders are named after splits, they already did that.
     if lists and list(folders) == [""]:
         log = FaultLog()
-        listed = _listed(lists, folders[""], log)
-        return VocFiles(root, listed, log.faults(), frozenset(lists))
+        listed, unlabeled = _listed(lists, folders[""], log)
+        return VocFiles(root, listed, log.faults(), frozenset(lists), unlabeled)
     splits: dict[str, list[Path]] = {}
     for split, folder in folders.items():
         splits[split or "train"] = _xml_files(folder)
@@ -93,41 +102,48 @@ def _holds_voc(folder: Path, deep: bool = True) -> bool:
 
 
 def _looks_like_voc(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            # Enough for the declaration and comments before the root element, without parsing every
-            # file.
-            start = stream.read(4096).replace(b"\0", b"")  # UTF-16 has a zero in each letter
-    except OSError:
+    # Enough for the declaration and comments before the root element, without parsing every file.
+    start = start_of(file, 4096)
+    if start is None:
         return True  # The reader reports what is wrong with the file.
+    start = start.replace(b"\0", b"")  # UTF-16 has a zero in each letter
     return f"<{ROOT}>".encode() in start or f"<{ROOT} ".encode() in start
 
 
 def _xml_files(folder: Path, deep: bool = True) -> list[Path]:
     """The XML files of a folder; where it has none and `deep`, those of the folders in it."""
-    files = sorted(file for file in folder.glob("*.xml") if not file.name.startswith("."))
+    files = files_in(folder, (".xml",))
     if deep and not files:
         return [file for inner in folders_in(folder) for file in _xml_files(inner)]
     return files
 
 
-def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict[str, list[Path]]:
-    """The annotation files of each list; lists that name none that is there are left out."""
+def _listed(
+    lists: Mapping[str, Path], annotations: Path, log: FaultLog
+) -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
+    """The annotation files of each list, and the images of a test list of which none has labels.
+
+    Other lists that name no annotation that is there are left out.
+    """
     # Lists hold stems, e.g. 2008_000008, or in other tools file names and paths.
     known = {file.stem: file for file in _xml_files(annotations)}
     splits: dict[str, list[Path]] = {}
+    unlabeled: dict[str, list[str]] = {}
     trouble: DataError | None = None
     for split, file in lists.items():
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(file).splitlines()
+        except DataError as error:
             # One damaged list is a fault to report. It is an error only if no other list is left.
-            trouble = trouble or DataError(f"{file}: cannot be read ({error})")
-            log.add("malformed-file", f"{file}: cannot be read ({error})")
+            trouble = trouble or error
+            log.add_error("malformed-file", error)
             continue
         members = _members(file, lines, known, log)
         if members:
             splits[split] = members
+        elif split == "test":
+            words = (line.split() for line in lines)
+            unlabeled[split] = list(dict.fromkeys(_bare(each[0]) for each in words if each))
         elif any(map(str.strip, lines)):
             place = f"{file}: none of its images has an annotation file in {annotations}"
             trouble = trouble or DataError(place)
@@ -139,7 +155,7 @@ def _listed(lists: Mapping[str, Path], annotations: Path, log: FaultLog) -> dict
     for file in known.values():
         if file not in used:
             log.add("image-not-listed", f"{file}: in no list of images")
-    return splits
+    return splits, unlabeled
 
 
 def _members(
@@ -162,8 +178,13 @@ def _members(
 
 def _stem_of(line: str, known: Mapping[str, Path]) -> str | None:
     """The image id in a line of a list: all of it, without folder or suffix, or its first word."""
-    name = line.replace("\\", "/").rpartition("/")[2]
+    first = line.split()[0] if line else ""
+    candidates = [line, _bare(line), first, _bare(first)]
+    return next((candidate for candidate in candidates if candidate in known), None)
+
+
+def _bare(name: str) -> str:
+    """A file name without its folders, and without the suffix of an image or annotation."""
+    name = name.replace("\\", "/").rpartition("/")[2]
     stem, _, suffix = name.rpartition(".")
-    # The devkit's lists by class have a second word, 1 or -1, so the first word is tried last.
-    candidates = [line, name, stem if f".{suffix.lower()}" in IMAGE_SUFFIXES else "", *line.split()]
-    return next((candidate for candidate in candidates[:4] if candidate in known), None)
+    return stem if f".{suffix.lower()}" in IMAGE_SUFFIXES | {".xml"} else name

@@ -6,16 +6,19 @@ are refused, since their entities can read other files or grow without bound.
 
 from __future__ import annotations
 
-import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
 from dino_core.data.faults import FaultLog
+from dino_core.data.formats.values import MOST_LABEL_BYTES, is_true, listed, number, read_bytes
 from dino_core.errors import DataError
 
 ROOT = "annotation"
 FLAGS = ("truncated", "difficult", "occluded")
+VOC_ITSELF = r"The VOC\d{4} Database|pixels counted from 1"
+"""In the <source> of a file: its corners are counted from 1, decimals or not."""
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _KNOWN = {"name", "pose", "bndbox", *FLAGS}
 _NO_POSE = {"", "unspecified"}
@@ -47,7 +50,9 @@ class VocObject:
     Attributes:
         place: File and line.
         name: Its class.
-        corners: xmin, ymin, xmax, ymax as written: pixels counted from 1, the last one included.
+        corners: xmin, ymin, xmax, ymax as written: see `VocAnnotation.from_zero`; or those of
+            the box around a polygon.
+        is_outline: Whether a polygon was made a box.
         flags: Those of `FLAGS` that are set.
         unread: Tags of what else it holds.
     """
@@ -57,6 +62,7 @@ class VocObject:
     corners: tuple[float, float, float, float]
     flags: frozenset[str]
     unread: tuple[str, ...]
+    is_outline: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class VocAnnotation:
         stated_wh: Width and height as stated; None where they are missing, 0 or malformed.
         objects: Those that can be read, in file order.
         lost: How many objects could not be read.
+        from_zero: Whether corners are counted from the edge of the image, as CVAT and labelme
+            write them. VOC counts pixels from 1 and includes the last one.
     """
 
     file: Path
@@ -76,6 +84,7 @@ class VocAnnotation:
     stated_wh: tuple[int, int] | None
     objects: tuple[VocObject, ...]
     lost: int = 0
+    from_zero: bool = False
 
 
 def read_annotation(file: Path, log: FaultLog) -> VocAnnotation:
@@ -109,7 +118,22 @@ def read_annotation(file: Path, log: FaultLog) -> VocAnnotation:
         except DataError as error:
             log.add_error("malformed-label", error)
     count = sum(child.tag == "object" for child in root.children)
-    return VocAnnotation(file, filename, stated_wh, tuple(objects), count - len(objects))
+    lost = count - len(objects)
+    from_zero = bool(objects) and _counts_from_zero(root)
+    return VocAnnotation(file, filename, stated_wh, tuple(objects), lost, from_zero)
+
+
+def _counts_from_zero(root: Element) -> bool:
+    """Whether a file counts from the edge: all corners have decimals, and it does not state 1.
+
+    A few files of VOC2012 itself have decimals too, and those that this package writes.
+    """
+    source = root.child("source")
+    if source is not None and any(re.search(VOC_ITSELF, child.text) for child in source.children):
+        return False
+    boxes = [found.child("bndbox") for found in root.children if found.tag == "object"]
+    corners = [box.text_of(tag) for box in boxes if box is not None for tag in _CORNERS]
+    return bool(corners) and all("." in text for text in corners)
 
 
 def _parse(file: Path) -> Element:
@@ -141,9 +165,7 @@ def _parse(file: Path) -> Element:
     parser.CharacterDataHandler = text
     parser.StartDoctypeDeclHandler = document_type
     try:
-        parser.Parse(file.read_bytes(), True)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+        parser.Parse(read_bytes(file, MOST_LABEL_BYTES), True)
     except expat.ExpatError as error:
         raise DataError(
             f"{file} line {error.lineno}: not valid XML ({expat.ErrorString(error.code)})",
@@ -161,12 +183,12 @@ def _size(root: Element, file: Path) -> tuple[int, int] | None:
     sides = []
     for tag in ("width", "height"):
         text = size.text_of(tag)
-        try:
-            sides.append(int(float(text or "0")))
-        except (ValueError, OverflowError):
+        side = number(text or "0")
+        if side is None:
             raise DataError(
                 f"{file} line {size.line}: {tag} is '{text:.40}', expected a number of pixels"
-            ) from None
+            )
+        sides.append(int(side))
     return (sides[0], sides[1]) if min(sides) > 0 else None
 
 
@@ -175,19 +197,40 @@ def _object(element: Element, file: Path) -> VocObject:
     name = element.text_of("name")
     if not name:
         raise DataError(f"{place}: the object has no <name>", "every object needs its class")
-    box = element.child("bndbox")
-    if box is None:
-        found = ", ".join(child.tag for child in element.children)
+    box, polygon = element.child("bndbox"), element.child("polygon")
+    if box is not None:
+        x1, y1, x2, y2 = (_corner(box, tag, file) for tag in _CORNERS)
+    elif polygon is not None:
+        x1, y1, x2, y2 = _around(polygon, file)
+    else:
+        found = listed(child.tag for child in element.children)
         raise DataError(
-            f"{place}: the object '{name:.40}' has no <bndbox>, found {found:.80}",
+            f"{place}: the object '{name:.40}' has no <bndbox>, found {found}",
             "every object needs <bndbox> with <xmin>, <ymin>, <xmax> and <ymax>",
         )
-    x1, y1, x2, y2 = (_corner(box, tag, file) for tag in _CORNERS)
-    flags = frozenset(flag for flag in FLAGS if _is_set(element.text_of(flag)))
+    flags = frozenset(flag for flag in FLAGS if is_true(element.text_of(flag)))
     unread = {child.tag for child in element.children if child.tag not in _KNOWN}
+    unread -= {"polygon"} if box is None else set()
     if element.text_of("pose").lower() not in _NO_POSE:
         unread.add("pose")
-    return VocObject(place, name, (x1, y1, x2, y2), flags, tuple(sorted(unread)))
+    return VocObject(place, name, (x1, y1, x2, y2), flags, tuple(sorted(unread)), box is None)
+
+
+def _around(polygon: Element, file: Path) -> tuple[float, float, float, float]:
+    """The corners of the box around <x1>, <y1>, <x2>, <y2> and so on, or <pt> with <x> and <y>."""
+    points = [child for child in polygon.children if child.tag == "pt"]
+    coordinates = [each for point in points or [polygon] for each in point.children]
+    ends: dict[str, list[float]] = {"x": [], "y": []}
+    for each in coordinates:
+        if re.fullmatch(r"[xy]\d*", each.tag):
+            ends[each.tag[0]].append(_pixels(each, file))
+    xs, ys = ends["x"], ends["y"]
+    if len(xs) != len(ys) or len(xs) < 3:
+        raise DataError(
+            f"{file} line {polygon.line}: <polygon> has {len(xs)} x and {len(ys)} y",
+            "a polygon has at least three points",
+        )
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _corner(box: Element, tag: str, file: Path) -> float:
@@ -198,19 +241,14 @@ def _corner(box: Element, tag: str, file: Path) -> float:
             f"{file} line {box.line}: <bndbox> has no <{tag}>, found {found:.80}",
             f"it needs {', '.join(_CORNERS)}",
         )
-    text = corner.text.strip()
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{file} line {corner.line}: {tag} is '{text:.40}', expected a number")
+    return _pixels(corner, file)
+
+
+def _pixels(element: Element, file: Path) -> float:
+    text = element.text.strip()
+    value = number(text)
+    if value is None:
+        raise DataError(
+            f"{file} line {element.line}: {element.tag} is '{text:.40}', expected a number"
+        )
     return value
-
-
-def _is_set(text: str) -> bool:
-    """Whether a flag is set: 1, as the devkit writes, or another number or word for it."""
-    try:
-        return float(text) > 0
-    except ValueError:
-        return text.lower() in {"true", "yes"}

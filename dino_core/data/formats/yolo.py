@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,18 @@ from dino_core.data.formats.images import copy_images, unique_names
 from dino_core.data.formats.labeled import lost_labels
 from dino_core.data.formats.losses import lost_areas, lost_crowds, lost_flags
 from dino_core.data.formats.record import LabeledBox, make_record
+from dino_core.data.formats.values import MOST_LABEL_BYTES, read_text
 from dino_core.data.formats.yolo_files import YoloFiles
 from dino_core.data.formats.yolo_labels import label_path
+from dino_core.data.formats.yolo_yaml import MOST_CLASSES
 from dino_core.data.records import DatasetIndex, ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.errors import DataError
-from dino_core.files import write_text
+from dino_core.files import is_inside, write_text
 from dino_core.processing.image_files import upright_size
 
 _FIELDS = "class cx cy w h"
 _LARGEST_FRACTION = 2.0  # a larger coordinate was meant as pixels
-_LARGEST_CLASS = 99_999  # bounds the table of classes that no file names
 _DIGITS = 9  # after the point, in written fractions: 1e-5 px of a 10,000 px image
 
 
@@ -47,6 +49,7 @@ def read_yolo(files: YoloFiles) -> DatasetIndex:
     # A split that is named but not there does not keep the others from being used.
     for error in files.missing.values():
         log.add_error("missing-split", error)
+    _log_outside(files, log)
     label_files = {image: label_path(image) for split in files.images.values() for image in split}
     labeled = {
         split: _read_labels(images, label_files, files, log)
@@ -61,6 +64,16 @@ def read_yolo(files: YoloFiles) -> DatasetIndex:
         log.add("missing-split", f"{files.source}: none of the {count} images of {split} is usable")
     _log_stray_labels(label_files.values(), log)
     return DatasetIndex(files.root, "yolo", classes, splits, log.faults(), named_splits=files.named)
+
+
+def _log_outside(files: YoloFiles, log: FaultLog) -> None:
+    """Record how many images of each split lie outside the folder of data.yaml."""
+    home = files.source if files.source.is_dir() else files.source.parent
+    for split, images in files.images.items():
+        outside = [image for image in images if not is_inside(image, home)]
+        if outside:
+            place = f"{files.source}: {split} has {outside[0]}"
+            log.add("image-outside", place, outside[:1], count=len(outside))
 
 
 def names_classes(files: YoloFiles) -> bool:
@@ -121,13 +134,11 @@ def _read_labels(
 def _text_of(file: Path) -> str | None:
     """The content of a label file; None where there is no file."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file}: cannot be read as text ({error}), its image is left out"
-        ) from error
+        if not os.path.exists(file):
+            return None
+        text = read_text(file, MOST_LABEL_BYTES)
+    except DataError as error:
+        raise DataError(f"{error.message}, its image is left out", error.hint) from error
     if "\0" in text:  # zeros where a copy was cut short, or text in UTF-16
         raise DataError(f"{file}: holds zero bytes and is no text, its image is left out")
     return text
@@ -173,8 +184,8 @@ def _parse_line(words: Sequence[str], place: str, keypoints: int) -> _Label:
     if not all(map(math.isfinite, numbers)):
         raise DataError(f"{place}: '{' '.join(words):.80}' has a number that is not finite")
     class_index = numbers[0]
-    if not class_index.is_integer() or not 0 <= class_index <= _LARGEST_CLASS:
-        expected = f"expected an integer from 0 to {_LARGEST_CLASS:,}"
+    if not class_index.is_integer() or not 0 <= class_index < MOST_CLASSES:
+        expected = f"expected an integer from 0 to {MOST_CLASSES - 1:,}"
         raise DataError(f"{place}: class is {words[0]:.40}, {expected}")
     if max(map(abs, numbers[1:])) > _LARGEST_FRACTION:
         raise DataError(
@@ -238,8 +249,13 @@ def _classes_of(
                 f"{files.source}: they are called class_0, class_1 and so on; a data.yaml with "
                 "names, or classes.txt, would name them",
             )
+    used_names = list(names)
+    for i in sorted({each.class_index for images in labeled.values() for image in images
+                     for each in image.labels or () if not names[each.class_index]}):  # fmt: skip
+        used_names[i] = f"class_{i}"
+        log.add("class-unnamed", f"{files.source}: class {i} is called class_{i}")
     try:
-        return ClassMap.from_names(names)
+        return ClassMap.from_names(used_names)
     except DataError as error:
         raise DataError(f"{files.source}: {error.message}", error.hint) from error
 

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from dino_core.data.formats.images import list_images
 from dino_core.data.formats.layout import in_splits, split_lists
+from dino_core.data.formats.values import read_text
 from dino_core.data.formats.yolo_labels import has_labels, image_folders_in, labels_lie_beside
 from dino_core.data.formats.yolo_yaml import DataYaml, SplitEntry, find_data_yaml
 from dino_core.errors import DataError
@@ -18,7 +19,8 @@ YOLO_LAYOUT = (
     "folder, or in one for each split"
 )
 _CLASS_FILES = (
-    "classes.txt", "obj.names", "labels/classes.txt", "train/classes.txt", "train/_darknet.labels",
+    "classes.txt", "obj.names", "_darknet.labels", "labels/classes.txt", "train/classes.txt",
+    "train/_darknet.labels",
 )  # fmt: skip
 
 
@@ -93,6 +95,8 @@ def _images_at(place: str, where: str, folders: tuple[Path, Path]) -> list[Path]
             f"looked for {', '.join(map(str, candidates[:4]))}",
         )
     if found.is_dir():
+        if found.resolve() == Path(found.resolve().anchor):
+            raise DataError(f"{where} is {place}, which is the whole file system")
         return _images_in(found)
     # darknet's train.txt is a list of images; any other file is a mistake.
     if found.suffix.lower() != ".txt":
@@ -130,11 +134,7 @@ def _images_listed(file: Path, root: Path, by_stem: Mapping[str, Path]) -> list[
 
 def _lines_of(file: Path) -> list[str]:
     """The lines of a text file that are not blank."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from error
-    return list(filter(None, map(str.strip, lines)))
+    return list(filter(None, map(str.strip, read_text(file).splitlines())))
 
 
 def _resolved(place: str, folders: Sequence[Path], is_list: bool = False) -> Iterator[Path]:

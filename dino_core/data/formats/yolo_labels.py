@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from dino_core.data.formats.images import with_suffixes
 from dino_core.data.formats.layout import folders_in
+from dino_core.data.formats.values import number, start_of
 
 _IMAGES = re.compile(r"(JPEG)?images?|imgs?|photos?|pictures?|frames?", re.IGNORECASE)
 _LABELS, _OTHER_LABELS = ("labels",), ("annotations", "annotation", "label")
@@ -16,13 +17,12 @@ _LABELS, _OTHER_LABELS = ("labels",), ("annotations", "annotation", "label")
 
 def label_path(image: Path) -> Path:
     """The label file of an image: images/ becomes labels/ in its path, else it lies beside it."""
-    name = f"{image.stem}.txt"
     # Some tools (darknet, labelImg) put the label file beside the image.
-    beside = image.with_name(name)
-    mirrored = [folder / name for folder in _mirrored(image.parent, *_LABELS, *_OTHER_LABELS)]
-    there = (file for file in (*mirrored, beside) if file.is_file())
+    folders = [*_mirrored(image.parent, *_LABELS, *_OTHER_LABELS), image.parent]
+    names = (f"{image.stem}.txt", f"{image.name}.txt", f"{image.stem}.TXT")
+    files = [folder / name for name in names for folder in folders]
     # An image without a file has no objects. The path is then where the file would be.
-    return next(there, mirrored[0] if mirrored else beside)
+    return next(filter(Path.is_file, files), files[0])
 
 
 def image_folders_in(root: Path) -> list[Path]:
@@ -37,7 +37,7 @@ def has_labels(images: Path) -> bool:
     other formats use these names too.
     """
     return any(map(_may_hold_labels, _mirrored(images, *_LABELS))) or any(
-        any(map(_starts_as_label, folder.rglob("*.txt")))
+        any(map(_starts_as_label, _texts_in(folder)))
         for folder in _mirrored(images, *_OTHER_LABELS)
     )
 
@@ -46,9 +46,13 @@ def labels_lie_beside(folder: Path) -> bool:
     """Whether an image has a text file of its name beside it whose first line is a YOLO label."""
     return any(
         _starts_as_label(file)
-        and any(file.with_name(name).is_file() for name in with_suffixes(file.stem))
-        for file in folder.rglob("*.txt")
+        and any(file.with_name(name).is_file() for name in (file.stem, *with_suffixes(file.stem)))
+        for file in _texts_in(folder)
     )
+
+
+def _texts_in(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() == ".txt")
 
 
 @cache
@@ -87,14 +91,11 @@ def _may_hold_labels(folder: Path) -> bool:
 
 
 def _starts_as_label(file: Path) -> bool:
+    start = start_of(file, 1000)
     try:
-        with file.open(encoding="utf-8-sig") as stream:
-            # A limit, since a text file that is no label may be one enormous line.
-            words = stream.readline(1000).split()
-    except (OSError, UnicodeDecodeError):
+        # A limit, since a text file that is no label may be one enormous line.
+        words = (start or b"").decode("utf-8-sig").partition("\n")[0].split()
+    except UnicodeDecodeError:
         return False
-    try:
-        # Class, center and size. More numbers are outlines or keypoints.
-        return len(words) >= 5 and words[0].isdigit() and all(map(math.isfinite, map(float, words)))
-    except ValueError:
-        return False
+    is_class = bool(words) and words[0].isdecimal()
+    return is_class and len(words) >= 5 and all(number(word) is not None for word in words)

@@ -9,11 +9,16 @@ from typing import Any
 
 import yaml
 
-from dino_core.data.formats.layout import SPLIT_NAMES
+from dino_core.data.formats.layout import SPLIT_NAMES, files_in
+from dino_core.data.formats.values import listed, read_text, whole_number
 from dino_core.errors import DataError
+from dino_core.limits import shown
 
 _FILE_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _SUFFIXES = (".yaml", ".yml")
+_MOST_BYTES = 2 << 20
+MOST_CLASSES = 100_000
+"""Bounds the tables of classes that no file names."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def find_data_yaml(path: Path) -> DataYaml | None:
             return _parse(file, _load(file))
     # A project may keep other YAML files here (training settings, docker compose), so the keys
     # decide.
-    for file in sorted(file for suffix in _SUFFIXES for file in path.glob(f"*{suffix}")):
+    for file in files_in(path, _SUFFIXES):
         table = _load_or_empty(file)
         if "train" in table and table.keys() & {"names", "nc"}:
             return _parse(file, table)
@@ -75,15 +80,14 @@ def find_data_yaml(path: Path) -> DataYaml | None:
 def _load(file: Path) -> dict[str, Any]:
     """The table in a yaml file, every value as text: a class named `no` or `1` stays a name."""
     try:
-        # BaseLoader makes no objects and no types, so it is as safe as the safe loader. utf-8-sig
-        # drops the byte order mark that Windows editors write.
-        table = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+        # BaseLoader makes no objects and no types, so it is as safe as the safe loader.
+        table = yaml.load(read_text(file, _MOST_BYTES), Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split()):.300}") from error
+    except RecursionError as error:
+        raise DataError(f"{file}: not usable YAML (nested too deeply)") from error
     if not isinstance(table, dict):
-        raise DataError(f"{file}: expected keys like train, val and names, found {table!r:.60}")
+        raise DataError(f"{file}: expected keys like train, val and names, found {shown(table)}")
     return table
 
 
@@ -128,11 +132,11 @@ def _splits_in(
             splits[split] = SplitEntry(f"{file}: '{key}'", tuple(places))
         else:
             # Not raised yet: a split that nobody asks for must not stop the others.
-            error = DataError(f"{file}: '{key}' is {table[key]!r:.60}, expected a folder")
+            error = DataError(f"{file}: '{key}' is {shown(table[key])}, expected a folder")
             malformed[split] = error
     if not splits and not malformed:
         raise DataError(
-            f"{file}: neither 'train' nor 'val' is given, found {', '.join(table) or 'nothing'}",
+            f"{file}: neither 'train' nor 'val' is given, found {listed(table)}",
             "e.g. train: images/train",
         )
     return splits, malformed
@@ -147,7 +151,7 @@ def _names_in(table: Mapping[str, Any], file: Path) -> tuple[str, ...] | None:
     if isinstance(names, dict):
         names = _in_order(names, file)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{file}: names is {names!r:.60}, expected a list of class names")
+        raise DataError(f"{file}: names is {shown(names)}, expected a list of class names")
     # A mismatch would give boxes wrong names, as the label files hold indices only.
     if count is not None and count != len(names):
         raise DataError(f"{file}: nc is {count}, but names has {len(names)} classes")
@@ -158,16 +162,18 @@ def _class_count(table: Mapping[str, Any], file: Path) -> int | None:
     count = table.get("nc")
     if count is None:
         return None
-    if not (isinstance(count, str) and count.isdecimal()):
-        raise DataError(f"{file}: nc is {count!r:.40}, expected the number of classes")
-    return int(count)
+    found = whole_number(count)
+    if found is None or not 0 <= found <= MOST_CLASSES:
+        expected = f"expected the number of classes, at most {MOST_CLASSES:,}"
+        raise DataError(f"{file}: nc is {shown(count)}, {expected}")
+    return found
 
 
 def _in_order(names: Mapping[str, Any], file: Path) -> list[Any]:
     """The values of a table whose keys are 0, 1, 2 and so on."""
     if names.keys() != set(map(str, range(len(names)))):
-        keys = ", ".join(map(str, names))
-        raise DataError(f"{file}: names has the keys {keys:.80}, expected 0 to {len(names) - 1}")
+        keys = listed(names)
+        raise DataError(f"{file}: names has the keys {keys}, expected 0 to {len(names) - 1}")
     return [names[str(i)] for i in range(len(names))]
 
 
@@ -176,7 +182,8 @@ def _keypoints_in(table: Mapping[str, Any], file: Path) -> int:
     shape = table.get("kpt_shape")
     if shape is None:
         return 0
-    is_pair = isinstance(shape, list) and len(shape) == 2
-    if not is_pair or not all(str(number).isdecimal() for number in shape):
-        raise DataError(f"{file}: kpt_shape is {shape!r:.40}, expected e.g. [17, 3]")
-    return int(shape[0]) * int(shape[1])
+    numbers = list(map(whole_number, shape)) if isinstance(shape, list) else []
+    found = [each for each in numbers if each is not None and each >= 0]
+    if len(numbers) != 2 or len(found) != 2:
+        raise DataError(f"{file}: kpt_shape is {shown(shape)}, expected e.g. [17, 3]")
+    return found[0] * found[1]

@@ -18,6 +18,7 @@ from dino_core.engine.events import (
     RolledBack,
 )
 from dino_core.engine.loggers.base import Opening, hyper_parameters, picture_tag, scalars
+from dino_core.processing.image_files import open_image
 
 _GOALS = ("val/ap", "val/ap50")  # scores that the table of hyper-parameters shows
 
@@ -69,10 +70,9 @@ class TensorBoardLogger:
 
     def _add_picture(self, path: Path, step: int) -> None:
         """Log the file's own bytes; `add_image` would encode the pixels again."""
-        from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
         content = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()

@@ -17,7 +17,7 @@ from PIL import Image
 from dino_core.data.check.findings import CheckReport, Finding
 from dino_core.data.check.images import examine_all
 from dino_core.data.check.run import check_dataset, image_files, quick_findings
-from dino_core.data.faults import KINDS
+from dino_core.data.fault_kinds import KINDS
 from dino_core.data.load import load_dataset
 from dino_core.data.records import DatasetIndex
 from dino_core.data.save import save_dataset
@@ -133,7 +133,7 @@ def test_truncated_png(yolo: Path) -> None:
     scene(2).save(file)
     assert check(yolo).findings == ()
     file.write_bytes(file.read_bytes()[:-3000])
-    assert names(only(check(yolo), "unreadable-image")) == [["train/2.png"]]  # the reader says so
+    assert names(only(check(yolo), "truncated-image")) == [["train/2.png"]]
 
 
 def test_unreadable_images_by_header_and_by_content(yolo: Path) -> None:

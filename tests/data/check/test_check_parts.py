@@ -13,7 +13,8 @@ from dino_core.data.check.findings import CheckReport, SplitSize, findings_of
 from dino_core.data.check.images import examine
 from dino_core.data.check.report import html_report
 from dino_core.data.check.similar import MAX_DISTANCE, near_pairs, perceptual_hash
-from dino_core.data.faults import KINDS, FaultLog, MarkedBox
+from dino_core.data.fault_kinds import KINDS
+from dino_core.data.faults import FaultLog, MarkedBox
 
 
 def test_banding_finds_the_pairs_that_all_pairs_find() -> None:

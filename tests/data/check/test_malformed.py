@@ -14,7 +14,7 @@ import pytest
 from datasets import image_file, text_file
 
 from dino_cli.app import run
-from dino_core.data.faults import KINDS
+from dino_core.data.fault_kinds import KINDS
 from dino_core.data.formats.table import FORMATS
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")  # the last one is sound

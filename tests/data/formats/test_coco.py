@@ -188,12 +188,12 @@ def test_annotations_without_image_and_with_the_same_id(tmp_path: Path) -> None:
         (
             coco_table(annotations=[annotation(bbox=[1, 2, float("nan"), 4])]),
             "malformed-label",
-            "must be finite",
+            "expected four numbers of pixels",
         ),
         (
             coco_table(annotations=[annotation(bbox=[1, 2, float("inf"), 4])]),
             "malformed-label",
-            "must be finite",
+            "expected four numbers of pixels",
         ),
         (coco_table(annotations=[annotation(area="big")]), "malformed-label", "area is 'big'"),
     ],
@@ -210,7 +210,7 @@ def test_labels_beside_a_malformed_one_are_read(tmp_path: Path) -> None:
         annotation(id=1, bbox=[1, 2, 3]),
         annotation(id=2, bbox=[1, 2, 3, "x"]),
         annotation(id=3, category_id=5),
-        annotation(id="a"),
+        annotation(id=9, image_id="a"),
         {"id": 4, "image_id": 7, "bbox": [1, 2, 3, 4]},
         annotation(id=6, area="big"),
     ]

@@ -223,7 +223,7 @@ MALFORMED_ROWS = [
     ("b.jpg,cat,1,2,3", "5 fields, expected 6"),
     ("b.jpg,cat,1,two,3,4", "ymin is 'two', expected a number of pixels"),
     ("b.jpg,,1,2,3,4", "the box has no class"),
-    ("b.jpg,cat,,,,", "the class is 'cat', but the box is empty"),
+    ("b.jpg,dog,,,,", "the class is 'dog', but the box is empty"),
     (",cat,1,2,3,4", "the image's name is empty"),
     ('"b.jpg,cat,1,2,3,4', "a field spans several lines"),
     ("b.jpg,cat,1,2,3,4,5", "7 fields, expected 6"),

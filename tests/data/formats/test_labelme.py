@@ -108,7 +108,7 @@ def test_six_kinds_of_malformed_labels_in_six_files(tmp_path: Path) -> None:
     assert [f.kind for f in index.faults] == ["malformed-file", *["malformed-label"] * 5]
     places = [fault.place.replace(f"{tmp_path}/", "") for fault in index.faults]
     for name, place, what in zip(
-        bad, places, ["line 1", "label is None", "1 points", "expected [[x, y]", "is 3", "finite"],
+        bad, places, ["line 1", "label is None", "1 points", "numbers of pixels", "is 3", "nan"],
         strict=True,
     ):  # fmt: skip
         assert place.startswith(f"{name}.json") and what in place
@@ -124,7 +124,7 @@ def test_what_has_no_area_is_left_out(tmp_path: Path, kind: Any) -> None:
     assert f"shapes[1]: a {kind} has no area" in index.faults[0].place
 
 
-@pytest.mark.parametrize("size", [(0, 30), ("40", 30), (40, 2.5)])
+@pytest.mark.parametrize("size", [(0, 30), ("wide", 30), (40, 2.5), (10**400, 30)])
 def test_sizes_that_cannot_be_are_ignored(tmp_path: Path, size: tuple[Any, Any]) -> None:
     labelme_set(tmp_path, shape(), imageWidth=size[0], imageHeight=size[1])
     index = load_dataset(tmp_path, val_split=0)

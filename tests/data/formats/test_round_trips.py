@@ -129,6 +129,8 @@ def test_text_of_voc_and_csv_comes_back(
         (root / "in").mkdir()
         Image.new("RGB", (500, 500)).save(root / "in/a.png")
         annotation = ElementTree.Element("annotation")
+        source = ElementTree.SubElement(annotation, "source")
+        ElementTree.SubElement(source, "database").text = "The VOC2012 Database"
         for row in objects:
             thing = ElementTree.SubElement(annotation, "object")
             ElementTree.SubElement(thing, "name").text = row[0]
