@@ -48,7 +48,7 @@ PREPROCESS_RANGES: dict[str, tuple[float, float]] = {
 
 TRAIN_RANGES: dict[str, tuple[float, float]] = {
     "minutes": (0, 1e7),
-    "lr": (0, 1e3),
+    "lr": (0, 1e30),
     "backbone_lr_factor": (0, 1e3),
     "offsets_lr_factor": (0, 1e3),
     "weight_decay": (0, 1e3),
@@ -65,9 +65,9 @@ LOSS_RANGES: dict[str, tuple[float, float]] = {
     "cost_class": (0, 1e6),
     "cost_bbox": (0, 1e6),
     "cost_giou": (0, 1e6),
-    "weight_class": (0, 1e6),
-    "weight_bbox": (0, 1e6),
-    "weight_giou": (0, 1e6),
+    "weight_class": (0, 1e38),
+    "weight_bbox": (0, 1e38),
+    "weight_giou": (0, 1e38),
     "focal_alpha": (0, 1),
     "focal_gamma": (0, 100),
     "mal_gamma": (0, 100),

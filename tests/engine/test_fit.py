@@ -149,7 +149,7 @@ def test_infinite_losses_are_left_out_and_in_the_end_stop_the_run(
     tmp_path: Path, data: DatasetIndex, start: str
 ) -> None:
     # An infinite weight makes the loss infinite without changing any code of ours.
-    recipe = replace(RECIPE, steps=30, loss=replace(RECIPE.loss, weight_class=float("inf")))
+    recipe = replace(RECIPE, steps=30, loss=replace(RECIPE.loss, weight_class=1e38))
     seen: list[Event] = []
     events = run_events(RunRequest(recipe, data, tmp_path / "run", model=start))
     with pytest.raises(DinoError, match="10 steps in a row"):

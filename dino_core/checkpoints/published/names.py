@@ -17,7 +17,7 @@ from dino_core.checkpoints.published.catalogue import (
 )
 from dino_core.config import nearest
 from dino_core.errors import CheckpointError
-from dino_core.limits import readable, shown
+from dino_core.limits import shown
 from dino_core.variants import VARIANTS
 
 BUILT_IN = {
@@ -94,13 +94,11 @@ def find_model(name_or_path: str | Path) -> NamedModel:
         check_file(path)
     if re.match(r"(yolo|rt-?detr|detr[-_]|rf-?detr|faster|efficientdet)", path.name.lower()):
         raise CheckpointError(
-            f"{readable(name)}: no such file, and no model that dino has",
+            f"{name}: no such file, and no model that dino has",
             "`dino models list` names them",
         )
     if path.suffix or len(path.parts) > 1:
-        raise CheckpointError(
-            f"{readable(name)}: no such file", "`dino models list` has the known names"
-        )
+        raise CheckpointError(f"{name}: no such file", "`dino models list` has the known names")
     known = f"known: {', '.join(VARIANTS)}; `dino models list --all` has more"
     hint = nearest(name, {**VARIANTS, **CATALOGUE}) or known
     raise CheckpointError(f"unknown model {shown(name)}", hint)
