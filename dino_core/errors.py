@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 # Control characters except tab and line break, the characters that reorder text, and the surrogates
 # that stand for bytes of file names that are not UTF-8. A terminal obeys or refuses them, and file
