@@ -11,8 +11,8 @@ antialiasing and give other pixels. mmdet trained with OpenCV, so its weights us
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,13 +31,12 @@ from dino_core.processing.image_files import (
     open_image,
     read_image_file,
 )
+from dino_core.processing.levels import Levels, levels_of, strips
 from dino_core.processing.whole_images import require_all_rows, with_end_marker
 
 UInt8Image = NDArray[np.uint8]
 
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
-_STRIP_PIXELS = 1 << 22  # converted at a time, which bounds the memory of large images
-_DEPTHS = (10, 12, 14, 16)  # bits of the values that cameras put into 16
 
 
 def load_image(path: str | Path) -> UInt8Image:
@@ -113,7 +112,7 @@ def to_rgb_array(image: Image.Image | NDArray[np.generic]) -> UInt8Image:
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     elif array.dtype == np.uint16:
-        array = _levels(array).to_eight_bits(array)
+        array = levels_of(array).to_eight_bits(array)
     elif array.dtype != np.uint8:
         raise DataError(
             f"an image array holds uint8 values, found {array.dtype}",
@@ -134,26 +133,16 @@ def _pillow_to_rgb(image: Image.Image) -> UInt8Image:
         orientation = exif_orientation(image)
     image.load()
     # Pillow's own conversion clips these modes at 255, so 16-bit images would become white.
-    levels = _levels(image) if image.mode.startswith(("I", "F")) else None
+    levels = levels_of(image) if image.mode.startswith(("I", "F")) else None
     size_hw = (image.width, image.height) if orientation in SIDEWAYS else image.size[::-1]
     rgb = np.empty((*size_hw, 3), np.uint8)
     stored = _as_stored(rgb, orientation)
-    for top, strip in _strips(image):
+    for top, strip in strips(image):
         stored[top : top + strip.height] = _strip_to_rgb(strip, levels)
     return rgb
 
 
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """The first row and the pixels of each part of an image, so that no copy is as large as all."""
-    rows = max(1, _STRIP_PIXELS // image.width)
-    if rows >= image.height:
-        yield 0, image
-        return
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
-
-
-def _strip_to_rgb(image: Image.Image, levels: _Levels | None) -> UInt8Image:
+def _strip_to_rgb(image: Image.Image, levels: Levels | None) -> UInt8Image:
     if levels is not None:
         return to_rgb_array(levels.to_eight_bits(np.asarray(image)))
     # Palette and gray PNGs may name one color as transparent instead of having an alpha channel.
@@ -181,74 +170,6 @@ def _on_white(image: Image.Image) -> UInt8Image:
     """
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return np.array(Image.alpha_composite(white, image).convert("RGB"))
-
-
-@dataclass(frozen=True)
-class _Levels:
-    """How values of more than 8 bits become 8: `low` becomes 0, `low` plus `span` becomes 256.
-
-    Attributes:
-        low: Is subtracted first.
-        span: How many levels become 256.
-        rounded: Whether `low` plus `span` becomes 255 instead, and values are rounded.
-    """
-
-    low: float
-    span: float
-    rounded: bool = False
-
-    def to_eight_bits(self, values: NDArray[np.generic]) -> UInt8Image:
-        """The values as uint8."""
-        scaled = _finite(values) - self.low
-        if self.rounded:
-            return np.rint(scaled * (255 / self.span)).astype(np.uint8)
-        return np.minimum(scaled * (256 / self.span), 255).astype(np.uint8)
-
-
-def _levels(image: Image.Image | NDArray[np.generic]) -> _Levels:
-    """How to make a grayscale image of 16-bit, 32-bit or float values one of uint8.
-
-    Floats in [0, 1] are multiplied by 255, and values in 0 to 255 kept. Integers in 16 bits are
-    those of `_levels_of_sixteen_bits`. Values of any other range are stretched so that the minimum
-    becomes 0 and the maximum 255.
-    """
-    is_float = isinstance(image, Image.Image) and image.mode == "F"
-    is_long = isinstance(image, Image.Image) and image.mode == "I"
-    low, high = _extremes(image)
-    if is_float and low >= 0 and high <= 1:
-        return _Levels(0, 1, rounded=True)
-    if (is_float or is_long) and low >= 0 and high <= 255:
-        return _Levels(0, 255, rounded=True)
-    if not is_float and low >= 0 and high <= 65535:
-        return _levels_of_sixteen_bits(low, high)
-    return _Levels(low, high - low, rounded=True)
-
-
-def _extremes(image: Image.Image | NDArray[np.generic]) -> tuple[float, float]:
-    """Least and greatest value; those that are not finite count as 0."""
-    if isinstance(image, np.ndarray):
-        return float(image.min()), float(image.max())
-    strips = (np.asarray(strip) for _, strip in _strips(image))
-    ends = [(float(v.min()), float(v.max())) for v in map(_finite, strips)]
-    return min(low for low, _ in ends), max(high for _, high in ends)
-
-
-def _finite(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-
-
-def _levels_of_sixteen_bits(low: float, high: float) -> _Levels:
-    """The levels of values in 16 bits, of which cameras often fill only a part.
-
-    An image that uses at least half of 10, 12, 14 or 16 bits keeps its brightness: of 16 bits the
-    high byte, as Pillow converts 16-bit RGB. The values of others, such as the temperatures of
-    thermal cameras, are stretched; they would all be nearly black or one gray.
-    """
-    bits = next(depth for depth in _DEPTHS if high < 2**depth)
-    is_flat = high == low
-    if is_flat or high - low >= 2 ** (bits - 1):
-        return _Levels(0, 2**bits)
-    return _Levels(low, high - low, rounded=True)
 
 
 def resized_size(size_hw: tuple[int, int], config: PreprocessConfig) -> tuple[int, int]:
