@@ -15,13 +15,13 @@ class Provenance:
         start: What training started from, as it was given: a name, a file, or "none".
         run: Name of the run folder.
         history: The model files from which these weights descend, oldest first.
-        layout: Of an imported file: the project whose layout it had, e.g. "official".
-        file: Of an imported file: its name.
-        sha256: Of an imported file: its checksum.
-        weights: Of an imported file: which of its weights were taken, e.g. "model".
-        notes: Of an imported file: what the importer assumed, one sentence each.
-        name: Of a published model: its name here.
-        url: Of a published model: where it was downloaded.
+        layout: Project whose layout an imported file had, e.g. "official".
+        file: Name of an imported file.
+        sha256: Checksum of an imported file.
+        weights: Which weights of an imported file were taken, e.g. "model".
+        notes: What the importer assumed about an imported file, one sentence each.
+        name: Name of a published model.
+        url: Address from which a published model was downloaded.
         other: Entries that this version does not know, or that other programs wrote.
     """
 
