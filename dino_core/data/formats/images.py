@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dino_core.data.formats.values import SURROGATES
 from dino_core.data.records import ImageRecord
 from dino_core.processing.image_files import IMAGE_SUFFIXES
 
@@ -32,16 +33,18 @@ def with_suffixes(stem: str) -> list[str]:
 def unique_names(records: Sequence[ImageRecord]) -> list[str]:
     """A file name for each record: its own, or with its folder or a number where that is taken.
 
-    No two names differ only in suffix or case, so that label files can be named after them.
+    No two names differ only in suffix or case, so that label files can be named after them, and
+    none has bytes that are not UTF-8, which no label file can hold.
     """
     taken: set[str] = set()
     names: list[str] = []
     for record in records:
-        stem, suffix = record.path.stem, record.path.suffix
+        stem, suffix = SURROGATES.sub("_", record.path.stem), record.path.suffix
+        folder = SURROGATES.sub("_", record.path.parent.name)
         candidate, number = stem, 1
         # macOS and Windows do not distinguish case, so neither may the names.
         while candidate.lower() in taken:
-            candidate = f"{record.path.parent.name}_{stem}" + (f"_{number}" if number > 1 else "")
+            candidate = f"{folder}_{stem}" + (f"_{number}" if number > 1 else "")
             number += 1
         taken.add(candidate.lower())
         names.append(candidate + suffix)
@@ -61,8 +64,10 @@ def copy_images(
     renamed = [(r.path, n) for r, n in zip(records, names, strict=True) if r.path.name != n]
     if renamed:
         path, name = renamed[0]
+        number = "1 image was" if len(renamed) == 1 else f"{len(renamed)} images were"
         lost.append(
-            f"{len(renamed)} images of one name were renamed (first: {path} became {folder / name})"
+            f"{number} renamed, because the name was taken or not UTF-8"
+            f" (first: {path} became {folder / name})"
         )
 
 

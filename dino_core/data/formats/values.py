@@ -20,7 +20,8 @@ LARGEST = 1e9
 """Numbers beyond are no pixels of any image."""
 _LARGEST_ID = 2**63 - 1
 _DIGITS = re.compile(r"[+-]?[0-9]{1,19}")
-_SURROGATES = re.compile("[\ud800-\udfff]")
+SURROGATES = re.compile("[\ud800-\udfff]")
+"""Half characters of JSON, and what Python makes of bytes of a file name that are not UTF-8."""
 MOST_LABEL_BYTES = 64 << 20
 """Bound of the file of labels of one image."""
 
@@ -59,7 +60,7 @@ def is_true(value: object) -> bool:
 
 def clean(text: str) -> str:
     """The text with a question mark for each lone surrogate, which no file can hold."""
-    return _SURROGATES.sub("?", text)
+    return SURROGATES.sub("?", text)
 
 
 def in_class_order(names: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from datasets import coco_set, coco_table, image_file, text_file, yolo_set
 
+from dino_core.data.formats.table import FORMATS
 from dino_core.data.formats.values import clean, is_true, number, whole_number
 from dino_core.data.load import load_dataset, read_dataset
 from dino_core.data.save import save_dataset
@@ -202,6 +203,21 @@ def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     assert index.classes.names == ("cat", "d?g")
     for format in ("coco", "yolo", "voc", "csv", "labelme"):
         save_dataset(index, tmp_path / format, format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_names_that_are_not_utf8_are_saved_under_others(tmp_path: Path, format: str) -> None:
+    yolo_set(tmp_path / "in")
+    latin = os.fsdecode(b"caf\xe9")
+    (tmp_path / "in/images/train/a.jpg").rename(tmp_path / f"in/images/train/{latin}.jpg")
+    (tmp_path / "in/labels/train/a.txt").rename(tmp_path / f"in/labels/train/{latin}.txt")
+    index = read_dataset(tmp_path / "in")
+    assert len(index.splits["train"][0].boxes_xyxy_px) > 0
+    lost = save_dataset(index, tmp_path / "out", format)
+    assert any("1 image was renamed" in sentence for sentence in lost)
+    saved = read_dataset(tmp_path / "out").splits["train"][0]
+    assert saved.path.name == "caf_.jpg"
+    assert saved.boxes_xyxy_px.shape == index.splits["train"][0].boxes_xyxy_px.shape
 
 
 def test_lone_surrogates_are_replaced() -> None:

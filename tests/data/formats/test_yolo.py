@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import YOLO_YAML, image_file, record_of, text_file, yolo_set
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dino_core.data.check.run import quick_findings
@@ -403,7 +403,7 @@ def test_images_of_one_name_are_kept_apart(tmp_path: Path) -> None:
     )
     index = DatasetIndex(tmp_path, "coco", ClassMap.from_names(["a"]), {"train": records})
     lost = save_dataset(index, tmp_path / "out", "yolo")
-    assert any("2 images of one name were renamed" in sentence for sentence in lost)
+    assert any("2 images were renamed" in sentence for sentence in lost)
     after = read_dataset(tmp_path / "out", "yolo").splits["train"]
     lefts = {r.path.name: float(r.boxes_xyxy_px[0, 0]) for r in after}
     assert lefts == pytest.approx({"a.jpg": 0, "y_a.png": 1, "y_A_2.jpg": 2}, abs=1e-4)
@@ -430,6 +430,8 @@ def boxes_in(draw: st.DrawFn, width: int, height: int) -> list[float]:
 @given(data=st.data(), class_names=names, size=st.tuples(st.integers(2, 300), st.integers(2, 300)))
 def test_round_trip(data: st.DataObject, class_names: list[str], size: tuple[int, int]) -> None:
     boxes = data.draw(st.lists(boxes_in(*size), max_size=6))
+    # A COCO file whose boxes all lie within the first pixel is read as fractions.
+    assume(not boxes or max(map(max, boxes)) > 1.01)
     labels = [data.draw(st.integers(0, len(class_names) - 1)) for _ in boxes]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
