@@ -76,9 +76,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write `text` as UTF-8, completely or not at all. Arguments and errors as for `whole_file`."""
+    """Write `text` as UTF-8, completely or not at all. Arguments and errors as for `whole_file`.
+
+    Names of files keep their bytes where these are not UTF-8.
+    """
     with whole_file(path, durable=durable) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def part_path(path: Path) -> Path:

@@ -35,8 +35,20 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def dump_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Settings as TOML text; None is left out, since TOML has no null."""
-    return tomli_w.dumps(_without_none(tables))
+    """Settings as TOML text; None is left out, since TOML has no null.
+
+    Raises: ConfigError where a path is not UTF-8, which TOML must be.
+    """
+    text = tomli_w.dumps(_without_none(tables))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        line = text.count("\n", 0, error.start)
+        raise ConfigError(
+            f"the setting {shown(text.splitlines()[line])} is not UTF-8",
+            "rename the file or folder",
+        ) from error
+    return text
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,11 @@ def test_any_text_survives_toml(text: str) -> None:
 
     dumped = dump_toml({"t": {"variant": text}})
     assert tomllib.loads(dumped)["t"]["variant"] == text
+
+
+def test_toml_of_a_path_that_is_not_utf8() -> None:
+    with pytest.raises(ConfigError, match=r"the setting .path = .data/caf.*is not UTF-8"):
+        dump_toml({"train": {"seed": 1}, "data": {"path": os.fsdecode(b"data/caf\xe9")}})
 
 
 def test_a_resolved_recipe_leaves_nothing_to_choose() -> None:

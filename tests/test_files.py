@@ -18,6 +18,7 @@ from dino_core.files import (
     require_regular_file,
     write_error,
     write_errors,
+    write_text,
 )
 
 
@@ -111,3 +112,8 @@ def test_json_of_a_name_that_is_not_utf8() -> None:
     text = json_text({"name": name})
     assert text == '{"name": "caf\\udce9 \u00fc"}'
     assert os.fsencode(json.loads(text.encode())["name"]) == b"caf\xe9 \xc3\xbc"
+
+
+def test_text_keeps_the_bytes_of_names(tmp_path: Path) -> None:
+    write_text(tmp_path / "names.txt", os.fsdecode(b"caf\xe9 \xc3\xbc"))
+    assert (tmp_path / "names.txt").read_bytes() == b"caf\xe9 \xc3\xbc"

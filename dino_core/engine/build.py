@@ -130,7 +130,9 @@ def _check_same_data(dataset: DatasetIndex, device: torch.device) -> None:
     for split, records in dataset.splits.items():
         digest.update(f"{split} {len(records)}".encode())
         for record in records:
-            digest.update(f"{record.path.name} {len(record.class_indices)}".encode())
+            digest.update(
+                f"{record.path.name} {len(record.class_indices)}".encode("utf-8", "surrogatepass")
+            )
     if len(set(gather_texts(digest.hexdigest(), device))) > 1:
         raise DataError(
             f"{dataset.root}: the processes have read different images or labels",

@@ -135,17 +135,19 @@ class RunFolder:
         """Create the folder and write config.toml and, with `val_images`, val.txt.
 
         Raises:
-            ConfigError: the folder cannot be written.
+            ConfigError: the folder cannot be written, or a path in the settings is not UTF-8.
         """
-        try:
-            self.state.parent.mkdir(parents=True, exist_ok=True)
-            tables = {
+        text = dump_toml(
+            {
                 "train": to_dict(settings.train),
                 "model": to_dict(settings.model),
                 "preprocess": to_dict(settings.preprocess),
                 "data": settings.data,
             }
-            write_text(self.config, dump_toml(tables), durable=True)
+        )
+        try:
+            self.state.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.config, text, durable=True)
             if val_images:
                 write_text(self.val_images, "".join(f"{name}\n" for name in val_images))
         except OSError as error:
@@ -153,7 +155,10 @@ class RunFolder:
 
     def log_data(self, warnings: Sequence[str]) -> None:
         """Begin the log with what was left out or repaired when the data were read."""
-        with self._writing(), self.log.open("a", encoding="utf-8") as file:
+        with (
+            self._writing(),
+            self.log.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.writelines(f"data: {sentence}\n" for sentence in warnings)
 
     def mark_launch(self, identity: Mapping[str, str]) -> None:
@@ -192,7 +197,10 @@ class RunFolder:
             DinoError: a file cannot be written.
         """
         if isinstance(event, RunFinished):
-            with self._writing(), self.log.open("a", encoding="utf-8") as file:
+            with (
+                self._writing(),
+                self.log.open("a", encoding="utf-8", errors="backslashreplace") as file,
+            ):
                 lines = class_lines(event.summary.class_values())
                 file.writelines(f"{line}\n" for line in lines)
         row = _row(event)
@@ -216,7 +224,7 @@ class RunFolder:
         line = json.dumps(row, ensure_ascii=False)
         with self.metrics_jsonl.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        with self.log.open("a", encoding="utf-8") as file:
+        with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(_log_line(row) + "\n")
         if row["event"] == "warning":
             return

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from factories import TINY_INPUT, tiny_config
 
 from dino_core.checkpoints.io import load_checkpoint
 from dino_core.config import TrainConfig
-from dino_core.data.records import DatasetIndex
+from dino_core.data.records import DatasetIndex, SetApart
 from dino_core.engine.events import (
     CheckpointSaved,
     EvaluationDone,
@@ -62,6 +64,21 @@ def test_events_and_files_of_a_run(tmp_path: Path, data: DatasetIndex, start: st
     assert last.meta.classes == data.classes and last.meta.preprocess == TINY_INPUT
     assert last.meta.training["steps"] == 4
     assert last.meta.training["recipe"]["lr"] == 1e-3
+
+
+def test_images_whose_names_are_not_utf8(tmp_path: Path, data: DatasetIndex, start: str) -> None:
+    renamed = [
+        replace(record, path=tmp_path / os.fsdecode(b"caf\xe9%d.png" % i))
+        for i, record in enumerate(data.splits["train"])
+    ]
+    for old, new in zip(data.splits["train"], renamed, strict=True):
+        shutil.copyfile(old.path, new.path)
+    splits = {"train": tuple(renamed[:4]), "val": tuple(renamed[4:])}
+    index = replace(data, splits=splits, set_apart=SetApart(0.3, 0))
+    out = tmp_path / "run"
+    list(run_events(RunRequest(RECIPE, index, out, model=start)))
+    listed = (out / "val.txt").read_bytes().splitlines()
+    assert listed == [os.fsencode(record.path) for record in renamed[4:]]
 
 
 def test_training_lowers_the_loss(tmp_path: Path, data: DatasetIndex) -> None:
