@@ -10,6 +10,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO, Any
 
 from dino_core.errors import DataError, DinoError
 from dino_core.inference.prefetch import prefetched
@@ -176,8 +177,7 @@ def _stdin_lines() -> Iterator[str]:
     """The lines of stdin that are not blank, as soon as each is complete."""
     if sys.stdin is None or sys.stdin.closed:
         raise DataError("stdin: it is closed", "write one path per line into the pipe")
-    # As bytes, because names of files need not be valid in the encoding of the terminal.
-    stream = getattr(sys.stdin, "buffer", sys.stdin)
+    stream = _stdin_bytes()
     while line := stream.readline(_LONGEST_LINE):
         if len(line) == _LONGEST_LINE:
             raise DataError(
@@ -188,6 +188,16 @@ def _stdin_lines() -> Iterator[str]:
         text = text.removeprefix("\ufeff").rstrip("\r\n")
         if text.strip():
             yield text
+
+
+def _stdin_bytes() -> IO[Any]:
+    """Stdin as bytes, because names of files need not be valid in the encoding of the terminal."""
+    try:
+        # Not `sys.stdin.buffer`: Python closes that when it ends, and aborts if another thread is
+        # still reading from it, as after an interrupt.
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except (AttributeError, OSError):  # a program replaced sys.stdin by an object without a file
+        return getattr(sys.stdin, "buffer", sys.stdin)
 
 
 def _read_moving(item: SourceItem, every: int) -> Iterator[Frame]:

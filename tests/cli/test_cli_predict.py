@@ -167,7 +167,7 @@ def test_an_interrupt_keeps_what_was_finished(model: str, photos: list[Path]) ->
     process.stdin.flush()
     assert json.loads(process.stdout.readline())["source"] == str(photos[0])
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
+    err = end_of(process)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "results in runs/predict"
     assert len(lines(Path("runs/predict/predictions.jsonl").read_text())) == 1
@@ -191,10 +191,19 @@ def waiting_run(model: str, photo: Path, *arguments: str) -> subprocess.Popen[st
     return process
 
 
+def end_of(process: subprocess.Popen[str]) -> str:
+    """What a run prints on stderr until it ends, while its stdin stays open."""
+    assert process.stderr is not None
+    err = process.stderr.read()
+    process.wait()
+    process.communicate()
+    return err
+
+
 def test_sigterm_is_an_interrupt(model: str, photos: list[Path]) -> None:
     process = waiting_run(model, photos[0])
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate()
+    err = end_of(process)
     assert process.returncode == 130
     assert err.splitlines()[-2:] == [
         "interrupted; the results up to here are kept",
