@@ -326,15 +326,21 @@ def test_a_name_that_is_not_utf8(model: str, capsys: Capture) -> None:
     assert "warning: photos/caf" in captured.err and "\x1b" not in captured.err
 
 
-def test_the_annotated_video_of_a_small_one_keeps_its_size(model: str) -> None:
+def clip(width: int, frames: int) -> None:
+    """Write clip.mp4, gray frames of 48 pixels in height at 10 frames per second."""
     av = pytest.importorskip("av")
     with av.open("clip.mp4", "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height = 63, 48
-        for shade in range(0, 100, 20):
-            frame = np.full((48, 63, 3), shade, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        stream.width, stream.height = width, 48
+        for i in range(frames):
+            image = np.full((48, width, 3), 20 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
+
+
+def test_the_annotated_video_of_a_small_one_keeps_its_size(model: str) -> None:
+    av = pytest.importorskip("av")
+    clip(width=63, frames=5)
     assert run(["predict", "clip.mp4", "--model", model, "--threshold", "0"]) == 0
     with av.open("runs/predict/videos/clip.mp4") as container:
         stream = container.streams.video[0]
@@ -388,14 +394,7 @@ def test_an_interrupt_while_a_line_is_written(
 
 
 def test_every_nth_frame_of_a_video(model: str, capsys: Capture) -> None:
-    av = pytest.importorskip("av")
-    with av.open("clip.mp4", "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height = 64, 48
-        for shade in range(0, 200, 20):
-            frame = np.full((48, 64, 3), shade, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
+    clip(width=64, frames=10)
     assert run(["predict", "clip.mp4", "--model", model, "--every", "5", "--json"]) == 0
     records = lines(capsys.readouterr().out)
     assert [(r["frame"], r["time_s"]) for r in records] == [(0, 0.0), (5, 0.5)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import record_of
 from PIL import Image
 
 from dino_core.config import PreprocessConfig
@@ -14,7 +15,6 @@ from dino_core.data.augment.transforms import build_transform
 from dino_core.data.batching import Batch, ShapeBatches, collate
 from dino_core.data.dataset import DetectionDataset, Sample
 from dino_core.data.loader import Loader, LoaderSettings
-from dino_core.data.records import ImageRecord
 from dino_core.errors import ConfigError, DataError
 from dino_core.targets import Target
 
@@ -28,18 +28,7 @@ def make_dataset(folder: Path, count: int = 10, augment: bool = True) -> Detecti
         height, width = SIZES[i % len(SIZES)]
         path = folder / f"{i}.png"
         Image.new("RGB", (width, height), (i * 20 % 256, 50, 90)).save(path)
-        records.append(
-            ImageRecord(
-                image_id=i,
-                path=path,
-                width=width,
-                height=height,
-                boxes_xyxy_px=np.array([[5, 5, 25, 25]], np.float32),
-                class_indices=np.array([0], np.int64),
-                is_crowd=np.array([False]),
-                areas=np.array([400], np.float32),
-            )
-        )
+        records.append(record_of(path, (width, height), [[5, 5, 25, 25]], [0], i))
     transform = build_transform("default", INPUT) if augment else None
     return DetectionDataset(records, INPUT, transform, seed=7)
 

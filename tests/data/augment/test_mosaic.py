@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import record_of
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -144,18 +145,10 @@ def make_records(folder: Path, count: int) -> list[ImageRecord]:
         noise = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(noise).save(path)
         number = 0 if i % 3 == 2 else 2
-        records.append(
-            ImageRecord(
-                image_id=i,
-                path=path,
-                width=width,
-                height=height,
-                boxes_xyxy_px=np.array([[5, 5, 45, 45], [20, 10, 50, 55]], np.float32)[:number],
-                class_indices=np.array([i % 2, 7], np.int64)[:number],
-                is_crowd=np.array([False, True])[:number],
-                areas=np.array([1600, 1350], np.float32)[:number],
-            )
-        )
+        boxes = [[5, 5, 45, 45], [20, 10, 50, 55]][:number]
+        crowds = [False, True][:number]
+        classes = [i % 2, 7][:number]
+        records.append(record_of(path, (width, height), boxes, classes, i, is_crowd=crowds))
     return records
 
 
