@@ -19,8 +19,8 @@ from typer.core import TyperGroup
 from dino_cli import foreign, processes, streams
 from dino_cli.errors import Interrupted, report
 from dino_cli.options import SETTINGS, examples
-from dino_core.config import nearest
 from dino_core.errors import ConfigError, DinoError
+from dino_core.suggestions import nearest_or_all
 
 COMMANDS = {
     "predict": "Find objects in images, folders and videos.",
@@ -51,10 +51,10 @@ class LazyCommands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
-            known = nearest(args[0], COMMANDS) or f"known: {', '.join(COMMANDS)}"
+            hint = nearest_or_all(args[0], COMMANDS)
             if args[0] in foreign.COMMANDS:
-                known = f"it is called '{foreign.COMMANDS[args[0]]}' here"
-            raise ConfigError(f"no command '{args[0]}'", known)
+                hint = f"it is called '{foreign.COMMANDS[args[0]]}' here"
+            raise ConfigError(f"no command '{args[0]}'", hint)
         name, command, rest = super().resolve_command(ctx, args)
         _refuse_assignments(rest, command)
         return name, command, rest

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dino_core.config import nearest
 from dino_core.errors import ConfigError
+from dino_core.suggestions import nearest_or_all
 
 # Plain help: rich would take longer to import than everything else `dino --help` does.
 SETTINGS: dict[str, Any] = {
@@ -53,9 +53,8 @@ def one_of(option: str, known: Iterable[str], help: str) -> Any:
     names = tuple(known)
 
     def checked(value: str | None) -> str | None:
-        if value is not None and value not in names:
-            hint = nearest(value, names) or f"known: {', '.join(names)}"
-            raise ConfigError(f"{option}: unknown name '{value}'", hint)
+        if value is not None:
+            _require_known(value, names, option)
         return value
 
     def completed(incomplete: str) -> list[str]:
@@ -71,6 +70,11 @@ def one_of(option: str, known: Iterable[str], help: str) -> Any:
     )
 
 
+def _require_known(name: str, known: tuple[str, ...], option: str) -> None:
+    if name not in known:
+        raise ConfigError(f"{option}: unknown name '{name}'", nearest_or_all(name, known))
+
+
 def comma_separated(text: str | None) -> list[str] | None:
     """`a, b` as ["a", "b"]; None stays None."""
     if text is None:
@@ -83,9 +87,7 @@ def choices(text: str, known: tuple[str, ...], option: str) -> list[str]:
     """The names of a comma-separated list. Raises ConfigError with the nearest known name."""
     chosen = comma_separated(text) or []
     for name in chosen:
-        if name not in known:
-            hint = nearest(name, known) or f"known: {', '.join(known)}"
-            raise ConfigError(f"{option}: unknown name '{name}'", hint)
+        _require_known(name, known, option)
     if not chosen:
         raise ConfigError(f"{option}: nothing chosen", f"known: {', '.join(known)}")
     return chosen

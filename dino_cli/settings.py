@@ -13,11 +13,11 @@ from dino_core.config import (
     PreprocessConfig,
     TrainConfig,
     from_dict,
-    nearest,
     to_dict,
 )
 from dino_core.errors import ConfigError
 from dino_core.recipes import RecipeInfo
+from dino_core.suggestions import nearest_or_all
 from dino_core.toml import apply_overrides, load_toml
 from dino_core.variants import VARIANTS
 
@@ -167,7 +167,7 @@ def _check_tables(tables: Mapping[str, Any], where: str) -> None:
         if name in fields and name not in TABLES:
             raise ConfigError(f"{where}: '{name}' is in no table", f"write train.{name}")
         if name not in TABLES:
-            hint = nearest(name, TABLES) or f"known: {', '.join(TABLES)}"
+            hint = nearest_or_all(name, TABLES)
             raise ConfigError(f"{where}: unknown table '{name}'", hint)
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: '{name}' is not a table", f"write {name}.KEY=VALUE")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from dino_core.limits import (
     check_ranges,
     shown,
 )
+from dino_core.suggestions import nearest, nearest_or_all
 
 T = TypeVar("T")
 
@@ -318,12 +318,6 @@ class ResolvedConfig(TrainConfig):
     freeze: FreezeName = "none"
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """A hint `did you mean ...` for an unknown name; empty if no known name is similar."""
-    match = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
-    return f"did you mean '{match[0]}'?" if match else ""
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain values for JSON and TOML; tuples become lists."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
@@ -360,7 +354,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         if key not in fields:
             raise ConfigError(
                 f"{prefix}unknown setting {shown(key)} for {cls.__name__}",
-                nearest(str(key), fields) or f"known: {', '.join(sorted(fields))}",
+                nearest_or_all(str(key), sorted(fields)),
             )
     return cls(**{k: _coerce(hints[k], v, f"{prefix}{k}") for k, v in data.items()})
 

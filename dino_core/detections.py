@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_core.config import nearest
 from dino_core.errors import ConfigError, DataError
 from dino_core.limits import readable
+from dino_core.suggestions import nearest_or_all
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class ClassMap:
         index = {name: i for i, name in enumerate(self.names) if name}
         for name in names:
             if name not in index:
-                known = nearest(name, index) or f"known: {', '.join(index)}"
-                raise ConfigError(f"the model has no class '{name}'", known)
+                hint = nearest_or_all(name, index)
+                raise ConfigError(f"the model has no class '{name}'", hint)
         return [index[name] for name in names]
 
     def to_dict(self) -> dict[str, Any]:

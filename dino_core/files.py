@@ -91,19 +91,23 @@ def part_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
-def require_regular_file(path: Path) -> None:
+def require_regular_file(path: Path) -> os.stat_result:
     """Check that `path`, or what it links to, is a regular file, without opening it.
 
     Opening a named pipe waits for a writer, and a device such as /dev/zero has no end.
+
+    Returns: Its status, for example its size.
 
     Raises:
         DataError: it is a folder, named pipe, device or socket.
         OSError: it does not exist or cannot be examined.
     """
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        kind = next((words for is_kind, words in _KINDS if is_kind(mode)), "something else")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kinds = (words for is_kind, words in _KINDS if is_kind(status.st_mode))
+        kind = next(kinds, "something else")
         raise DataError(f"{path}: not a regular file but {kind}", "copy its content into a file")
+    return status
 
 
 def part_owner(path: Path) -> int | None:

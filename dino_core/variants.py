@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dino_core.config import ModelConfig, PreprocessConfig, nearest
+from dino_core.config import ModelConfig, PreprocessConfig
 from dino_core.errors import ConfigError
+from dino_core.suggestions import nearest_or_all
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,5 @@ VARIANTS: dict[str, Variant] = {
 def find_variant(name: str) -> Variant:
     """The variant of that name. Raises ConfigError with the nearest known name."""
     if name not in VARIANTS:
-        raise ConfigError(
-            f"unknown model variant '{name}'",
-            nearest(name, VARIANTS) or f"known: {', '.join(VARIANTS)}",
-        )
+        raise ConfigError(f"unknown model variant '{name}'", nearest_or_all(name, VARIANTS))
     return VARIANTS[name]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dino_cli import data_options, errors, findings_view, options, output, render
+from dino_core.data.fault_kinds import SEVERITIES
 
 if TYPE_CHECKING:
     from dino_core.data.check.findings import CheckReport
@@ -90,5 +91,5 @@ def _print_report(report: CheckReport) -> None:
     classes = render.counted(len(report.boxes_of_class), "class", "classes")
     print(f"{classes}, format {report.format}")
     findings_view.show_findings(report.findings, report.root, sys.stdout)
-    counts = [render.counted(report.count(s), s) for s in ("error", "warning", "note")]
+    counts = [render.counted(report.count(s), s) for s in SEVERITIES]
     print(", ".join(counts) if report.findings else "nothing found")

@@ -11,6 +11,7 @@ import typer
 
 from dino_cli import errors, model_view, options, output, render
 from dino_cli.gates import ANY, Gate, parse_gate
+from dino_core.config import MIN_IMAGE_SIZE
 from dino_core.errors import ConfigError, printable
 from dino_core.inference.outputs.table import OUTPUTS, check_outputs
 
@@ -55,7 +56,7 @@ ImageSize = Annotated[
     typer.Option(
         "--image-size",
         metavar="PIXELS",
-        min=32,
+        min=MIN_IMAGE_SIZE,
         help="Long side of the network input; default: the model's own.",
     ),
 ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from dino_core.config import nearest
 from dino_core.errors import ConfigError
+from dino_core.suggestions import nearest
 
 SYNONYMS: tuple[frozenset[str], ...] = tuple(
     frozenset(group.split(", "))

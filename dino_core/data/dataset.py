@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dino_core.boxes import xyxy_to_cxcywh
 from dino_core.config import PreprocessConfig
 from dino_core.data.augment.mixing import Mixing
 from dino_core.data.augment.mosaic import PIECES, Piece
@@ -296,6 +297,4 @@ def _normalized_cxcywh(boxes_xyxy_px: Tensor, size_hw: tuple[int, int]) -> Tenso
     height, width = size_hw
     scale = torch.tensor([width, height, width, height], dtype=torch.float32)
     # Crops can leave boxes a fraction of a pixel outside, and the loss expects [0, 1].
-    corners = (boxes_xyxy_px / scale).clamp(0.0, 1.0)
-    low, high = corners[:, :2], corners[:, 2:]
-    return torch.cat([(low + high) / 2, high - low], dim=1)
+    return xyxy_to_cxcywh((boxes_xyxy_px / scale).clamp(0.0, 1.0))

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dino_core.config import TrainConfig, nearest
+from dino_core.config import TrainConfig
 from dino_core.data.faults import Fault
 from dino_core.data.formats.coco_files import looks_like_coco
 from dino_core.data.formats.foreign import explain
-from dino_core.data.formats.table import FORMATS
+from dino_core.data.formats.table import FORMATS, require_format
 from dino_core.data.records import DatasetIndex, ImageRecord, SetApart
 from dino_core.data.split import stratified_split
 from dino_core.errors import ConfigError, DataError
@@ -56,11 +56,8 @@ def read_dataset(path: str | Path, format: str | None = None) -> DatasetIndex:
     them. Arguments and errors are those of `load_dataset`.
     """
     path = Path(path)
-    if format is not None and format not in FORMATS:
-        raise ConfigError(
-            f"unknown data format '{format}'",
-            nearest(format, FORMATS) or f"known: {', '.join(FORMATS)}",
-        )
+    if format is not None:
+        require_format(format)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     try:
@@ -148,7 +145,7 @@ def unusable(index: DatasetIndex) -> DataError | None:
 
     Images that nobody labeled are no fault: such a data set is usable, if only for prediction.
     """
-    boxes = any(len(r.class_indices) for records in index.splits.values() for r in records)
+    boxes = any(len(record.class_indices) for record in index.records)
     losses = losing_faults(index)
     if index.classes.names and (boxes or not losses):
         return None

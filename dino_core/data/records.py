@@ -84,6 +84,11 @@ class DatasetIndex:
     named_splits: frozenset[str] = frozenset()
 
     @property
+    def records(self) -> list[ImageRecord]:
+        """The records of all splits."""
+        return [record for split in self.splits.values() for record in split]
+
+    @property
     def lost_splits(self) -> frozenset[str]:
         """The splits that the data name, but of which nothing could be read."""
         return self.named_splits - self.splits.keys()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dino_core.config import nearest
-from dino_core.data.formats.table import FORMATS
+from dino_core.data.formats.table import FORMATS, require_format
 from dino_core.data.records import DatasetIndex
-from dino_core.errors import ConfigError, DataError
+from dino_core.errors import DataError
 from dino_core.files import write_errors
 
 _FREE_SPACE = "free some space, or choose another folder"
@@ -31,9 +30,7 @@ def save_dataset(dataset: DatasetIndex, path: str | Path, format: str) -> list[s
         ConfigError: an unknown format.
         DataError: the folder cannot be written, or the format cannot hold a data set without boxes.
     """
-    if format not in FORMATS:
-        hint = nearest(format, FORMATS) or f"known: {', '.join(FORMATS)}"
-        raise ConfigError(f"unknown data format '{format}'", hint)
+    require_format(format)
     with write_errors(
         Path(path), DataError, kept="it holds a part of the images", hint=_FREE_SPACE
     ):

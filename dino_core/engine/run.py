@@ -101,8 +101,7 @@ class Run:
         """The first event of the run."""
         model, processes = self.start.model, processes or world_size()
         trainable = (p.numel() for p in model.parameters() if p.requires_grad)
-        splits = self.dataset.splits.values()
-        most_objects = max(len(r.class_indices) for records in splits for r in records)
+        most_objects = max(len(record.class_indices) for record in self.dataset.records)
         return RunPlanned(
             plan=self.plan,
             out=self.folder.root,

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dino_core.config import nearest
 from dino_core.errors import DataError, DinoError
 from dino_core.files import require_regular_file
 from dino_core.inference.video import VideoInfo, probe_video
 from dino_core.inference.web import check_url
 from dino_core.network import is_offline
 from dino_core.processing.image_files import HEIC_REMEDY, HEIC_SUFFIXES, IMAGE_SUFFIXES
+from dino_core.suggestions import nearest
 
 _VIDEOS = "mp4 avi mov mkv webm m4v mpg mpeg wmv flv ts m2ts mts 3gp ogv"
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _VIDEOS.split())

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dino_core.config import nearest
 from dino_core.errors import ConfigError
+from dino_core.suggestions import nearest
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dino_core.config import nearest
 from dino_core.errors import CheckpointError
+from dino_core.suggestions import nearest
 
 _DETREX = "https://github.com/IDEA-Research/detrex-storage/releases/download/"
 _MMDET = "https://download.openmmlab.com/mmdetection/v3.0/dino/"

@@ -15,9 +15,9 @@ from dino_core.checkpoints.published.catalogue import (
     Published,
     find_published,
 )
-from dino_core.config import nearest
 from dino_core.errors import CheckpointError
 from dino_core.limits import shown
+from dino_core.suggestions import nearest
 from dino_core.variants import VARIANTS
 
 BUILT_IN = {

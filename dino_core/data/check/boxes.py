@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ def check_boxes(dataset: DatasetIndex, preprocess: PreprocessConfig, log: FaultL
     or leave them out.
     """
     names = dataset.classes.names
-    for record in _records(dataset):
+    for record in dataset.records:
         wanted = np.flatnonzero(~record.is_crowd)
         boxes, classes = record.boxes_xyxy_px[wanted], record.class_indices[wanted]
         if not len(boxes):
@@ -49,11 +49,6 @@ def marked_boxes(record: ImageRecord, names: tuple[str, ...]) -> tuple[MarkedBox
         _marked(box, names[class_index])
         for box, class_index in zip(record.boxes_xyxy_px, record.class_indices, strict=True)
     )
-
-
-def _records(dataset: DatasetIndex) -> Iterator[ImageRecord]:
-    for records in dataset.splits.values():
-        yield from records
 
 
 def _check_pairs(

@@ -70,7 +70,7 @@ def _check_files(dataset: DatasetIndex, log: FaultLog) -> None:
 
 def _check_unlisted(dataset: DatasetIndex, log: FaultLog) -> None:
     """Images that lie beside those of the data set; those that faults name are not counted."""
-    listed = {record.path for records in dataset.splits.values() for record in records}
+    listed = {record.path for record in dataset.records}
     known = listed.union(*(fault.paths for fault in dataset.faults))
     for folder in sorted({path.parent for path in listed}):
         for path in sorted(folder.iterdir()):

@@ -39,7 +39,7 @@ def check_files(dataset: DatasetIndex, facts: Sequence[ImageFacts], log: FaultLo
 
 
 def _check_single(dataset: DatasetIndex, facts: Sequence[ImageFacts], log: FaultLog) -> None:
-    record_of = {r.path: r for records in dataset.splits.values() for r in records}
+    record_of = {record.path: record for record in dataset.records}
     for one in facts:
         if one.problem:
             log.add(one.problem, f"{one.path}: {one.reason}", (one.path,))

@@ -34,7 +34,7 @@ def quick_findings(
 
 def image_files(dataset: DatasetIndex) -> list[Path]:
     """Every image file of a data set, each once: what `images.examine_all` is to decode."""
-    return list(dict.fromkeys(r.path for records in dataset.splits.values() for r in records))
+    return list(dict.fromkeys(record.path for record in dataset.records))
 
 
 def check_dataset(

@@ -76,7 +76,7 @@ def _unread(sets: Iterable[CocoFile]) -> tuple[str, ...]:
     counts: Counter[tuple[str, str]] = Counter()
     for source in sets:
         for kind, known in _KNOWN.items():
-            for _, entry in source.entries(kind):
+            for entry in source.objects(kind):
                 counts.update((kind, k) for k, v in entry.items() if k not in known and v)
     return tuple(
         f"{count} {kind} have a '{key}', which is not kept" for (kind, key), count in counts.items()
@@ -141,8 +141,8 @@ def _grouping(names: Mapping[int, str], sources: Iterable[CocoFile]) -> list[int
     used: set[str] = set()
     parents: set[str] = set()
     for source in sources:
-        used.update(str(entry.get("category_id")) for _, entry in source.entries("annotations"))
-        parents.update(str(entry.get("supercategory")) for _, entry in source.entries("categories"))
+        used.update(str(entry.get("category_id")) for entry in source.objects("annotations"))
+        parents.update(str(entry.get("supercategory")) for entry in source.objects("categories"))
     left = dict(names)
     for category_id in sorted(names):
         name = names[category_id]

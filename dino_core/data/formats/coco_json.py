@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,17 @@ class CocoFile:
                 if not isinstance(entry, dict):
                     place = f"{file}: {name}[{i}] is {shown(entry)}, expected an object"
                     log.add(_KINDS[name], place)
-        found = cls(file, lists, {})
-        return replace(found, numbers=_numbers([e for _, e in found.entries("images")]))
+        return cls(file, lists, _numbers([e for e in lists["images"] if isinstance(e, dict)]))
 
     def entries(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Place and content of each entry of a list, without those that are no objects."""
         for i, entry in enumerate(self.lists[name]):
             if isinstance(entry, dict):
                 yield f"{self.file}: {name}[{i}]", entry
+
+    def objects(self, name: str) -> Iterator[dict[str, Any]]:
+        """As `entries`, without the places."""
+        return (entry for entry in self.lists[name] if isinstance(entry, dict))
 
     def image_id(self, entry: Mapping[str, Any], key: str, where: str) -> int:
         """The integer that stands for an image; 0 for a word that no image has as its id."""

@@ -15,7 +15,7 @@ from dino_core.errors import DataError
 
 def lost_crowds(index: DatasetIndex, format: str) -> list[str]:
     """Crowd boxes, which the writer leaves out."""
-    crowds = sum(int(record.is_crowd.sum()) for record in _records(index))
+    crowds = sum(int(record.is_crowd.sum()) for record in index.records)
     if not crowds:
         return []
     return [f"{_boxes(crowds, 'crowd box')} left out: {format} cannot mark crowds"]
@@ -23,7 +23,7 @@ def lost_crowds(index: DatasetIndex, format: str) -> list[str]:
 
 def lost_areas(index: DatasetIndex) -> list[str]:
     """Areas that are not those of the boxes, e.g. of outlines."""
-    areas = sum(_other_areas(record) for record in _records(index))
+    areas = sum(_other_areas(record) for record in index.records)
     return (
         [f"areas of {_boxes(areas)} are lost, which differ from width times height"]
         if areas
@@ -34,7 +34,7 @@ def lost_areas(index: DatasetIndex) -> list[str]:
 def lost_flags(index: DatasetIndex, format: str) -> list[str]:
     """Flags such as VOC's difficult."""
     counts: Counter[str] = Counter()
-    for record in _records(index):
+    for record in index.records:
         counts.update({flag: int(marked.sum()) for flag, marked in record.flags.items()})
     return [
         f"the flag '{flag}' of {_boxes(count)} is lost: {format} has no place for it"
@@ -54,7 +54,7 @@ def lost_image_ids(index: DatasetIndex, format: str) -> list[str]:
 
 def lost_class_ids(index: DatasetIndex, format: str) -> list[str]:
     """Class ids, their order, and unused classes, where the format names a class at each box."""
-    used = {i for r in _records(index) for i in r.class_indices[~r.is_crowd].tolist()}
+    used = {i for r in index.records for i in r.class_indices[~r.is_crowd].tolist()}
     unused = [name for i, name in enumerate(index.classes.names) if name and i not in used]
     lost = []
     if unused:
@@ -73,7 +73,7 @@ def lost_class_ids(index: DatasetIndex, format: str) -> list[str]:
 
 def require_boxes(index: DatasetIndex, format: str) -> None:
     """Raise DataError if a format that names a class at each box would have no class at all."""
-    if not any((~record.is_crowd).any() for record in _records(index)):
+    if not any((~record.is_crowd).any() for record in index.records):
         raise DataError(
             f"{index.root}: there are no boxes, so {format} could not name the classes",
             "write it as coco or yolo",
@@ -87,10 +87,6 @@ def _boxes(count: int, one: str = "box") -> str:
 def _named(classes: ClassMap) -> tuple[Sequence[str], Sequence[int]]:
     used = [i for i, name in enumerate(classes.names) if name]
     return [classes.names[i] for i in used], [classes.source_ids[i] for i in used]
-
-
-def _records(index: DatasetIndex) -> list[ImageRecord]:
-    return [record for split in index.splits.values() for record in split]
 
 
 def _other_areas(record: ImageRecord) -> int:

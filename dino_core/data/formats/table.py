@@ -16,6 +16,8 @@ from dino_core.data.formats.voc_files import VOC_LAYOUT, find_voc
 from dino_core.data.formats.yolo import names_classes, read_yolo, write_yolo
 from dino_core.data.formats.yolo_files import YOLO_LAYOUT, find_yolo
 from dino_core.data.formats.yolo_labels import label_path
+from dino_core.errors import ConfigError
+from dino_core.suggestions import nearest_or_all
 
 FORMATS: Mapping[str, Format[Any]] = {
     "coco": Format("COCO", COCO_LAYOUT, find_coco, read_coco, write_coco),
@@ -27,3 +29,9 @@ FORMATS: Mapping[str, Format[Any]] = {
     "csv": Format("CSV", CSV_LAYOUT, find_csv, read_csv, write_csv),
 }
 """Name to format. Where a folder fits several, the first of them is read."""
+
+
+def require_format(name: str) -> None:
+    """Raises ConfigError, with the nearest known name, for a format that is not in the table."""
+    if name not in FORMATS:
+        raise ConfigError(f"unknown data format '{name}'", nearest_or_all(name, FORMATS))

@@ -88,8 +88,8 @@ def read_bytes(file: Path, most: int | None = None) -> bytes:
         DataError: it is not there, no regular file, too large, or cannot be read.
     """
     try:
-        require_regular_file(file)
-        if most is not None and (size := file.stat().st_size) > most:
+        size = require_regular_file(file).st_size
+        if most is not None and size > most:
             raise DataError(
                 f"{file}: the file has {size:,} bytes, at most {most:,} are read",
                 "is it a label file?",

@@ -157,7 +157,7 @@ def write_voc(index: DatasetIndex, out_dir: Path) -> list[str]:
         *lost_image_ids(index, "VOC"),
         *lost_areas(index),
     ]
-    records = [record for split in index.splits.values() for record in split]
+    records = index.records
     names = unique_names(records)
     pairs = zip(records, names, strict=True)
     copy_images(records, names, out_dir / "JPEGImages", lost)

@@ -52,14 +52,13 @@ def find_voc(path: Path) -> VocFiles | None:
     Raises:
         DataError: there are several data sets, or no list names an image that is there.
     """
-    roots = [root for root in _roots(path) if _annotation_folders(root)]
+    roots = _roots(path)
     if not roots:
         return None
     if len(roots) > 1:
         names = " and ".join(str(root.relative_to(path)) for root in roots)
         raise DataError(f"{path}: holds several data sets, {names}", "give one of them")
-    root = roots[0]
-    folders = _annotation_folders(root)
+    [(root, folders)] = roots.items()
     lists = split_lists(root)
     # Lists divide one common folder. Where folders are named after splits, they already did that.
     if lists and list(folders) == [""]:
@@ -72,14 +71,15 @@ def find_voc(path: Path) -> VocFiles | None:
     return VocFiles(root, splits, named=frozenset(splits))
 
 
-def _roots(path: Path) -> list[Path]:
-    """Where the data set may begin: here, or in the devkit's year folders (VOC2007, VOC2012)."""
+def _roots(path: Path) -> dict[Path, dict[str, Path]]:
+    """Where a data set begins, with its annotation folders: here, or in folders such as VOC2012."""
     if not path.is_dir():
-        return []
-    if _annotation_folders(path):
-        return [path]
+        return {}
+    if folders := _annotation_folders(path):
+        return {path: folders}
     # The official archive unpacks to VOCdevkit/VOC2012.
-    return sorted(p for pattern in ("VOC[0-9]*", "VOCdevkit/VOC[0-9]*") for p in path.glob(pattern))
+    years = [p for pattern in ("VOC[0-9]*", "VOCdevkit/VOC[0-9]*") for p in path.glob(pattern)]
+    return {year: folders for year in sorted(years) if (folders := _annotation_folders(year))}
 
 
 def _annotation_folders(root: Path) -> dict[str, Path]:

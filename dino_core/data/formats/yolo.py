@@ -264,22 +264,19 @@ def _read_images(images: Iterable[_LabeledImage], log: FaultLog) -> tuple[ImageR
     """The records of one split, without the images that are missing or unreadable."""
     records = []
     for image in images:
-        size = upright_size(image.path) if image.path.is_file() else None
+        path = image.path
         if image.lost and not image.labels:
-            place = f"{image.label_file}: {lost_labels(image.lost)}"
-            log.add("labels-lost", place, (image.path,))
-        elif size is not None:
+            log.add("labels-lost", f"{image.label_file}: {lost_labels(image.lost)}", (path,))
+        elif not path.is_file():
+            log.add("missing-image", f"{path}: no such file", (path,))
+        elif (size := upright_size(path)) is None:
+            log.add("unreadable-image", f"{path}: cannot be opened as an image", (path,))
+        else:
             boxes = [
                 LabeledBox(label.place, label.corners, label.class_index)
                 for label in image.labels or ()
             ]
-            records.append(make_record(image.image_id, image.path, size, boxes, log, size))
-        elif image.path.is_file():
-            log.add(
-                "unreadable-image", f"{image.path}: cannot be opened as an image", (image.path,)
-            )
-        else:
-            log.add("missing-image", f"{image.path}: no such file", (image.path,))
+            records.append(make_record(image.image_id, path, size, boxes, log, size))
     return tuple(records)
 
 

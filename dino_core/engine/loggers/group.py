@@ -10,11 +10,12 @@ import contextlib
 import importlib.util
 from dataclasses import dataclass, field
 
-from dino_core.config import TrainConfig, nearest
+from dino_core.config import TrainConfig
 from dino_core.engine.events import Event, Warned
 from dino_core.engine.loggers.base import Logger, Opening
 from dino_core.engine.loggers.table import LOGGER_NAMES, LOGGERS, TABLES_ONLY
 from dino_core.errors import ConfigError, DinoError
+from dino_core.suggestions import nearest_or_all
 
 _DEFAULT = "tensorboard"
 
@@ -23,8 +24,7 @@ def check_loggers(config: TrainConfig) -> None:
     """Raises ConfigError where a logger that was asked for is unknown or not installed."""
     for name in config.loggers or ():
         if name not in LOGGER_NAMES:
-            known = f"known: {', '.join(LOGGER_NAMES)}"
-            hint = nearest(name, LOGGER_NAMES) or known
+            hint = nearest_or_all(name, LOGGER_NAMES)
             raise ConfigError(f"train.loggers: unknown logger '{name}'", hint)
         if name != TABLES_ONLY and not _is_installed(name):
             kind = LOGGERS[name]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dino_core.config import nearest
 from dino_core.errors import ConfigError
 from dino_core.inference.outputs.coco import CocoWriter
 from dino_core.inference.outputs.crops import CropWriter
@@ -21,6 +20,7 @@ from dino_core.inference.outputs.records import JsonLinesWriter, JsonWriter
 from dino_core.inference.outputs.voc import VocWriter
 from dino_core.inference.outputs.writer import Writer
 from dino_core.inference.outputs.yolo import YoloWriter
+from dino_core.suggestions import nearest_or_all
 
 if TYPE_CHECKING:
     from dino_core.detections import ClassMap
@@ -61,8 +61,6 @@ def check_outputs(kinds: Iterable[str]) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(kinds))
     for kind in kinds:
         if kind not in OUTPUTS:
-            raise ConfigError(
-                f"results cannot be saved as '{kind}'",
-                nearest(kind, OUTPUTS) or f"known: {', '.join(OUTPUTS)}",
-            )
+            hint = nearest_or_all(kind, OUTPUTS)
+            raise ConfigError(f"results cannot be saved as '{kind}'", hint)
     return kinds

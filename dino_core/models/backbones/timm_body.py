@@ -13,10 +13,10 @@ import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
-from dino_core.config import nearest
 from dino_core.errors import ConfigError
 from dino_core.models.backbones.body import WHOLE, Body, no_pyramid
 from dino_core.models.backbones.frozen_norm import FrozenBatchNorm, SameConv2d
+from dino_core.suggestions import nearest
 
 
 def timm_body(name: str, out_indices: Sequence[int], drop_path: float = 0.0) -> Body:
