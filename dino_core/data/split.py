@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dino_core.data.records import ImageRecord
+from dino_core.data.seeding import generator
 from dino_core.errors import DataError
 
 
@@ -38,7 +39,7 @@ def stratified_split(
     lacking = shares[:, None] * counts.sum(axis=0)  # (2, C) boxes that each list still lacks
     room = np.array([len(records) - wanted_val, wanted_val])
     side = np.full(len(records), -1)
-    shuffled = np.random.default_rng(seed).permutation(len(records))
+    shuffled = generator(seed).permutation(len(records))
     while (left := shuffled[side[shuffled] < 0]).size:
         remaining = (counts[left] > 0).sum(axis=0)
         if remaining.any():

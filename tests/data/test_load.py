@@ -236,6 +236,12 @@ def test_split_of_images_without_boxes() -> None:
     assert (len(train), len(val)) == (7, 3)
 
 
+def test_a_negative_seed_splits_too() -> None:
+    records = [record(i, [0]) for i in range(10)]
+    assert stratified_split(records, 0.3, 1, seed=-1) == stratified_split(records, 0.3, 1, seed=-1)
+    assert len(stratified_split(records, 0.3, 1, seed=-1)[1]) == 3
+
+
 def test_a_named_validation_split_that_is_lost_is_not_replaced(tmp_path: Path) -> None:
     """Else scores on training images would pass for those of the split that is meant."""
     for split, names in (("train", "abcdefgh"), ("val", "x")):
