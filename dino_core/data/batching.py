@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -102,6 +102,12 @@ class Batch:
         )
 
 
+def padded_size(sizes_hw: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The largest height and width of the images of a batch, rounded up to `STRIDE`."""
+    heights, widths = zip(*sizes_hw, strict=True)
+    return -(-max(heights) // STRIDE) * STRIDE, -(-max(widths) // STRIDE) * STRIDE
+
+
 def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
     """Pad samples to the largest height and width among them, rounded up to `STRIDE`."""
     remarks = [s if isinstance(s, Unreadable) else s.without for s in samples]
@@ -113,10 +119,8 @@ def collate(samples: Sequence[Sample | Unreadable]) -> Batch:
     if not readable:
         arrays = [np.zeros((3, *unreadable[0].size_hw), np.float32)]
         targets = [Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))]
-    height, width = (
-        -(-max(array.shape[axis] for array in arrays) // STRIDE) * STRIDE for axis in (1, 2)
-    )
-    images, padding_mask = processing.collate(arrays, (height, width))
+    size_hw = padded_size((array.shape[1], array.shape[2]) for array in arrays)
+    images, padding_mask = processing.collate(arrays, size_hw)
     return Batch(
         torch.from_numpy(images),
         torch.from_numpy(padding_mask),

@@ -40,7 +40,6 @@ class RunPlanned:
         dtype: Data type inside the network, "fp32" or "bf16".
         transfer: What was copied from the starting weights; None from scratch and on resume.
         resumed_step: Optimizer steps that earlier sessions did.
-        memory_kept: Whether the allocator keeps freed memory.
         trial: Result of the worst batch; None where it was not tried, as on resume.
         forecast: Steps and time at the speed of that trial.
         processes: Number of training processes, one per device.
@@ -61,7 +60,6 @@ class RunPlanned:
     dtype: str
     transfer: TransferReport | None
     resumed_step: int
-    memory_kept: bool
     trial: Trial | None
     forecast: Forecast | None
     processes: int

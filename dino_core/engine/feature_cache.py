@@ -70,10 +70,13 @@ class FeatureCache:
         # this list, which is how `next(loaded)` below finds the right one.
         missing = [number for number in order if not self._path((view, number)).exists()]
         loaded = self._loader.chosen_batches(view, missing)
+        absent = set(missing)
         for number in order:
             place = (view, number)
-            found = number not in missing
-            yield self._read(place) if found else replace(next(loaded), place=place)
+            if number in absent:
+                yield replace(next(loaded), place=place)
+            else:
+                yield self._read(place)
 
     def with_features(self, batch: Batch, backbone: Backbone, device: torch.device) -> Batch:
         """`batch` with its features, which are kept unless one of its images is missing.

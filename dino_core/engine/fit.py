@@ -52,10 +52,10 @@ def run_events(request: RunRequest) -> Generator[Event, None, RunSummary]:
             "start them with torchrun, or only plan the run",
         )
     # Both must precede the first large tensor and the first oneDNN kernel.
-    memory_kept = keep_freed_memory()
+    keep_freed_memory()
     keep_compiled_kernels()
     run = build_run(request)
-    planned = run.planned(memory_kept)
+    planned = run.planned()
     # The caller can show or refuse the plan here: nothing has been written yet.
     yield planned
     with _interrupts() as run.clock.interrupts:
@@ -86,8 +86,8 @@ def plan_run(request: RunRequest) -> RunPlanned:
     Raises:
         DinoError: as `run_events` does before anything is written.
     """
-    memory_kept = keep_freed_memory()
-    return build_run(request).planned(memory_kept, request.processes)
+    keep_freed_memory()
+    return build_run(request).planned(request.processes)
 
 
 def _interrupts() -> AbstractContextManager[list[int]]:
@@ -189,7 +189,7 @@ def _measured_speed(run: Run, times: list[float], seconds: float) -> Iterator[Sp
         return
     step_s = sum(times[1:]) / SPEED_STEPS  # the first step warms up
     left_s = run.plan.minutes * 60.0 - run.clock.elapsed_s
-    rest, done = run.forecast(step_s, world_size(), left_s), run.counters.step
+    rest, done = run.forecast(step_s, left_s), run.counters.step
     steps = done + rest.steps
     epochs = steps / run.plan.steps_per_epoch
     yield SpeedMeasured(done, replace(rest, steps=steps, epochs=epochs))

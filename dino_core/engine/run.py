@@ -16,7 +16,7 @@ from dino_core.engine.parallel.collectives import barrier, rank, world_size
 from dino_core.engine.parallel.group import launch_identity
 from dino_core.engine.parallel.interrupts import interrupts_deferred
 from dino_core.engine.planning.plan import Forecast, Plan, forecast
-from dino_core.engine.planning.probe import Trial
+from dino_core.engine.planning.probe import Trial, trainable
 from dino_core.engine.planning.rules import suggested_queries
 from dino_core.engine.plots.album import Album
 from dino_core.engine.run_folder import RunFolder, RunSettings
@@ -93,14 +93,13 @@ class Run:
         reserve = (self.counters.evaluation_s or 0.0) if self.dataset.splits.get("val") else 0.0
         return self.plan.progress(self.counters.step, self.clock.elapsed_s, reserve)
 
-    def forecast(self, step_s: float, processes: int, left_s: float | None = None) -> Forecast:
+    def forecast(self, step_s: float, left_s: float | None = None) -> Forecast:
         """Expected course of the run where a step takes `step_s`, with `left_s` to its end."""
-        return forecast(self.plan, step_s, len(self.val_records), processes, left_s)
+        return forecast(self.plan, step_s, len(self.val_records), left_s)
 
-    def planned(self, memory_kept: bool, processes: int | None = None) -> RunPlanned:
+    def planned(self, processes: int | None = None) -> RunPlanned:
         """The first event of the run."""
-        model, processes = self.start.model, processes or world_size()
-        trainable = (p.numel() for p in model.parameters() if p.requires_grad)
+        model = self.start.model
         most_objects = max(len(record.class_indices) for record in self.dataset.records)
         return RunPlanned(
             plan=self.plan,
@@ -108,7 +107,7 @@ class Run:
             config=self.config,
             model=model.config,
             preprocess=self.start.preprocess,
-            parameters=sum(trainable),
+            parameters=trainable(model),
             train_images=len(self.dataset.splits["train"]),
             val_images=len(self.val_records),
             most_objects=most_objects,
@@ -117,10 +116,9 @@ class Run:
             dtype="bf16" if self.stepper.autocasts else "fp32",
             transfer=self.start.report,
             resumed_step=self.resumed_step,
-            memory_kept=memory_kept,
             trial=self.trial,
-            forecast=None if self.trial is None else self.forecast(self.trial.step_s, processes),
-            processes=processes,
+            forecast=None if self.trial is None else self.forecast(self.trial.step_s),
+            processes=processes or world_size(),
             data_warnings=self.dataset.warnings,
         )
 

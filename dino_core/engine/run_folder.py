@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,11 +155,8 @@ class RunFolder:
 
     def log_data(self, warnings: Sequence[str]) -> None:
         """Begin the log with what was left out or repaired when the data were read."""
-        with (
-            self._writing(),
-            self.log.open("a", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            file.writelines(f"data: {sentence}\n" for sentence in warnings)
+        with self._writing():
+            self._log(f"data: {sentence}" for sentence in warnings)
 
     def mark_launch(self, identity: Mapping[str, str]) -> None:
         """Note which launch of torchrun the run belongs to, for the processes after a restart."""
@@ -197,12 +194,8 @@ class RunFolder:
             DinoError: a file cannot be written.
         """
         if isinstance(event, RunFinished):
-            with (
-                self._writing(),
-                self.log.open("a", encoding="utf-8", errors="backslashreplace") as file,
-            ):
-                lines = class_lines(event.summary.class_values())
-                file.writelines(f"{line}\n" for line in lines)
+            with self._writing():
+                self._log(class_lines(event.summary.class_values()))
         row = _row(event)
         if row is not None:
             with self._writing():
@@ -224,8 +217,7 @@ class RunFolder:
         line = json.dumps(row, ensure_ascii=False)
         with self.metrics_jsonl.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(_log_line(row) + "\n")
+        self._log([_log_line(row)])
         if row["event"] == "warning":
             return
         # Opening the file for appending creates it.
@@ -235,6 +227,10 @@ class RunFolder:
             if new:
                 writer.writeheader()
             writer.writerow({k: v for k, v in row.items() if v is not None})
+
+    def _log(self, lines: Iterable[str]) -> None:
+        with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
     def clear_up(self, step: int) -> None:
         """Remove what a killed run left: unfinished files, and rows of steps after `step`."""

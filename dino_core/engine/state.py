@@ -106,8 +106,13 @@ def seed_step(seed: int, step: int, process: int) -> None:
     What a step draws, e.g. for stochastic depth, is then a pure function of its position: a resumed
     run needs no generator's state, with any number of processes.
     """
-    words = np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)
-    seed_everything(int(words[0] >> np.uint64(1)))
+    seed_everything(seed_of(seed, step, process))
+
+
+def seed_of(*place: int) -> int:
+    """A seed of 63 bits for one place in a run, which non-negative numbers identify."""
+    words = np.random.SeedSequence(place).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
 
 
 def state_tensors(

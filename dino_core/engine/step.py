@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ from dino_core.engine.parallel.collectives import (
     wrap,
 )
 from dino_core.engine.schedule import lr_factor
-from dino_core.engine.state import seed_step
+from dino_core.engine.state import seed_of, seed_step
 from dino_core.errors import is_out_of_memory
 from dino_core.losses.criterion import Criterion, Losses
 from dino_core.models.dino import Dino
@@ -147,7 +147,7 @@ class Stepper:
         norm = self._clip()
         return StepResult(
             # The norm is equal in all processes, since gradients are averaged over them.
-            finite=finite and bool(np.isfinite(norm)),
+            finite=finite and math.isfinite(norm),
             images=sum(len(batch.image_ids) for batch in batches),
             empty=images == 0,
             loss=float(all_reduce_mean(losses["total"])),
@@ -297,5 +297,4 @@ def noise_generator(seed: int, step: int, number: int) -> torch.Generator:
     """
     # A generator on the CPU, so that a run on a GPU has the noise of a run on a CPU. The rank makes
     # the noise of the processes differ.
-    words = np.random.SeedSequence((seed, step, number, rank())).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+    return torch.Generator().manual_seed(seed_of(seed, step, number, rank()))

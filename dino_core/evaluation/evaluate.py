@@ -132,11 +132,20 @@ class Evaluation:
         """
         for _ in self:
             pass
-        count = len(self.records)
-        ordered = tuple(self._predictions[i] for i in range(count))
-        ms = 1000 * self._seconds / count if count else None
-        metrics = coco_metrics(self.records, ordered, self.classes, ms_per_image=ms)
-        return EvaluationResult(metrics, self.records, ordered, self.classes)
+        ordered = tuple(self._predictions[i] for i in range(len(self.records)))
+        return scored(self.records, ordered, self.classes, self._seconds)
+
+
+def scored(
+    records: Sequence[ImageRecord],
+    predictions: tuple[Decoded, ...],
+    classes: ClassMap,
+    seconds: float,
+) -> EvaluationResult:
+    """The result of an evaluation; `seconds` is what the predictions of all images took."""
+    ms = 1000 * seconds / len(records) if records else None
+    metrics = coco_metrics(records, predictions, classes, ms_per_image=ms)
+    return EvaluationResult(metrics, tuple(records), predictions, classes)
 
 
 def evaluate(

@@ -63,7 +63,7 @@ def decode(
     order = candidates[np.argsort(-scores[candidates], kind="stable")][:num_select]
     # The scores were flattened with the classes as the inner axis (ALGORITHM 29).
     query, column = np.divmod(order, max(1, columns.size))
-    boxes = _to_pixels(boxes_cxcywh[query].astype(np.float32), size_hw)
+    boxes = to_pixels(boxes_cxcywh[query].astype(np.float32), size_hw)
     limit = np.array([size_hw[1], size_hw[0]] * 2, np.float32)
     boxes = np.clip(boxes, np.float32(0), limit)
     return Decoded(boxes, scores[order], columns[column])
@@ -75,7 +75,7 @@ def _sigmoid(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(result, dtype=np.float32)
 
 
-def _to_pixels(boxes_cxcywh: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:
+def to_pixels(boxes_cxcywh: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:
     """(N, 4) normalized cxcywh to (N, 4) xyxy pixels."""
     center, half = boxes_cxcywh[:, :2], np.float32(0.5) * boxes_cxcywh[:, 2:]
     scale = np.array([size_hw[1], size_hw[0]] * 2, np.float32)

@@ -14,8 +14,7 @@ from dino_core.data.records import ImageRecord
 from dino_core.detections import ClassMap
 from dino_core.engine.parallel.collectives import gather_rows, rank, sums, world_size
 from dino_core.errors import DataError
-from dino_core.evaluation.coco_metrics import coco_metrics
-from dino_core.evaluation.evaluate import EvaluationResult, predict_groups, shape_groups
+from dino_core.evaluation.evaluate import EvaluationResult, predict_groups, scored, shape_groups
 from dino_core.inference.pipeline import Pipeline
 from dino_core.inference.torch_runtime import resolve_dtype, run_model
 from dino_core.processing.postprocess import Decoded
@@ -77,10 +76,8 @@ def evaluate_together(
     if stops:
         raise KeyboardInterrupt
     ordered = gather_predictions(predictions, len(records), device)
-    # `spent` is the sum over the processes.
-    ms = 1000 * spent / len(records) if records else None  # as one device alone
-    metrics = coco_metrics(records, ordered, classes, ms_per_image=ms)
-    return EvaluationResult(metrics, tuple(records), ordered, classes)
+    # `spent` is the sum over the processes, so the time per image is that of one device alone.
+    return scored(records, ordered, classes, spent)
 
 
 def gather_predictions(

@@ -282,7 +282,7 @@ def check_settings(config: TrainConfig) -> None:
 
 
 def forecast(
-    the_plan: Plan, step_s: float, val_images: int, processes: int = 1, left_s: float | None = None
+    the_plan: Plan, step_s: float, val_images: int, left_s: float | None = None
 ) -> Forecast:
     """The expected course of a run.
 
@@ -290,7 +290,6 @@ def forecast(
         the_plan: The run.
         step_s: Seconds per optimizer step.
         val_images: Images per evaluation. Their forward pass costs a third of a training step.
-        processes: Training processes, which share the evaluation.
         left_s: Seconds to the end in a run with a time limit; None for the whole limit.
     """
     config = the_plan.config

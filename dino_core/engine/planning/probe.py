@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dino_core.config import ResolvedConfig
-from dino_core.data.batching import STRIDE, Batch, ShapeBatches
+from dino_core.data.batching import Batch, ShapeBatches, padded_size
 from dino_core.engine.memory import free_memory_mb, peak_memory_mb, resident_memory_mb
 from dino_core.engine.model_setup import training_mode
 from dino_core.errors import is_out_of_memory
@@ -102,9 +102,7 @@ def _shapes(sampler: ShapeBatches, epoch: int) -> Iterator[tuple[int, int, int]]
     """Images, padded height and padded width of each batch of an epoch."""
     sizes = sampler.sizes_of_epoch(epoch)
     for batch in sampler.batches(epoch):
-        height, width = (
-            -(-max(sizes[i][axis] for i in batch) // STRIDE) * STRIDE for axis in (0, 1)
-        )
+        height, width = padded_size(sizes[i] for i in batch)
         yield len(batch), height, width
 
 
@@ -171,7 +169,7 @@ class Probe:
             spent = self._pass(criterion, _batch(worst, 1))
         # What is saved for the backward pass grows with the images; weights and gradients do not.
         if limit is not None:
-            gradients = _trainable(self.model) * _BYTES / _MIB  # once, and not for each image
+            gradients = trainable(self.model) * _BYTES / _MIB  # once, and not for each image
             each = max(sum(saved), spent.peak_mb - before - gradients)
             if gradients + later + each * at_a_time > (limit - before) * _USABLE:
                 return None
@@ -283,11 +281,12 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def _trainable(model: nn.Module) -> int:
+def trainable(model: nn.Module) -> int:
+    """Numbers of a model that training changes."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _later_mb(model: nn.Module, ema: bool) -> float:
     """Memory that the first step adds: the optimizer's two moments and the average's weights."""
     average = sum(p.numel() for p in model.parameters()) if ema else 0
-    return (2 * _trainable(model) + average) * _BYTES / _MIB
+    return (2 * trainable(model) + average) * _BYTES / _MIB

@@ -14,6 +14,7 @@ from dino_core.config import PreprocessConfig
 from dino_core.data.records import ImageRecord
 from dino_core.evaluation.coco_metrics import PredictedBoxes
 from dino_core.inference.draw import draw_boxes, with_caption
+from dino_core.processing.postprocess import to_pixels
 from dino_core.processing.preprocess import UInt8Image, load_image
 
 _TILE = 480  # long side of an image in batches.png
@@ -45,9 +46,7 @@ def network_view(
     stripes = np.where((down + across) // 8 % 2, 90, 60).astype(np.uint8)
     pixels[padding_mask] = stripes[padding_mask][:, None]
     height, width = (int((~padding_mask).any(axis=axis).sum()) for axis in (1, 0))
-    center, half = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
-    corners = np.concatenate([center - half, center + half], axis=1)
-    return _resized(pixels, corners * np.array([width, height] * 2, np.float32), labels, _TILE)
+    return _resized(pixels, to_pixels(boxes_cxcywh, (height, width)), labels, _TILE)
 
 
 def grid(pictures: Sequence[UInt8Image], caption: str) -> UInt8Image:

@@ -26,19 +26,18 @@ def draw_precision_recall(result: PrecisionRecall, title: str) -> bytes:
     Of many classes, the best and the worst ones are named and the others are gray.
     """
     ranked = sorted(result.curves, key=lambda curve: -curve.ap)
-    named = ranked
+    named, others = ranked, []
     if len(ranked) > _NAMED_CURVES:
         half = _NAMED_CURVES // 2
-        named = [*ranked[:half], *ranked[-half:]]
+        named, others = [*ranked[:half], *ranked[-half:]], ranked[half:-half]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         if not ranked:
             say(axes, "no labeled objects")
             return
-        for curve in ranked:
-            if not any(curve is other for other in named):
-                axes.plot(RECALLS, curve.precision, color="#d5d5d5", linewidth=0.8)
+        for curve in others:
+            axes.plot(RECALLS, curve.precision, color="#d5d5d5", linewidth=0.8)
         for number, curve in enumerate(named):
             _draw_curve(axes, curve, _LINES[number % len(_LINES)])
         if len(ranked) > 1:

@@ -82,9 +82,9 @@ class ConvNext(nn.Module):
             nn.Conv2d(3, size.width, _PATCH, _PATCH), _ChannelNorm(size.width, _EPS)
         )
         self.stages = nn.Sequential()
-        for index in range(max(self.out_indices) + 1):
+        last = max(self.out_indices)
+        for index, stage_rates in enumerate(rates(drop_path, size.depths)[: last + 1]):
             before = self.channels[index - 1] if index else None
-            stage_rates = rates(drop_path, size.depths)[index]
             # Only stages that a map needs exist, so the rest costs no memory and is not looked for
             # in files.
             self.stages.append(_Stage(before, self.channels[index], stage_rates))
