@@ -111,11 +111,8 @@ def require_regular_file(path: Path) -> os.stat_result:
 
 
 def part_owner(path: Path) -> int | None:
-    """The process that writes this part file; None where it is no part file.
-
-    See `part_path`; videos have their own suffix after `.part`.
-    """
-    match = re.fullmatch(r"\..+\.([0-9]{1,9})\.part(\.[a-z0-9]+)?", path.name, re.DOTALL)
+    """The process that writes this part file (see `part_path`); None where it is no part file."""
+    match = re.fullmatch(r"\..+\.([0-9]{1,9})\.part", path.name, re.DOTALL)
     return int(match[1]) if match else None
 
 

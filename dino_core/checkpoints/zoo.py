@@ -208,7 +208,7 @@ def verify_file(path: Path) -> bool:
         compared = False
     else:
         compared = check_checksum(path, read_entries(path))
-    checkpoint = load(path)
+    checkpoint = _read(path)
     build_model(checkpoint, path)
     for name, tensor in checkpoint.state_dict.items():
         if not bool(tensor.isfinite().all()):

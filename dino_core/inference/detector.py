@@ -22,6 +22,7 @@ from dino_core.inference.pipeline import (
     RawOutput,
     Runtime,
     group_by_shape,
+    ms_since,
 )
 from dino_core.inference.prediction import Prediction, failed
 from dino_core.inference.runtimes import open_runtime
@@ -241,7 +242,7 @@ class Detector:
             ms={
                 "preprocess": image.ms,
                 "model": output.ms,
-                "postprocess": (time.perf_counter() - start) * 1000,
+                "postprocess": ms_since(start),
             },
         )
 

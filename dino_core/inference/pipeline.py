@@ -131,7 +131,7 @@ class Pipeline:
             # A fixed input cannot grow. A very long image is shrunk further until it fits.
             resized_hw = fit_size(resized_hw, self.input_hw)
         pixels = preprocess(image, self.preprocess, resized_hw)
-        return PreparedImage(pixels, size_hw, _ms_since(start))
+        return PreparedImage(pixels, size_hw, ms_since(start))
 
     def collate(
         self, images: Sequence[PreparedImage]
@@ -152,7 +152,7 @@ class Pipeline:
         start = time.perf_counter()
         logits, boxes = self.run(*self.collate(images))
         # The time of the batch cannot be divided more exactly.
-        ms = _ms_since(start) / len(images)
+        ms = ms_since(start) / len(images)
         return [
             RawOutput(logits[row], boxes[row], image.size_hw, ms)
             for row, image in enumerate(images)
@@ -201,5 +201,6 @@ def group_by_shape(shapes: Sequence[Size | None], batch: int) -> list[list[int]]
     ]
 
 
-def _ms_since(start: float) -> float:
+def ms_since(start: float) -> float:
+    """Milliseconds since a value of `time.perf_counter`."""
     return (time.perf_counter() - start) * 1000

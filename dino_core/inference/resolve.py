@@ -21,8 +21,7 @@ from typing import Literal
 from dino_core.errors import DataError, DinoError
 from dino_core.files import require_regular_file
 from dino_core.inference.video import VideoInfo, probe_video
-from dino_core.inference.web import check_url
-from dino_core.network import is_offline
+from dino_core.inference.web import reachable_url
 from dino_core.processing.image_files import HEIC_REMEDY, HEIC_SUFFIXES, IMAGE_SUFFIXES
 from dino_core.suggestions import nearest
 
@@ -103,10 +102,8 @@ def broken_item(source: str, error: DinoError, name: str = "") -> SourceItem:
 
 
 def _url_item(url: str) -> SourceItem:
-    check_url(url)
+    reachable_url(url)
     parts = urllib.parse.urlsplit(url)
-    if is_offline():
-        raise DataError(f"{url}: the network is forbidden", "unset DINO_OFFLINE to allow it")
     name = urllib.parse.unquote(parts.path.rsplit("/", 1)[-1]) or parts.hostname or "image"
     if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
         raise DataError(
@@ -142,9 +139,10 @@ def _file_item(path: Path, name: str) -> SourceItem:
     return SourceItem("image", str(path), name)
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path) -> int:
+    """The size of a file in bytes. Raises DataError where it cannot be read."""
     try:
-        require_regular_file(path)
+        size = require_regular_file(path).st_size
     except FileNotFoundError as error:
         target = os.readlink(path) if path.is_symlink() else ""
         words = f"the link leads to {target}, which does not exist" if target else "no such file"
@@ -155,6 +153,7 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: no permission to read it")
     if path.suffix.lower() in _ARCHIVE_SUFFIXES:
         raise DataError(f"{path}: is an archive, not an image or video", _UNPACK)
+    return size
 
 
 def _resolve_folder(folder: Path, recursive: bool) -> list[SourceItem]:
@@ -241,9 +240,9 @@ def _resolve_list(path: Path, recursive: bool) -> list[SourceItem]:
 
     Relative paths are resolved from the working directory, or else from the list's own folder.
     """
-    _check_file(path)
+    size = _check_file(path)
     try:
-        if path.stat().st_size > _LARGEST_LIST:
+        if size > _LARGEST_LIST:
             raise ValueError(f"it has more than {_LARGEST_LIST:,} bytes")
         lines = _list_lines(path.read_bytes())
     except (OSError, ValueError) as error:

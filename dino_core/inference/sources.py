@@ -128,10 +128,8 @@ def open_sources(
 
 
 def _read_item(item: SourceItem, every: int) -> Iterator[Frame]:
-    if item.kind == "image":
-        yield _read_still(item.source, item.name)
-    elif item.kind == "url":
-        yield _read_url(item)
+    if item.kind in ("image", "url"):
+        yield _read_still(item)
     elif item.kind == "stdin":
         yield from _read_stdin(every)
     elif item.kind == "broken":
@@ -140,16 +138,11 @@ def _read_item(item: SourceItem, every: int) -> Iterator[Frame]:
         yield from _read_moving(item, every)
 
 
-def _read_still(source: str, name: str) -> Frame:
+def _read_still(item: SourceItem) -> Frame:
+    source = item.source
     try:
-        return Frame(source, name, load_image(source))
-    except DataError as error:
-        return Frame(source, name, error=error)
-
-
-def _read_url(item: SourceItem) -> Frame:
-    try:
-        return Frame(item.source, item.name, decode_image(fetch(item.source), item.source))
+        image = decode_image(fetch(source), source) if item.kind == "url" else load_image(source)
+        return Frame(source, item.name, image)
     except DataError as error:
         return Frame(item.source, item.name, error=error)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_core.errors import DataError, DinoError
-from dino_core.files import write_error
+from dino_core.files import part_path, write_error
 from dino_core.inference.video import FALLBACK_FPS, opened_video
 from dino_core.processing.preprocess import UInt8Image
 
@@ -46,7 +46,7 @@ class VideoFile:
         import av
 
         self.path = path
-        self._part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+        self._part = part_path(path)
         # NTSC rates such as 29.97 are 30000/1001; a float has to be turned back into that fraction.
         rate = Fraction(fps or FALLBACK_FPS).limit_denominator(1001)
         self._ticks_per_frame = max(1, round(_CLOCK / rate))

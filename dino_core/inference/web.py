@@ -53,6 +53,14 @@ def check_url(url: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, query, ""))
 
 
+def reachable_url(url: str) -> str:
+    """As `check_url`. Raises DataError, too, where the network is forbidden."""
+    address = check_url(url)
+    if is_offline():
+        raise DataError(f"{url}: the network is forbidden", "unset DINO_OFFLINE to allow it")
+    return address
+
+
 def fetch(url: str) -> bytes:
     """Download the content of an http(s) URL.
 
@@ -62,9 +70,7 @@ def fetch(url: str) -> bytes:
             another protocol or sends less than it announced, or the content is larger than
             MAX_BYTES or takes longer than DEADLINE_S.
     """
-    address = check_url(url)
-    if is_offline():
-        raise DataError(f"{url}: the network is forbidden", "unset DINO_OFFLINE to allow it")
+    address = reachable_url(url)
     download = _Download(url, address)
     thread = threading.Thread(target=download.run, name="dino-download", daemon=True)
     thread.start()

@@ -110,8 +110,8 @@ def read_image_file(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise ImageFileError(str(path), "is a folder, expected an image file")
-        require_regular_file(path)
-        if (size := path.stat().st_size) > MOST_FILE_BYTES:
+        size = require_regular_file(path).st_size
+        if size > MOST_FILE_BYTES:
             limit = f"images of up to {MOST_FILE_BYTES >> 20:,} MiB are read"
             raise ImageFileError(str(path), f"the file has {size >> 20:,} MiB; {limit}")
         return path.read_bytes()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dino_core.errors import DataError
 from dino_core.files import is_abandoned, require_regular_file
 from dino_core.inference.outputs.records import JSONL_NAME, to_json_line
+from dino_core.inference.outputs.table import OUTPUTS
 from dino_core.inference.prediction import Prediction
 
-_FOLDERS = ("images", "videos", "crops", "voc", "yolo")
 _MALFORMED = (
     ValueError,
     KeyError,
@@ -50,9 +50,7 @@ def read_finished(out: Path) -> Finished:
     done: dict[str, Prediction] = {}
     broken: list[str] = []
     path = out / JSONL_NAME
-    parts = [
-        part for part in sorted(abandoned_parts(out)) if part.name.startswith(f".{JSONL_NAME}.")
-    ]
+    parts = sorted(_abandoned(out.glob(f".{JSONL_NAME}.*.part")))
     for file in [path, *parts]:
         good = 0
         wrong: list[str] = []
@@ -79,9 +77,14 @@ def read_finished(out: Path) -> Finished:
 def abandoned_parts(out: Path) -> list[Path]:
     """The part files of runs into `out` that were killed."""
     found = list(out.glob(".*.part"))
-    for folder in _FOLDERS:
-        found += (out / folder).rglob(".*.part*")
-    return [path for path in found if is_abandoned(path) and path.is_file()]
+    for output in OUTPUTS.values():
+        for folder in output.folders:
+            found += (out / folder).rglob(".*.part")
+    return _abandoned(found)
+
+
+def _abandoned(parts: Iterable[Path]) -> list[Path]:
+    return [path for path in parts if is_abandoned(path) and path.is_file()]
 
 
 def _lines(path: Path) -> Iterator[bytes]:

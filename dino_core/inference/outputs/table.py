@@ -33,21 +33,23 @@ class Output:
     Attributes:
         open: Starts writing into a result folder, given that folder and the model's classes.
         help: What is written, in a few words.
+        folders: Names of the folders that it makes in the result folder.
     """
 
     open: Callable[[Path, ClassMap], Writer]
     help: str
+    folders: tuple[str, ...] = ()
 
 
 OUTPUTS: dict[str, Output] = {
-    "images": Output(ImageWriter, "annotated images and videos"),
+    "images": Output(ImageWriter, "annotated images and videos", ("images", "videos")),
     "jsonl": Output(JsonLinesWriter, "one JSON record per image or frame, one per line"),
     "json": Output(JsonWriter, "the same records as one JSON list"),
     "coco": Output(CocoWriter, "one COCO file with scores"),
-    "yolo": Output(YoloWriter, "YOLO label files and data.yaml"),
-    "voc": Output(VocWriter, "Pascal VOC XML files"),
+    "yolo": Output(YoloWriter, "YOLO label files and data.yaml", ("yolo",)),
+    "voc": Output(VocWriter, "Pascal VOC XML files", ("voc",)),
     "csv": Output(CsvWriter, "one CSV row per detection"),
-    "crops": Output(CropWriter, "each detection cut out, a folder per class"),
+    "crops": Output(CropWriter, "each detection cut out, a folder per class", ("crops",)),
 }
 """Value of `--save` to the output it stands for."""
 

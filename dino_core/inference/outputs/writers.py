@@ -27,10 +27,6 @@ class Writers:
     Leaving the block completes the outputs, also after an interrupt or an error elsewhere. After an
     error while writing, the records before it are kept and incomplete files are removed. Where
     nothing was written when an error ends the block, the files of an earlier run are left alone.
-
-    Attributes:
-        out: The result folder.
-        kinds: Keys of `OUTPUTS` that are written.
     """
 
     def __init__(
@@ -57,8 +53,7 @@ class Writers:
             ConfigError: an unknown kind.
             DinoError: a file cannot be written.
         """
-        self.out = out
-        self.kinds = check_outputs(kinds)
+        kinds = check_outputs(kinds)
         self._names = NameBook()
         for item in items:
             self._names.stem(item.source, item.name)
@@ -70,7 +65,7 @@ class Writers:
         _remove(part for part in leftovers if part_owner(part) == os.getpid())
         leftovers = [part for part in leftovers if part_owner(part) != os.getpid()]
         try:
-            for kind in self.kinds:
+            for kind in kinds:
                 self._writers.append(OUTPUTS[kind].open(out, classes))
             for prediction in previous:
                 self._add(prediction)
