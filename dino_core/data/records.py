@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +49,18 @@ class ImageRecord:
     def scored_xyxy_px(self) -> NDArray[np.float32]:
         """(N, 4) the boxes by which predictions are scored, as pycocotools reads them."""
         return self.boxes_xyxy_px if self.stated_xyxy_px is None else self.stated_xyxy_px
+
+    def boxes_by_class(self, classes: int) -> NDArray[np.int64]:
+        """(C,) number of objects of each class, without crowds."""
+        return np.bincount(self.class_indices[~self.is_crowd], minlength=classes)
+
+
+def boxes_by_class(records: Iterable[ImageRecord], classes: int) -> NDArray[np.int64]:
+    """(C,) number of objects of each class in all images, without crowds."""
+    counts = np.zeros(classes, np.int64)
+    for record in records:
+        counts += record.boxes_by_class(classes)
+    return counts
 
 
 class SetApart(NamedTuple):

@@ -31,9 +31,7 @@ def stratified_split(
     """
     if len(records) < 2:
         raise DataError(f"{len(records)} images cannot be divided into train and val", "add images")
-    counts = np.stack(
-        [np.bincount(r.class_indices[~r.is_crowd], minlength=num_classes) for r in records]
-    )
+    counts = np.stack([record.boxes_by_class(num_classes) for record in records])
     wanted_val = min(max(1, round(len(records) * fraction)), len(records) - 1)
     shares = np.array([len(records) - wanted_val, wanted_val]) / len(records)
     lacking = shares[:, None] * counts.sum(axis=0)  # (2, C) boxes that each list still lacks

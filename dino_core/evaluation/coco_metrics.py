@@ -224,7 +224,7 @@ def _per_class(
     images = np.zeros(len(classes), np.int64)
     boxes = np.zeros(len(classes), np.int64)
     for record in records:
-        counts = np.bincount(record.class_indices[~record.is_crowd], minlength=len(classes))
+        counts = record.boxes_by_class(len(classes))
         boxes += counts
         images += counts > 0
     result = {}

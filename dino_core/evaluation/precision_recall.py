@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_core.data.records import ImageRecord
+from dino_core.data.records import ImageRecord, boxes_by_class
 from dino_core.detections import ClassMap
 from dino_core.evaluation.assignment import NO_OBJECT, Assignment, assign_detections
 from dino_core.evaluation.coco_metrics import PredictedBoxes
@@ -91,9 +91,7 @@ def precision_recall(
         classes: Meaning of the class indices of both.
         iou: Lowest IoU at which an object counts as found.
     """
-    boxes = np.zeros(len(classes), np.int64)
-    for record in records:
-        boxes += np.bincount(record.class_indices[~record.is_crowd], minlength=len(classes))
+    boxes = boxes_by_class(records, len(classes))
     assigned = [assign_detections(r, p, iou) for r, p in zip(records, predictions, strict=True)]
     scores, labels, found = _gather(assigned)
     curves = []

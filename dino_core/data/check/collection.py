@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dino_core.data.faults import FaultLog
 from dino_core.data.formats.table import FORMATS
-from dino_core.data.records import DatasetIndex
+from dino_core.data.records import DatasetIndex, boxes_by_class
 from dino_core.processing.image_files import IMAGE_SUFFIXES, upright_size
 
 _RARE_BOXES = 10  # fewer than that of a class are too few to learn it
@@ -38,15 +38,8 @@ def check_collection(dataset: DatasetIndex, log: FaultLog) -> None:
 
 def class_counts(dataset: DatasetIndex) -> dict[str, NDArray[np.int64]]:
     """Split name to (C,) boxes of each class, crowds left out."""
-    counts = {}
-    for split, records in dataset.splits.items():
-        total = np.zeros(len(dataset.classes), np.int64)
-        for record in records:
-            total += np.bincount(
-                record.class_indices[~record.is_crowd], minlength=len(dataset.classes)
-            )
-        counts[split] = total
-    return counts
+    classes = len(dataset.classes)
+    return {split: boxes_by_class(records, classes) for split, records in dataset.splits.items()}
 
 
 def _check_ids(dataset: DatasetIndex, log: FaultLog) -> None:

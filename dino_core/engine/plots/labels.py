@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_core.config import PreprocessConfig
-from dino_core.data.records import DatasetIndex, ImageRecord
+from dino_core.data.records import DatasetIndex, ImageRecord, boxes_by_class
 from dino_core.engine.plots.figure import ACCENT, BAD, panels, render, rgb, say, short
 from dino_core.processing.preprocess import resized_size
 
@@ -73,14 +73,6 @@ def _boxes_of(records: Sequence[ImageRecord], preprocess: PreprocessConfig) -> _
         centers.append((low + high) / 2)
     counts = np.array([int((~record.is_crowd).sum()) for record in records], np.int64)
     return _Boxes(np.concatenate(sizes), np.concatenate(centers), counts)
-
-
-def boxes_by_class(records: Sequence[ImageRecord], classes: int) -> NDArray[np.int64]:
-    """(C,) number of objects of each class, without crowds."""
-    counts = np.zeros(classes, np.int64)
-    for record in records:
-        counts += np.bincount(record.class_indices[~record.is_crowd], minlength=classes)
-    return counts
 
 
 def _draw_classes(

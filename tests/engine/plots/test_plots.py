@@ -13,11 +13,11 @@ from PIL import Image
 from scored_boxes import found, random_case, truth
 
 from dino_core.config import PreprocessConfig
-from dino_core.data.records import DatasetIndex, ImageRecord
+from dino_core.data.records import DatasetIndex, ImageRecord, boxes_by_class
 from dino_core.detections import ClassMap
 from dino_core.engine.plots.curves import draw_curves, running_mean, series
 from dino_core.engine.plots.figure import render
-from dino_core.engine.plots.labels import boxes_by_class, draw_labels
+from dino_core.engine.plots.labels import draw_labels
 from dino_core.engine.plots.pictures import choose_samples, grid, network_view, sample_sheet
 from dino_core.engine.plots.scores import draw_confusion, draw_precision_recall
 from dino_core.evaluation.confusion import confusion_matrix
