@@ -110,8 +110,10 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 
 def seed_of(*place: int) -> int:
-    """A seed of 63 bits for one place in a run, which non-negative numbers identify."""
-    words = np.random.SeedSequence(place).generate_state(1, np.uint64)
+    """A seed of 63 bits for one place in a run, which integers such as seed and step identify."""
+    # NumPy refuses negative numbers, so they count as their low 64 bits.
+    entropy = [number % 2**64 for number in place]
+    words = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
 
 

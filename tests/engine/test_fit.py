@@ -227,3 +227,4 @@ def test_denoising_noise_depends_on_its_place_only() -> None:
 
     assert draw(1, 2, 3) == draw(1, 2, 3)
     assert len({tuple(draw(*p)) for p in [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]}) == 4
+    assert draw(-1, 2, 3) == draw(-1, 2, 3) != draw(1, 2, 3)
